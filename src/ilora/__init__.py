@@ -1,0 +1,48 @@
+"""ilora: continual fine-tuning of large language models that does not forget.
+
+>>> from ilora import load_config, run
+>>> result = run(load_config("configs/demo.yaml"), "runs/demo")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ilora.config import Config, load_config
+from ilora.errors import IloraError, InputError
+
+if TYPE_CHECKING:
+    from ilora.methods.base import METHODS, Method
+    from ilora.runner import RunResult, add, resume, run
+
+__version__ = "0.1.0"
+__all__ = [
+    "METHODS",
+    "Config",
+    "IloraError",
+    "InputError",
+    "Method",
+    "RunResult",
+    "add",
+    "load_config",
+    "resume",
+    "run",
+]
+
+_LATE = {
+    "run": "runner",
+    "resume": "runner",
+    "add": "runner",
+    "RunResult": "runner",
+    "Method": "methods.base",
+    "METHODS": "methods.base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and transformers only when something that needs them is asked for."""
+    if name not in _LATE:
+        raise AttributeError(f"module 'ilora' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(f"ilora.{_LATE[name]}"), name)

@@ -1,0 +1,263 @@
+"""Where a task's rows come from: a package in TRACE's form, the original files, or the hub. All give the same rows."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ilora.config import TaskConfig
+from ilora.data import tables
+from ilora.data.duplicates import key
+from ilora.data.formats import SPLIT_NAMES, hub_place, load_hub
+from ilora.data.rows import collect, field_names, row
+from ilora.data.tables import Entry, Problem
+from ilora.data.task import SPLITS, Row, Task
+from ilora.errors import InputError
+from ilora.registry import did_you_mean
+
+Original = Mapping[str, Any]
+_PLAIN = field_names({"prompt": "prompt", "answer": "answer"}, "")
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A data set of the Hugging Face hub. adapt: its entry to the original file's, where they differ.
+
+    splits: its own names of those that it has, unless a task's `splits` name them.
+    """
+
+    dataset: str
+    subset: str | None = None
+    splits: tuple[str, ...] = ("train", "validation", "test")
+    adapt: Callable[[Original], Original] = lambda entry: entry
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One task of a benchmark.
+
+    convert: an entry of the original files to (text, answer), None for what is not a row of the task. frame: what the
+    prompt has before and after the text. folders: other names under which the files may lie. parts: several original
+    files together make a split.
+    """
+
+    name: str
+    metric: str
+    max_new_tokens: int
+    frame: tuple[str, str]
+    convert: Callable[[Original], tuple[str, str] | None]
+    choices: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    parts: bool = False
+    hub: Hub | None = None
+
+    def row(self, entry: Any, adapt: Callable[[Original], Original] = lambda entry: entry) -> Row | None:
+        """The row of an entry in the package's form or, once adapted, in the original one."""
+        if isinstance(entry, Problem):
+            raise entry
+        if isinstance(entry, Mapping) and {"prompt", "answer"} <= set(entry):
+            return row(entry, _PLAIN)
+        if not isinstance(entry, Mapping):
+            raise Problem(f"the row is {tables.kind(entry)}; expected an object")
+        try:
+            made = self.convert(adapt(entry))
+        except KeyError as error:
+            has = ", ".join(map(repr, entry)) or "nothing"
+            raise Problem(f"no {error} for {self.name}, and no 'prompt' and 'answer'; the row has {has}") from None
+        return made and Row(self.frame[0] + made[0] + self.frame[1], made[1])
+
+    def task(self, rows: Mapping[str, list[Row]], source: str) -> Task:
+        """The task with these rows."""
+        return Task(
+            self.name,
+            rows,
+            metric=self.metric,
+            choices=self.choices,
+            max_new_tokens=self.max_new_tokens,
+            source=source,
+            frame=self.frame,
+        )
+
+
+def read(spec: Spec, chosen: TaskConfig, folder: Path | None, resplit: bool) -> Task:
+    """The task from its own folder, files or data set, else from `folder/<task>`, else from the hub.
+
+    See `_completed` for splits that are not there.
+    """
+    refuse_columns(chosen)
+    if chosen.dataset is not None or (folder is None and not chosen.placed):
+        return _from_hub(spec, chosen, resplit)
+    files, place = own_files(chosen), chosen.train
+    if place is None:
+        place = chosen.path or find_folder(folder or Path(), (spec.name, *spec.folders))
+        files = files_by_split(place, parts=spec.parts)
+    rows: dict[str, list[Row]] = {}
+    left_out = 0
+    for split, paths in files.items():
+        for path in paths:
+            made, without = _read_file(spec, path)
+            left_out += without
+            for own, found in made.items():  # a file of its own release may say for every row which split it is in
+                rows.setdefault(own or split, []).extend(found)
+    note = f" ({left_out} entries are no rows of this task)" if left_out else ""
+    return spec.task(_completed(rows, str(place), resplit=resplit), f"{place}{note}")
+
+
+def refuse_columns(chosen: TaskConfig) -> None:
+    """A benchmark's tasks have their own columns."""
+    if chosen.columns:
+        raise InputError(
+            f"task '{chosen.name}': the benchmark knows the columns of its own tasks; leave `columns` out, or give the "
+            "task another name, and a metric"
+        )
+
+
+def own_files(chosen: TaskConfig) -> dict[str, list[Path]]:
+    """The files that a task names for its splits."""
+    return {split: [path] for split in SPLITS if (path := getattr(chosen, split)) is not None}
+
+
+def _read_file(spec: Spec, path: Path) -> tuple[dict[str, list[Row]], int]:
+    """The rows by the split that each names ("" = none), and how many entries are not of this task."""
+    splits: list[str] = []
+    left_out = 0
+
+    def convert(entry: Any) -> Row | None:
+        nonlocal left_out
+        made = spec.row(entry)
+        if made is None:
+            left_out += 1
+        else:
+            named = entry.get("split")
+            splits.append(_SPLIT_OF_WORD.get(named, "") if isinstance(named, str) else "")
+        return made
+
+    rows = collect(tables.entries(path, original=True), convert, str(path), empty=True)
+    by_split: dict[str, list[Row]] = {}
+    for split, made in zip(splits, rows, strict=True):
+        by_split.setdefault(split, []).append(made)
+    return by_split, left_out
+
+
+def _from_hub(spec: Spec, chosen: TaskConfig, resplit: bool) -> Task:
+    hub, rows = _hub(spec, chosen), {}
+    splits = {_SPLIT_OF_WORD[theirs]: theirs for theirs in hub.splits}
+    if "splits" in chosen.model_fields_set:
+        splits = {str(ours): theirs for ours, theirs in chosen.splits.items()}
+    for ours, theirs in splits.items():
+        place = hub_place(hub.dataset, hub.subset, theirs)
+        data = _without_decoding(load_hub(hub.dataset, hub.subset, split=theirs, revision=chosen.revision))
+        entries: Iterable[Entry] = ((f"{place}, row {number}", entry) for number, entry in enumerate(data, 1))
+        rows[ours] = collect(entries, partial(spec.row, adapt=hub.adapt), place, empty=True)
+    return spec.task(_completed(rows, hub.dataset, resplit=resplit), hub.dataset)
+
+
+def _hub(spec: Spec, chosen: TaskConfig) -> Hub:
+    """Where the task is on the hub; a data set of its own is taken to have the columns of the known one."""
+    if chosen.dataset is not None:
+        known = spec.hub or Hub("")
+        return replace(known, dataset=chosen.dataset, subset=chosen.subset or known.subset)
+    assert spec.hub is not None  # the benchmark has refused it
+    return spec.hub
+
+
+def _without_decoding(data: Any) -> Any:
+    """The data set with its pictures left as bytes: only whether there is one matters."""
+    for name, feature in data.features.items():
+        if type(feature).__name__ == "Image":
+            data = data.cast_column(name, type(feature)(decode=False))
+    return data
+
+
+_NO_ROWS = ("labels", "pid_splits")  # files beside the rows: O-LoRA's list of labels, ScienceQA's list of ids
+_SPLIT_OF_WORD = {word: split for split, words in SPLIT_NAMES.items() for word in words}
+
+
+def normal(name: str) -> str:
+    """A name without case, dashes, underscores and spaces: `SST-2` = `sst2`."""
+    return re.sub(r"[-_ ]", "", name).casefold()
+
+
+def find_folder(folder: Path, names: Sequence[str]) -> Path:
+    """The subfolder with one of these names, written one way or another."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected one with a folder for each task")
+    there = {normal(entry.name): entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
+    for name in names:
+        if normal(name) in there:
+            return there[normal(name)]
+    known = sorted(entry.name for entry in there.values())
+    listed = ", ".join(known) or "none"
+    raise InputError(f"{folder}: no folder '{names[0]}'{did_you_mean(names[0], known)}; folders there: {listed}")
+
+
+def files_by_split(folder: Path, *, parts: bool = False) -> dict[str, list[Path]]:
+    """The files of each split, "" for those whose name tells none. Exact names (`train.json`) go before others.
+
+    parts: several files may make up a split. A split may also be a folder of files, one entry each. Errors:
+    InputError for no folder or no file, and for several of one split.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected one with a task's files")
+    found: dict[str, list[Path]] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and entry.name.lower() in _SPLIT_OF_WORD:
+            found.setdefault(_SPLIT_OF_WORD[entry.name.lower()], []).extend(sorted(entry.glob("*.json")))
+        elif entry.suffix in tables.SUFFIXES and entry.stem not in _NO_ROWS:
+            found.setdefault(_split_of(entry.stem), []).append(entry)
+    if not any(found.values()):
+        raise InputError(f"{folder}: no data files; expected {', '.join(tables.SUFFIXES)}")
+    for split, files in found.items():
+        exact = [file for file in files if file.stem.lower() in _SPLIT_OF_WORD]
+        found[split] = exact or files
+        apart = {file.parent for file in found[split]} != {folder}
+        if len(found[split]) > 1 and not parts and not apart:
+            names = ", ".join(file.name for file in found[split])
+            raise InputError(f"{folder}: several files for {split or 'all splits'}: {names}; keep one of them")
+    if "" in found and len(found) > 1:
+        del found[""]  # a list of ids and the like
+    return found
+
+
+def _split_of(stem: str) -> str:
+    words = re.split(r"[^a-z]+", stem.lower())
+    return next((_SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD), "")
+
+
+def _completed(rows: Mapping[str, list[Row]], place: str, *, resplit: bool) -> dict[str, list[Row]]:
+    """All three splits. resplit: all rows are divided anew, 8 : 1 : 1.
+
+    Else eval stands in for a missing test, and a tenth of train for a missing eval.
+    Into which split a row goes is decided by its prompt alone, so that equal prompts stay together.
+    """
+    filled = {split: found for split, found in rows.items() if found}
+    if resplit:
+        pool = [item for found in filled.values() for item in found]
+        return {split: [item for item in pool if tenth(item) == split] for split in SPLITS}
+    if "train" in filled and "eval" in filled and "test" not in filled:
+        filled["test"] = filled.pop("eval")  # the official test answers are often not public
+    missing = [split for split in ("train", "test") if split not in filled]
+    if missing:
+        raise InputError(
+            f"{place}: no {' and no '.join(missing)} rows with an answer; "
+            "`data.resplit: true` divides the rows that are there 8 : 1 : 1"
+        )
+    if "eval" not in filled:
+        filled = filled | {
+            "train": [item for item in filled["train"] if tenth(item) != "eval"],
+            "eval": [item for item in filled["train"] if tenth(item) == "eval"],
+        }
+    return {split: filled[split] for split in SPLITS}
+
+
+def tenth(item: Row) -> str:
+    """The split of a row by the hash of its prompt: of ten, one in eval and one in test.
+
+    Rows that `duplicates` takes for the same go together.
+    """
+    return {0: "eval", 1: "test"}.get(zlib.crc32(key(item)) % 10, "train")

@@ -1,0 +1,1 @@
+"""Rows, tasks and streams: from files to token ids."""

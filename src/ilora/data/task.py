@@ -1,0 +1,64 @@
+"""What a task is: named rows in three splits, and how its answers are judged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ilora.errors import InputError
+
+SPLITS = ("train", "eval", "test")
+_NAME = re.compile(r"[^\W_][\w .+-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question and its reference answer, as text.
+
+    `messages` is set for chat rows: the turns before the answer, each `{"role": ..., "content": ...}`; `prompt`
+    then holds the same turns as plain text, for reports and for tokenizers without a chat template.
+    """
+
+    prompt: str
+    answer: str
+    messages: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named task: `rows[split]` for each of SPLITS that it has.
+
+    metric: a name in `ilora.evaluation.metrics.METRICS`. choices: the allowed answers of a closed task, else empty.
+    scoring: `generate` (the metric judges greedy text) or `rank` (the likeliest choice is the prediction).
+    max_new_tokens: None = from the longest training answer. frame: what a benchmark's template puts before and after
+    the text itself in every prompt. dropped: by split, the rows that `data.deduplicate` left out.
+    """
+
+    name: str
+    rows: Mapping[str, list[Row]]
+    metric: str = "accuracy"
+    choices: tuple[str, ...] = ()
+    scoring: str = "generate"
+    max_new_tokens: int | None = None
+    source: str = ""
+    frame: tuple[str, str] = ("", "")
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    label: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", task_label(self.name))
+
+    def text(self, row: Row) -> str:
+        """What a prompt is about: it without the template round it."""
+        return row.prompt.removeprefix(self.frame[0]).removesuffix(self.frame[1])
+
+
+def task_label(name: str) -> str:
+    """The name as it may stand in a path: lower case, spaces as dashes. Refuses every name that could leave it."""
+    if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", " ")):
+        raise InputError(
+            f"task name {name!r}: allowed are 1 to 64 letters, digits, '_', '-', '+', '.' and spaces, "
+            "beginning with a letter or digit, without '..' and not ending in '.' or a space"
+        )
+    return name.lower().replace(" ", "-")

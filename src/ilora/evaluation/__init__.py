@@ -1,0 +1,1 @@
+"""Judging answers: parsers, metrics, the score matrix and what follows from it."""

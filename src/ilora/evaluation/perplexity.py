@@ -1,0 +1,78 @@
+"""Perplexity on a text: what a model could do before, and still can, without any task."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ilora.data.examples import IGNORED, Encoder, Example, collate
+from ilora.errors import InputError
+from ilora.training.learner import Learner
+
+_LEAST = 2  # tokens: the first one is given, not predicted
+_HIGHEST = 700.0  # nearly the largest number whose exp is a float; NaN is not below it
+_AT_ONCE = 8  # characters read for each token that is wanted
+
+
+def read_text(path: Path, encoder: Encoder, *, most: int) -> list[list[int]]:
+    """The text's first `most` tokens in windows of `data.max_length`, each read on its own.
+
+    Every window begins with begin-of-text where the tokenizer puts it before a text: without it such models (Llama,
+    Gemma) see no text that they know. Raises InputError for a file that is missing, not UTF-8 or too short.
+    """
+    try:
+        ids = _first_tokens(path, encoder.tokenizer, most)
+    except OSError as error:
+        raise InputError(f"evaluation.perplexity_file: {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"evaluation.perplexity_file: {path}: not UTF-8 ({error.reason})") from None
+    opened = encoder.start is not None and encoder.tokenizer("a").input_ids[:1] == [encoder.start]
+    front = [encoder.start] if opened else []
+    length = encoder.config.max_length - len(front)
+    windows = [front + ids[start : start + length] for start in range(0, len(ids), length)]
+    windows = [window for window in windows if len(window) >= _LEAST]
+    if not windows:
+        raise InputError(f"evaluation.perplexity_file: {path}: fewer than {_LEAST} tokens; nothing to predict")
+    return windows
+
+
+def _first_tokens(path: Path, tokenizer: Any, most: int) -> list[int]:
+    """Of however long a file: no more is read and tokenized than that takes."""
+    text = ""
+    ids: list[int] = []
+    with path.open(encoding="utf-8-sig") as file:
+        while len(ids) <= most and (part := file.read(_AT_ONCE * most)):
+            text += part
+            ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return list(ids[:most])
+
+
+def perplexity(learner: Learner, windows: list[list[int]]) -> dict[str, Any]:
+    """exp of the mean negative log-likelihood of every token after the first of its window, with the active weights.
+
+    None where that is no finite number.
+    """
+    total = torch.zeros(2, device=learner.device)
+    accelerator = learner.accelerator
+    training = learner.model.training
+    learner.model.eval()
+    try:
+        with torch.inference_mode():
+            for window in windows[accelerator.process_index :: accelerator.num_processes]:
+                batch = collate([Example("", "", window[:1], window[1:])], pad=learner.pad, device=learner.device)
+                logits = learner.forward(batch).logits[:, :-1].float()
+                labels = batch.labels[:, 1 - batch.keep :]
+                loss = functional.cross_entropy(
+                    logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+                )
+                total += torch.stack([loss, torch.tensor(float(len(window) - 1), device=learner.device)])
+    finally:
+        learner.model.train(training)
+    learner.add_up([total])
+    loss_sum, tokens = total.tolist()
+    mean = loss_sum / tokens
+    return {"perplexity": math.exp(mean) if mean < _HIGHEST else None, "tokens": int(tokens)}

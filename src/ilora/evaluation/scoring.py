@@ -1,0 +1,151 @@
+"""Scoring a set of weights on a task: greedy generation, or the likeliest of the choices.
+
+Rows are sorted by length, batched, and dealt to the processes; predictions come back in the order of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.nn import functional
+from transformers import GenerationConfig
+
+from ilora.data.examples import IGNORED, Encoder, Example, answer_limit, collate
+from ilora.data.task import Task
+from ilora.errors import InputError
+from ilora.evaluation.metrics import METRICS
+from ilora.training.learner import Learner
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One task's rows of one split, encoded once for the whole run."""
+
+    task: Task
+    split: str
+    examples: list[Example]
+    choices: list[list[Example]]  # per row, one example per choice; empty unless scoring is `rank`
+    max_new_tokens: int
+    cut: int = 0  # rows whose prompt loses a part when it is answered
+
+
+def prepare(
+    task: Task, encoder: Encoder, train: Sequence[Example], *, split: str, max_new_tokens: int | str
+) -> EvaluationSet:
+    """Encode a split for evaluation. train: the task's encoded training rows, for `auto` answer length."""
+    if split not in task.rows:
+        raise InputError(f"task '{task.name}': no {split} split for evaluation.split; there are {', '.join(task.rows)}")
+    limit = answer_limit(task, max_new_tokens, max((len(example.answer) for example in train), default=0))
+    examples = encoder.encode(task, split)
+    if task.scoring == "rank":
+        choices = encoder.choices(task, split)
+        cut = sum(any(example.cut for example in row) for row in choices)
+        return EvaluationSet(task, split, examples, choices, limit, cut)
+    cut = sum(example.cut or len(example.prompt) > encoder.room(limit) for example in examples)
+    return EvaluationSet(task, split, examples, [], limit, cut)
+
+
+def evaluate(
+    data: EvaluationSet,
+    learner: Learner,
+    encoder: Encoder,
+    *,
+    batch_size: int,
+    accelerator: Accelerator,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Predict and score every row with the weights that are active now.
+
+    Returns one record per row: id, prompt, prediction (raw text), parsed, reference, score in [0, 1]; and what the
+    method notes of it.
+    """
+    order = sorted(range(len(data.examples)), key=lambda index: -len(data.examples[index].prompt))
+    mine = order[accelerator.process_index :: accelerator.num_processes]
+    predict = _rank if data.task.scoring == "rank" else _generate
+    training = learner.model.training
+    learner.model.eval()
+    texts: list[tuple[int, str, dict[str, Any]]] = []
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(mine), batch_size):
+                rows = mine[start : start + batch_size]
+                learner.notes.clear()
+                made = predict(data, rows, learner, encoder)
+                notes = [learner.notes.get(data.examples[index].id, {}) for index in rows]
+                texts += zip(rows, made, notes, strict=True)
+                advance(len(rows) * accelerator.num_processes)
+    finally:
+        learner.model.train(training)
+    if accelerator.num_processes > 1:
+        texts = gather_object(texts)
+    return [record(data, index, text) | notes for index, text, notes in sorted(texts, key=lambda item: item[0])]
+
+
+def record(data: EvaluationSet, index: int, text: str) -> dict[str, Any]:
+    """What is kept of row `index` when the answer to it was `text`."""
+    task, row, metric = data.task, data.task.rows[data.split][index], METRICS[data.task.metric]
+    return {
+        "id": data.examples[index].id,
+        "prompt": row.prompt,
+        "prediction": text,
+        "parsed": metric.parse(text, task.choices),
+        "reference": row.answer,
+        "score": metric.judge(text, row.answer, task.choices, source=task.text(row)),
+    }
+
+
+def _generate(data: EvaluationSet, rows: list[int], learner: Learner, encoder: Encoder) -> list[str]:
+    """Greedy continuation of each prompt up to end-of-text or the task's token limit."""
+    pad = encoder.pad
+    batch = collate(questions(data, rows, encoder), pad=pad, device=learner.device)
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=data.max_new_tokens,
+        eos_token_id=encoder.end,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    return [answer_text(row, encoder) for row in learner.generate(batch, settings).tolist()]
+
+
+def questions(data: EvaluationSet, rows: Sequence[int], encoder: Encoder) -> list[Example]:
+    """The rows' prompts without answers, cut so that the longest answer still fits."""
+    room = encoder.room(data.max_new_tokens)
+    chosen = [data.examples[index] for index in rows]
+    return [Example(example.task, example.id, encoder.cut(example.prompt, room), []) for example in chosen]
+
+
+def answer_text(ids: list[int], encoder: Encoder) -> str:
+    """Generated token ids up to end-of-text, as text."""
+    return str(encoder.tokenizer.decode(_until(ids, encoder.end), skip_special_tokens=True)).strip()
+
+
+def _until(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def _rank(data: EvaluationSet, rows: list[int], learner: Learner, encoder: Encoder) -> list[str]:
+    """For each row the choice of the highest total log-likelihood, end-of-text included (first one on a tie)."""
+    candidates = [example for index in rows for example in data.choices[index]]
+    scores: list[float] = []
+    for part in _chunks(candidates, max(1, len(rows))):
+        batch = collate(part, pad=encoder.pad, device=learner.device)
+        labels = batch.labels[:, 1 - batch.keep :]
+        logits = learner.forward(batch).logits[:, :-1].float()
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        scores += (-losses.view_as(labels).sum(1)).tolist()
+    count = len(data.task.choices)
+    groups = [scores[start : start + count] for start in range(0, len(scores), count)]
+    return [data.task.choices[group.index(max(group))] for group in groups]
+
+
+def _chunks(items: list[Example], size: int) -> Iterator[list[Example]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,172 @@
+"""The contract between a method and the training loop. As it stands, `Method` is sequential fine-tuning.
+
+The loop owns the optimizer step; a method supplies terms and reacts at fixed points. One step, in full:
+
+    extend_batch -> split over processes and micro-batches -> loss, backward (each) -> gradients summed over processes
+    -> penalty, backward -> before_step -> clip -> optimizer -> after_step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ilora import adapters
+from ilora.config import MethodConfig
+from ilora.data.examples import IGNORED, Batch, Example, Totals
+from ilora.registry import Registry
+
+if TYPE_CHECKING:
+    from ilora.training.learner import Learner
+
+
+class Method:
+    """Sequential fine-tuning of one adapter, and the hooks that every other method overrides.
+
+    `self.learner` is all that a method sees of the run: model, memory, task, step, seed, the task's rows.
+    """
+
+    title = ""  # as tables write it; empty: its name
+    family = "bounds"  # or replay, regularisation, projection, isolation, merging
+    paper = ""
+    stores = "nothing"
+    needs_task_id = False  # at inference
+    trains = True
+    one_adapter_answers = True  # the last folder saved, loaded in PEFT, is the whole answer
+    fresh_start = False  # a task begins with new weights: the optimizer's moments belong to others
+
+    class Config(MethodConfig):
+        """No settings of its own. One called `memory_size` is the capacity of `learner.memory`."""
+
+    def __init__(self, learner: Learner, config: Any) -> None:
+        self.learner = learner
+        self.config = config
+
+    @property
+    def variants(self) -> list[str]:
+        """The sets of weights that are saved and evaluated after each task; the first one is the method's answer."""
+        return ["fast"]
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """What the optimizer moves: the same parameters in the same order over the whole run."""
+        return list(adapters.parameters(self.learner.model, "fast").values())
+
+    # -- hooks, in the order in which the loop calls them ---------------------------------------------------------
+
+    def begin_task(self) -> None:
+        """Before a task's first step: begin an adapter, take a snapshot, keep a teacher."""
+
+    def extend_batch(self, examples: list[Example]) -> list[Example]:
+        """The step's whole batch, before it is split: add replayed rows. Must be the same in every process."""
+        return examples
+
+    def loss(self, batch: Batch, totals: Totals) -> Tensor:
+        """This micro-batch's share of the step's loss: sums divided by the *step's* totals."""
+        return self.cross_entropy(self.learner.forward(batch).logits, batch, totals)
+
+    def penalty(self) -> Tensor | None:
+        """A term of the weights alone, added once per optimizer step."""
+        return None
+
+    def before_step(self) -> None:
+        """Gradients are complete and summed over processes, not yet clipped: project them here."""
+
+    def after_step(self) -> None:
+        """The weights have moved."""
+
+    def end_task(self) -> None:
+        """After a task's last step: estimate importance, fill memory, consolidate."""
+
+    @contextmanager
+    def inference(self, task: str, variant: str) -> Iterator[None]:
+        """The weights to evaluate with, inside the block. `task` is only for methods with `needs_task_id`."""
+        del task
+        with self.weights(variant):
+            yield
+
+    def save(self, folder: Path) -> None:
+        """Write what answers: an ordinary PEFT folder `folder/<variant>` each."""
+        adapters.save(self.learner.model, folder, self.variants)
+
+    def stored(self) -> dict[str, int]:
+        """Bytes by kind that must be kept from task to task, the replay memory aside."""
+        sizes = {"adapters": sum(tensor.nbytes for tensor in adapters.state(self.learner.model).values())}
+        for name, value in self.state_dict().items():
+            if isinstance(value, Tensor):
+                kind = name.partition(".")[0]
+                sizes[kind] = sizes.get(kind, 0) + value.nbytes
+        return sizes
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method knows beyond the adapters, the memory and the optimizer: tensors and plain JSON values.
+
+        A tensor's name up to the first dot is what its bytes are counted under in results.json.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`; the adapters are there already."""
+
+    # -- tools ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def weights(self, names: str | Sequence[str]) -> Iterator[None]:
+        """Compute with these adapters (their sum), merged into the model where `evaluation.merge` says so."""
+        how = adapters.merged if self.learner.merge else adapters.active
+        with how(self.learner.model, names):
+            yield
+
+    def cross_entropy(self, logits: Tensor, batch: Batch, totals: Totals) -> Tensor:
+        """Mean cross-entropy of the current rows; with replay, ½ of it + ½ of the replayed rows' mean.
+
+        logits: (rows, keep, vocabulary), the trailing columns. The mean is over answer tokens, or over rows
+        (`training.loss_average`).
+        """
+        per_row, current, replayed = self._per_row(logits, batch, totals)
+        now = (per_row * ~batch.replayed).sum() / max(current, 1)
+        self.learner.log("ce", now)
+        if not totals.replayed.rows:
+            return now
+        old = (per_row * batch.replayed).sum() / replayed
+        self.learner.log("ce_replayed", old)
+        return 0.5 * now + 0.5 * old
+
+    def gradient(self, examples: Sequence[Example]) -> Tensor:
+        """The gradient of these rows' mean cross-entropy with respect to `trainable`, flat, over all processes.
+
+        Computed at the present weights without dropout; leaves `.grad` as it is.
+        """
+        rows = [replace(example, replayed=False) for example in examples]
+        totals, total = Totals.of(rows), None
+        for batch in self.learner.share(rows):
+            per_row, count, _ = self._per_row(self.learner.forward(batch, dropout=False).logits, batch, totals)
+            parts = torch.autograd.grad(per_row.sum() / count, self.trainable)
+            flat = torch.cat([part.flatten() for part in parts])
+            total = flat if total is None else total + flat
+            self.learner.passes["backward"] += len(batch.examples)
+        if total is None:  # fewer rows than processes
+            total = torch.cat([torch.zeros_like(parameter).flatten() for parameter in self.trainable])
+        self.learner.add_up([total])
+        return total
+
+    def _per_row(self, logits: Tensor, batch: Batch, totals: Totals) -> tuple[Tensor, int, int]:
+        """Each row's loss, and what the sums over current and over replayed rows are divided by."""
+        labels = batch.labels[:, 1 - batch.keep :]
+        losses = functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        per_row = losses.view_as(labels).sum(1)
+        if self.learner.training.loss_average == "rows":
+            return per_row / (labels != IGNORED).sum(1), totals.current.rows, totals.replayed.rows
+        return per_row, totals.current.labels, totals.replayed.labels
+
+
+METHODS: Registry[type[Method]] = Registry("method")

@@ -1,0 +1,96 @@
+"""DER++, dark experience replay: Buzzega et al. 2020 (arXiv 2004.07211).
+
+The memory keeps, beside each row, the logits that the model gave when the row was stored; replayed rows are held to
+them:
+
+    L = ½ CE(x) + ½ CE(x_m) + strength · mean (z(x_m) - z_m)²
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ilora.config import Count
+from ilora.data.examples import Batch, Example, Totals, collate
+from ilora.methods.base import METHODS
+from ilora.methods.er import ExperienceReplay, ReplayConfig
+
+
+@METHODS("derpp")
+class DERpp(ExperienceReplay):
+    """Replay of rows and of their logits, stored once, when the reservoir takes the row.
+
+    Differs: logits of the answer's positions, and of them the `stored_logits` largest (a whole vocabulary's would be
+    megabytes a row); one draw of rows serves both terms; the two cross-entropies are weighted ½ and ½, as in `er`.
+    """
+
+    title = "DER++"
+    paper = "arXiv 2004.07211"
+    stores = "memory_size examples with logits"
+
+    class Config(ReplayConfig):
+        """Replay, and the logit term."""
+
+        strength: float = Field(0.1, ge=0, description="weight of the logit term")
+        stored_logits: Count | None = Field(64, description="largest logits kept at each answer position; None: all")
+
+    def __init__(self, learner: Any, config: Any) -> None:
+        super().__init__(learner, config)
+        self.logits: dict[str, Tensor] = {}  # by row id: (answer tokens, kept), and which of the vocabulary they are
+        self.entries: dict[str, Tensor] = {}
+
+    def extend_batch(self, examples: list[Example]) -> list[Example]:
+        """Replay as in `er`; rows new in the memory get their logits, by the weights before this step."""
+        rows = super().extend_batch(examples)
+        # A row that this step replays may just have lost its place to one that this step stores.
+        kept = {example.id: example for example in [*self.learner.memory.examples, *rows[len(examples) :]]}
+        new = [example for key, example in kept.items() if key not in self.logits]
+        size = self.learner.training.micro_batch_size
+        for start in range(0, len(new), size):
+            self._store(new[start : start + size])
+        for table in (self.logits, self.entries):
+            for gone in table.keys() - kept.keys():
+                del table[gone]
+        return rows
+
+    @torch.no_grad()
+    def _store(self, rows: list[Example]) -> None:
+        # Every process computes all of them: they are few, and must be the same everywhere.
+        batch = collate(rows, pad=self.learner.pad, device=self.learner.device)
+        logits = self.learner.forward(batch, dropout=False).logits.float()
+        count = min(self.config.stored_logits or logits.shape[-1], logits.shape[-1])
+        for example, row in zip(batch.examples, logits, strict=True):
+            values, entries = row[-1 - len(example.answer) : -1].topk(count)
+            self.logits[example.id], self.entries[example.id] = values, entries.int()
+
+    def loss(self, batch: Batch, totals: Totals) -> Tensor:
+        """Cross-entropy of all rows + strength · squared distance of the replayed rows' logits."""
+        logits = self.learner.forward(batch).logits
+        loss = self.cross_entropy(logits, batch, totals)
+        if not totals.replayed.rows or not self.config.strength:
+            return loss
+        gap = torch.zeros((), device=logits.device)
+        for example, row in zip(batch.examples, logits, strict=True):
+            if example.replayed:
+                ours = row[-1 - len(example.answer) : -1].gather(1, self.entries[example.id].long())
+                gap = gap + (ours.float() - self.logits[example.id]).square().mean(1).sum()
+        gap = gap / totals.replayed.labels
+        self.learner.log("logits", gap)
+        strength: float = self.config.strength
+        return loss + strength * gap
+
+    def state_dict(self) -> dict[str, Any]:
+        """logits.<row id> and entries.<row id>."""
+        return {f"logits.{key}": value for key, value in self.logits.items()} | {
+            f"entries.{key}": value for key, value in self.entries.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        for name, value in state.items():
+            kind, _, key = name.partition(".")
+            getattr(self, kind)[key] = value.to(self.learner.device)

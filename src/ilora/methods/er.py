@@ -1,0 +1,49 @@
+"""Experience replay: Chaudhry et al., "On tiny episodic memories in continual learning" (arXiv 1902.10486).
+
+Each step trains on the current rows and as many drawn from a reservoir of earlier ones, ½ + ½ of their mean losses.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ilora.config import MethodConfig
+from ilora.data.examples import Example
+from ilora.methods.base import METHODS, Method
+
+
+class ReplayConfig(MethodConfig):
+    """Settings of every method with a replay memory."""
+
+    memory_size: int = Field(500, ge=0, description="examples kept over the whole stream; 0: no replay")
+    replay_from: Literal["earlier_tasks", "whole_memory"] = Field(
+        "earlier_tasks", description="whole_memory: stored rows of the task in training may be drawn too"
+    )
+
+
+@METHODS("er")
+class ExperienceReplay(Method):
+    """Replay with a reservoir memory.
+
+    The reservoir sees every training row once, in its task's first epoch, after the step's rows were drawn: a row is
+    never replayed in the step that stores it.
+    """
+
+    title = "ER"
+    family = "replay"
+    paper = "arXiv 1902.10486"
+    stores = "memory_size examples"
+
+    class Config(ReplayConfig):
+        """Replay settings only."""
+
+    def extend_batch(self, examples: list[Example]) -> list[Example]:
+        """As many replayed rows as current ones, as far as the memory goes."""
+        learner, memory = self.learner, self.learner.memory
+        without = learner.current_tasks if self.config.replay_from == "earlier_tasks" else frozenset()
+        replayed = memory.draw(len(examples), key=f"{learner.step}", without=without)
+        if learner.epoch == 0:
+            memory.offer(examples)
+        return examples + replayed

@@ -1,0 +1,129 @@
+"""I-LoRA: "Analyzing and Reducing Catastrophic Forgetting in Parameter Efficient Tuning" (arXiv 2402.18865).
+
+A fast adapter learns; a slow one follows it by interpolation after every optimizer step; on replayed rows the fast
+adapter's hidden states are held near the slow one's:
+
+    L = CE(x ∪ x_m) + γ · MSE(h(x_m; fast), stop_grad h(x_m; slow)),      slow <- λ · slow + (1 - λ) · fast
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ilora import adapters
+from ilora.data.examples import Batch, Totals
+from ilora.methods.base import METHODS
+from ilora.methods.er import ExperienceReplay, ReplayConfig
+
+
+@METHODS("ilora")
+class ILoRA(ExperienceReplay):
+    """Dual-memory replay with an exponential moving average of the adapter.
+
+    Ablations are settings: no interpolation `ema_decay: 0`, no replay `memory_size: 0`, no gap `strength: 0`.
+    Differs from the paper's text where that is silent: the slow pass runs without dropout, so that its target is a
+    function of the slow weights alone.
+    """
+
+    title = "I-LoRA"
+    family = "replay"
+    paper = "arXiv 2402.18865"
+    stores = "memory_size examples, one more adapter"
+
+    class Config(ReplayConfig):
+        """Replay, interpolation and consistency."""
+
+        ema_decay: float | None = Field(None, ge=0, le=1, description="λ, the factor on the old slow weights")
+        ema_half_life_steps: float | None = Field(None, gt=0, description="λ = ½^(1 / steps)")
+        ema_half_life_share: float | None = Field(
+            None, gt=0, description="half-life as a share of the task's steps; 0.25 where none of the three is given"
+        )
+        ema_warmup: bool = Field(False, description="λ_k = min(λ, 1 - 1/(k+1)) at the run's k-th step")
+        strength: float = Field(1.0, ge=0, description="γ, the weight of the consistency term")
+        consistency_layers: Literal["last", "all"] = Field(
+            "last", description="all: the mean over every layer's output"
+        )
+        consistency_form: Literal["mse", "one_sided"] = Field("mse", description="one_sided: mean(relu(slow - fast)²)")
+        next_task_from: Literal["fast", "slow"] = Field("fast", description="weights with which the next task begins")
+        inference: Literal["slow", "fast"] = Field("slow", description="the adapter that answers; both are evaluated")
+
+        @model_validator(mode="before")
+        @classmethod
+        def _one_decay(cls, values: dict[str, Any]) -> dict[str, Any]:
+            keys = ("ema_decay", "ema_half_life_steps", "ema_half_life_share")
+            given = [key for key in keys if values.get(key) is not None]
+            if len(given) > 1:
+                raise ValueError(f"give one of {', '.join(keys)}, not {' and '.join(given)}")
+            return values if given else {**values, "ema_half_life_share": 0.25}
+
+    @property
+    def variants(self) -> list[str]:
+        """Both adapters, the answering one first."""
+        return ["slow", "fast"] if self.config.inference == "slow" else ["fast", "slow"]
+
+    def begin_task(self) -> None:
+        """The slow adapter starts as a copy of the fast one."""
+        model = self.learner.model
+        if "slow" not in adapters.names(model):
+            adapters.keep_copy(model, "fast", "slow")
+        elif self.config.next_task_from == "slow":
+            adapters.copy(model, "slow", "fast")
+
+    def loss(self, batch: Batch, totals: Totals) -> Tensor:
+        """Cross-entropy of all rows + γ · gap of the replayed rows."""
+        replay = self.config.strength > 0 and bool(batch.replayed.any())
+        output = self.learner.forward(batch, hidden=replay)
+        loss = self.cross_entropy(output.logits, batch, totals)
+        if not replay:
+            return loss
+        with torch.no_grad(), adapters.active(self.learner.model, "slow"):
+            target = self.learner.forward(batch, hidden=True, only=batch.replayed, dropout=False)
+        gap = hidden_gap(
+            [state[batch.replayed] for state in self._chosen(output.hidden)],
+            self._chosen(target.hidden),
+            mask=batch.attention_mask[batch.replayed],
+            tokens=totals.replayed.tokens,
+            one_sided=self.config.consistency_form == "one_sided",
+        )
+        self.learner.log("consistency", gap)
+        strength: float = self.config.strength
+        return loss + strength * gap
+
+    def after_step(self) -> None:
+        """slow <- λ · slow + (1 - λ) · fast."""
+        adapters.ema(self.learner.model, slow="slow", fast="fast", decay=self.decay())
+
+    def decay(self) -> float:
+        """λ at the present step (steps count from 1)."""
+        config = self.config
+        if config.ema_decay is not None:
+            decay = config.ema_decay
+        else:
+            steps = config.ema_half_life_steps or config.ema_half_life_share * self.learner.task_steps
+            decay = 0.5 ** (1.0 / steps)
+        return float(min(decay, 1.0 - 1.0 / (self.learner.step + 1)) if config.ema_warmup else decay)
+
+    def _chosen(self, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # hidden[0] is the embedding output: it carries no LoRA, its gap is always 0, and it is not counted.
+        return hidden[-1:] if self.config.consistency_layers == "last" else hidden[1:]
+
+
+def hidden_gap(
+    fast: list[Tensor], slow: tuple[Tensor, ...], *, mask: Tensor, tokens: int, one_sided: bool = False
+) -> Tensor:
+    """Mean squared difference over real tokens, features and layers.
+
+    fast, slow: one (rows, length, features) per layer; mask: (rows, length), 0 at padding; tokens: real tokens of the
+    whole step, so that the shares of micro-batches add up to the mean.
+    """
+    total = torch.zeros((), device=mask.device)
+    for ours, target in zip(fast, slow, strict=True):
+        difference = target.float() - ours.float()
+        if one_sided:
+            difference = difference.relu()
+        total = total + (difference.square().mean(-1) * mask).sum()
+    return total / (tokens * len(fast))

@@ -1,0 +1,58 @@
+"""Individual fine-tuning: an adapter of its own for every task, told at inference which task it is (the upper bound
+of plasticity: nothing is forgotten, nothing is shared).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ilora import adapters
+from ilora.methods.base import METHODS, Method
+
+
+@METHODS("individual")
+class Individual(Method):
+    """Every task begins with a fresh adapter; the finished ones stay, frozen."""
+
+    stores = "one adapter a task"
+    needs_task_id = True
+    one_adapter_answers = False
+    fresh_start = True
+
+    def __init__(self, learner: Any, config: Any) -> None:
+        super().__init__(learner, config)
+        self.adapter_of: dict[str, str] = {}  # by task
+
+    def begin_task(self) -> None:
+        """From scratch, not from the task before."""
+        if self.adapter_of:
+            seed = self.learner.key("adapter", self.learner.task)
+            adapters.begin_again(self.learner.model, "fast", seed=seed)
+
+    def end_task(self) -> None:
+        """Put the finished adapter aside."""
+        name = f"task-{self.learner.task_index:04d}"
+        adapters.keep_copy(self.learner.model, "fast", name)
+        self.adapter_of |= dict.fromkeys(sorted(self.learner.current_tasks), name)
+
+    @contextmanager
+    def inference(self, task: str, variant: str) -> Iterator[None]:
+        """The task's own adapter; the newest one for a task that has none yet."""
+        with self.weights(self.adapter_of.get(task, variant)):
+            yield
+
+    def stored(self) -> dict[str, int]:
+        """The finished adapters; the one in training is a copy of the newest."""
+        sizes = super().stored()
+        training = sum(value.nbytes for value in adapters.parameters(self.learner.model, "fast").values())
+        return sizes | {"adapters": sizes["adapters"] - training}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which adapter is whose."""
+        return {"adapter_of": dict(self.adapter_of)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.adapter_of = dict(state["adapter_of"])

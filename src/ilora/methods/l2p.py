@@ -1,0 +1,113 @@
+"""L2P, learning to prompt: Wang et al. 2022 (arXiv 2112.08654).
+
+A pool of prompts P_i, each with a key k_i. A row's query q is the frozen model's feature of its input; the prompts of
+the top keys by cosine similarity stand before it, and their keys are drawn to the query:
+
+    L = CE(x; P_s1 … P_sN) + strength · Σ_j (1 - cos(q, k_sj)),      mean over rows
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ilora.config import Count
+from ilora.data.examples import Batch, Totals
+from ilora.methods.base import METHODS
+from ilora.methods.prompts import PromptConfig, PromptMethod, fill
+
+
+@METHODS("l2p")
+class L2P(PromptMethod):
+    """A pool of prompts that rows choose from; no task id.
+
+    Differs: the query is the mean last hidden state over the prompt's tokens (the paper's [CLS] has no counterpart
+    here); no classification head is trained. What is saved is no PEFT folder, since prompts depend on the row:
+    `prompts.safetensors` (pool, keys) and `prompts.json`.
+    """
+
+    title = "L2P"
+    paper = "arXiv 2112.08654"
+    stores = "a pool of prompts with keys"
+    one_adapter_answers = False
+
+    class Config(PromptConfig):
+        """The pool; sizes as in the released settings."""
+
+        strength: float = Field(0.5, ge=0, description="weight of the pull of keys towards queries")
+        pool_size: Count = Field(10, description="prompts in the pool")
+        prompt_length: Count = Field(5, description="vectors a prompt")
+        top_k: Count = Field(3, description="prompts a row uses")
+
+        @model_validator(mode="after")
+        def _enough(self) -> L2P.Config:
+            if self.top_k > self.pool_size:
+                raise ValueError(f"top_k ({self.top_k}) cannot be larger than pool_size ({self.pool_size})")
+            return self
+
+    def __init__(self, learner: Any, config: Any) -> None:
+        super().__init__(learner, config)
+        size, length = config.pool_size, config.prompt_length
+        words = self.word_vectors(size * length, "pool")
+        self.pool = self.parameter(words.view(size, length, -1))
+        source = torch.Generator().manual_seed(learner.key("keys"))
+        self.keys = self.parameter(torch.rand(size, words.shape[1], generator=source) * 2 - 1)
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """Prompts and keys."""
+        return [self.pool, self.keys]
+
+    def choose(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """For each of (rows, features): the top keys' numbers and similarities, (rows, top_k), best first."""
+        similarity = functional.normalize(query, dim=1) @ functional.normalize(self.keys, dim=1).T
+        top = similarity.topk(self.config.top_k, dim=1)
+        return top.indices, top.values
+
+    def loss(self, batch: Batch, totals: Totals) -> Tensor:
+        """Cross-entropy with the chosen prompts + strength · their keys' distance from the query."""
+        chosen, similarity = self.choose(self.learner.features(batch))
+        with self.learner.prefixed(lambda _: self.pool[chosen].flatten(1, 2)):
+            loss = self.cross_entropy(self.learner.forward(batch).logits, batch, totals)
+        pull = (1.0 - similarity).sum() / totals.current.rows
+        self.learner.log("pull", pull)
+        strength: float = self.config.strength
+        return loss + strength * pull
+
+    @contextmanager
+    def inference(self, task: str, variant: str) -> Iterator[None]:
+        """Every row with the prompts that its own input chooses."""
+        del task, variant
+
+        def prefix(batch: Batch) -> Tensor:
+            chosen, _ = self.choose(self.learner.features(batch))
+            return self.pool[chosen].flatten(1, 2)
+
+        with self.learner.prefixed(prefix):
+            yield
+
+    def save(self, folder: Path) -> None:
+        """`folder/fast/prompts.safetensors` and `prompts.json`."""
+        target = folder / "fast"
+        target.mkdir(parents=True)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        save_file(tensors, target / "prompts.safetensors", metadata={"format": "pt"})
+        text = json.dumps({"method": "l2p"} | self.config.model_dump(mode="json"), indent=1)
+        (target / "prompts.json").write_text(text + "\n", encoding="utf-8")
+
+    def state_dict(self) -> dict[str, Any]:
+        """prompts.pool (pool, length, features) and prompts.keys (pool, features)."""
+        return {"prompts.pool": self.pool.detach(), "prompts.keys": self.keys.detach()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`; also takes the content of a saved `prompts.safetensors`."""
+        fill([self.pool, self.keys], [state["prompts.pool"], state["prompts.keys"]])

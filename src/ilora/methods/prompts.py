@@ -1,0 +1,56 @@
+"""What the prompt methods share: vectors before the input of a frozen model, instead of an adapter inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ilora import adapters
+from ilora.config import MethodConfig
+from ilora.methods.base import Method
+
+
+class PromptConfig(MethodConfig):
+    """Prompt vectors have the size of embeddings, and move far less than LoRA factors at the same learning rate."""
+
+    learning_rate: float | None = Field(0.03, gt=0, lt=1e30, description="instead of training.learning_rate")
+
+
+class PromptMethod(Method):
+    """Trains prompt vectors only: the LoRA adapter that every run has stays untouched and switched off."""
+
+    family = "isolation"
+
+    class Config(PromptConfig):
+        """A learning rate of its own."""
+
+    def __init__(self, learner: Any, config: Any) -> None:
+        super().__init__(learner, config)
+        adapters.activate(learner.model, None)
+
+    def word_vectors(self, count: int, *key: object) -> Tensor:
+        """The embeddings of `count` random tokens, (count, features), float32: where prompts begin."""
+        table = self.learner.core.get_input_embeddings().weight  # type: ignore[operator]
+        source = torch.Generator().manual_seed(self.learner.key("prompt", *key))
+        chosen = torch.randint(len(table), (count,), generator=source)
+        words: Tensor = table.detach()[chosen.to(table.device)].float().clone()
+        return words
+
+    def stored(self) -> dict[str, int]:
+        """The prompts alone: neither the untouched adapter nor what only trains them."""
+        return {"prompts": super().stored().get("prompts", 0)}
+
+    def parameter(self, value: Tensor) -> nn.Parameter:
+        """A trainable tensor on the model's device."""
+        return nn.Parameter(value.to(self.learner.device))
+
+
+@torch.no_grad()
+def fill(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Overwrite in place: the optimizer knows parameters by identity."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

@@ -1,0 +1,99 @@
+"""Per-task adapters with a nearest-prototype router: which task a prompt belongs to is guessed, not told.
+
+A task's prototype is the mean feature of its training prompts; a prompt is answered by the adapter of the task whose
+prototype is the most similar (cosine). The feature is the frozen base model's mean last hidden state over the
+prompt's tokens, so it never changes and prototypes stay valid.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from ilora.config import Count, MethodConfig
+from ilora.data.examples import Batch
+from ilora.methods.base import METHODS
+from ilora.methods.individual import Individual
+
+
+@METHODS("router")
+class Router(Individual):
+    """Individual adapters, chosen by the prompt.
+
+    Every prediction is kept with the adapter that made it; `routed_right` in results.json is the share of rows that
+    went to their own task's. Rows of a batch may use different adapters, so `evaluation.merge` has no effect.
+    """
+
+    family = "isolation"
+    stores = "one adapter and one feature vector a task"
+    needs_task_id = False
+
+    class Config(MethodConfig):
+        """The prototypes."""
+
+        prototype_rows: Count = Field(200, description="training rows, at most, that a task's prototype is the mean of")
+
+    def __init__(self, learner: Any, config: Any) -> None:
+        super().__init__(learner, config)
+        self.prototypes: dict[str, Tensor] = {}  # by adapter
+
+    def end_task(self) -> None:
+        """Put the adapter aside, and the mean feature of the task's rows."""
+        super().end_task()
+        learner = self.learner
+        size = min(self.config.prototype_rows, len(learner.rows))
+        rows = random.Random(f"{learner.seed}/prototype/{learner.task}").sample(list(learner.rows), size)
+        total = torch.zeros(learner.model.config.hidden_size, device=learner.device)
+        for batch in learner.share(rows):
+            total += learner.features(batch).sum(0)
+        learner.add_up([total])
+        self.prototypes[f"task-{learner.task_index:04d}"] = total / size
+
+    @contextmanager
+    def inference(self, task: str, variant: str) -> Iterator[None]:
+        """Each row's nearest adapter; `task` is used only to note whether the choice was right."""
+        del variant
+        own = self.adapter_of.get(task)
+
+        def route(batch: Batch) -> list[str]:
+            chosen = self.nearest(self.learner.features(batch))
+            for example, name in zip(batch.examples, chosen, strict=True):
+                right = {} if own is None else {"routed_right": float(name == own)}
+                self.learner.notes[example.id] = {"adapter": name} | right
+            return chosen
+
+        with self.learner.routed(route):
+            yield
+
+    def nearest(self, features: Tensor) -> list[str]:
+        """The adapter of the most similar prototype for each of (rows, features)."""
+        names = list(self.prototypes)
+        prototypes = torch.stack([self.prototypes[name] for name in names])
+        similarity = functional.normalize(features, dim=1) @ functional.normalize(prototypes, dim=1).T
+        return [names[index] for index in similarity.argmax(1).tolist()]
+
+    def save(self, folder: Path) -> None:
+        """The task's adapter, and beside it all prototypes, by adapter, with whose adapter is which."""
+        super().save(folder)
+        tensors = {name: vector.cpu() for name, vector in self.prototypes.items()}
+        save_file(tensors, folder / "prototypes.safetensors", metadata={"adapter_of": json.dumps(self.adapter_of)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which adapter is whose, and the prototypes."""
+        return super().state_dict() | {f"prototype.{name}": vector for name, vector in self.prototypes.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        super().load_state_dict(state)
+        found = {key.partition(".")[2]: value for key, value in state.items() if key.startswith("prototype.")}
+        self.prototypes = {name: found[name].to(self.learner.device) for name in sorted(found)}

@@ -1,0 +1,54 @@
+"""WiSE-FT: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), along a stream.
+
+When a task ends, the answering weights move from the previous minimum towards the new one, by t on the straight path:
+
+    merged <- (1 - t) · merged + t · fast,      for A and B each on their own
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ilora import adapters
+from ilora.config import Fraction, MethodConfig
+from ilora.methods.base import METHODS, Method
+
+
+@METHODS("wise_ft")
+class WiseFT(Method):
+    """Sequential fine-tuning with interpolation after each task; the first task's minimum is taken as it is.
+
+    Differs: the paper interpolates whole weights between the zero-shot and one fine-tuned model; here it is LoRA
+    factors, between successive minima (`path: factors` in the vocabulary of mode connectivity, not their product).
+    """
+
+    title = "WiSE-FT"
+    family = "merging"
+    paper = "arXiv 2109.01903"
+    stores = "one more adapter"
+
+    class Config(MethodConfig):
+        """The interpolation."""
+
+        t: Fraction = Field(0.5, description="0: the previous minimum, 1: the new one (sequential fine-tuning)")
+        next_task_from: Literal["merged", "fast"] = Field("merged", description="weights the next task begins with")
+
+    @property
+    def variants(self) -> list[str]:
+        """The interpolated adapter answers; the newest minimum is evaluated beside it."""
+        return ["merged", "fast"]
+
+    def begin_task(self) -> None:
+        """From the interpolated weights, unless told otherwise."""
+        if self.learner.task_index > 1 and self.config.next_task_from == "merged":
+            adapters.copy(self.learner.model, "merged", "fast")
+
+    def end_task(self) -> None:
+        """merged <- (1 - t) · merged + t · fast."""
+        model = self.learner.model
+        if self.learner.task_index == 1:
+            adapters.keep_copy(model, "fast", "merged")
+        else:
+            adapters.ema(model, slow="merged", fast="fast", decay=1.0 - self.config.t)

@@ -1,0 +1,28 @@
+"""Zero-shot: the base model as it is, never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ilora import adapters
+from ilora.methods.base import METHODS, Method
+
+
+@METHODS("zero_shot")
+class ZeroShot(Method):
+    """No step is taken; the saved adapter is an untouched one, whose B is zero."""
+
+    title = "zero-shot"
+    trains = False
+
+    def stored(self) -> dict[str, int]:
+        """Nothing."""
+        return {}
+
+    @contextmanager
+    def inference(self, task: str, variant: str) -> Iterator[None]:
+        """The base model."""
+        del task, variant
+        with adapters.active(self.learner.model, None):
+            yield

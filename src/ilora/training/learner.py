@@ -1,0 +1,191 @@
+"""What a method sees of a run: the model to call, the memory, and where in the stream it is."""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from ilora import adapters
+from ilora.config import TrainingConfig
+from ilora.data.examples import IGNORED, Batch, Example, collate
+from ilora.memory import ReplayMemory
+
+Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
+Route = Callable[[Batch], list[str]]  # the adapter for every row
+
+
+@dataclass(frozen=True)
+class Output:
+    """logits: (rows, keep, vocabulary), the batch's trailing columns. hidden: embedding output, then every layer's."""
+
+    logits: Tensor
+    hidden: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class Learner:
+    """The narrow view of a run that methods work with. The loop moves its position; a method only reads it."""
+
+    model: PeftModel
+    memory: ReplayMemory
+    accelerator: Accelerator
+    training: TrainingConfig
+    seed: int
+    pad: int
+    merge: bool = False
+    task: str = ""  # name of the task in training ("joint" for a joint stream)
+    current_tasks: frozenset[str] = frozenset()
+    task_index: int = 0  # counts from 1
+    task_step: int = 0  # within the task, counts from 1
+    task_steps: int = 0
+    epoch: int = 0
+    step: int = 0  # over the whole run, counts from 1
+    rows: Sequence[Example] = ()  # the training rows of the task
+    terms: dict[str, Tensor] = field(default_factory=dict)  # logged since the step began
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)  # to stand beside a row's prediction, by its id
+    passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})  # rows, in this process
+
+    def __post_init__(self) -> None:
+        signature = inspect.signature(self.core.forward)
+        self._slices_logits = "logits_to_keep" in signature.parameters
+        self._takes_positions = "position_ids" in signature.parameters
+        self._prefix: Prefix | None = None
+        self._route: Route | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def core(self) -> nn.Module:
+        """The causal language model inside the adapters' wrapper."""
+        core: nn.Module = self.model.get_base_model()
+        return core
+
+    # -- computing ------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, batch: Batch, *, hidden: bool = False, only: Tensor | None = None, dropout: bool = True
+    ) -> Output:
+        """Run the model with the active adapter, and the soft prompt or the routes that are set.
+
+        hidden: also return every layer's output, each (rows, length, features), without the soft prompt's columns.
+        only: (rows,) boolean, these rows alone. dropout: False computes as at inference.
+        """
+        inputs, prefix = self._inputs(batch, slice(None) if only is None else only)
+        if self._takes_positions:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        if self._slices_logits:
+            inputs["logits_to_keep"] = batch.keep
+        if not torch.is_inference_mode_enabled():  # what evaluation does is not a cost of training
+            self.passes["forward"] += len(inputs["attention_mask"])
+        with self._training(dropout):
+            result = self.model(**inputs, use_cache=False, output_hidden_states=hidden)
+        layers = tuple(layer[:, prefix:] for layer in result.hidden_states) if hidden else ()
+        return Output(result.logits[:, -batch.keep :], layers)
+
+    def generate(self, batch: Batch, settings: GenerationConfig) -> Tensor:
+        """New token ids (rows, up to max_new_tokens), with the active adapter, soft prompt or routes."""
+        inputs, _ = self._inputs(batch, slice(None))
+        made: Tensor = self.model.generate(**inputs, generation_config=settings)
+        # From embeddings, generation returns the new tokens alone.
+        return made if "inputs_embeds" in inputs else made[:, batch.input_ids.shape[1] :]
+
+    def _inputs(self, batch: Batch, chosen: Any) -> tuple[dict[str, Any], int]:
+        """What goes into the model, and how many columns of soft prompt stand before the rows.
+
+        The soft prompt stands before the padding. Padding is masked and positions skip it, so the model sees the
+        soft prompt next to the first token.
+        """
+        inputs: dict[str, Any] = {"attention_mask": batch.attention_mask[chosen]}
+        if self._route is not None:
+            inputs["adapter_names"] = self._route(batch)
+        if self._prefix is None:
+            inputs["input_ids"] = batch.input_ids[chosen]
+            return inputs, 0
+        prefix = self._prefix(batch)[chosen]
+        embedding = self.core.get_input_embeddings()  # type: ignore[operator]
+        tokens = embedding(batch.input_ids[chosen])
+        inputs["inputs_embeds"] = torch.cat([prefix.to(tokens.dtype), tokens], dim=1)
+        ones = batch.attention_mask.new_ones(prefix.shape[:2])
+        inputs["attention_mask"] = torch.cat([ones, inputs["attention_mask"]], dim=1)
+        return inputs, prefix.shape[1]
+
+    @contextmanager
+    def prefixed(self, prefix: Prefix | None) -> Iterator[None]:
+        """Inside the block, put a soft prompt before every row."""
+        before, self._prefix = self._prefix, prefix
+        try:
+            yield
+        finally:
+            self._prefix = before
+
+    @contextmanager
+    def routed(self, route: Route | None) -> Iterator[None]:
+        """Inside the block, compute every row with an adapter of its own (at inference only)."""
+        before, self._route = self._route, route
+        try:
+            yield
+        finally:
+            self._route = before
+
+    def features(self, batch: Batch) -> Tensor:
+        """The base model's mean last hidden state over each prompt's tokens, never the answer's: (rows, features)."""
+        prompt = ((batch.labels == IGNORED) & batch.attention_mask.bool())[..., None]
+        with torch.no_grad(), adapters.active(self.model, None), self.prefixed(None), self.routed(None):
+            last = self.forward(batch, hidden=True, dropout=False).hidden[-1]
+        return (last.float() * prompt).sum(1) / prompt.sum(1)
+
+    # -- a step's rows over processes and micro-batches -----------------------------------------------------------
+
+    def share(self, rows: Sequence[Example], *, size: int | None = None) -> Iterator[Batch]:
+        """This process's part of the rows in micro-batches, longest first (little padding, the memory's peak first)."""
+        mine = sorted(rows, key=len, reverse=True)[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = size or self.training.micro_batch_size
+        for start in range(0, len(mine), size):
+            yield collate(mine[start : start + size], pad=self.pad, device=self.device)
+
+    @torch.no_grad()
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Sum every tensor over all processes, in place, in one message of float32."""
+        if self.accelerator.num_processes == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.float().flatten() for tensor in tensors])
+        flat = self.accelerator.reduce(flat, reduction="sum")
+        for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    # -- bookkeeping ----------------------------------------------------------------------------------------------
+
+    def log(self, name: str, value: Tensor) -> None:
+        """Report a term of the loss: its shares over micro-batches and processes are added up for metrics.jsonl."""
+        value = value.detach().float()
+        self.terms[name] = self.terms[name] + value if name in self.terms else value
+
+    def key(self, *parts: object) -> int:
+        """A seed for this run and these parts: the same in every process and after a resume."""
+        return zlib.crc32("/".join(map(str, (self.seed, *parts))).encode())
+
+    @contextmanager
+    def _training(self, wanted: bool) -> Iterator[None]:
+        before = self.model.training
+        if before == wanted or not before:
+            yield
+            return
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()

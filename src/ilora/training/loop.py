@@ -1,0 +1,129 @@
+"""One optimizer step, and a task's worth of them.
+
+Gradients are summed over processes once per optimizer step, by one all-reduce of the flattened adapter gradients: every
+loss is already divided by the whole step's totals, so the sum is the step's gradient. A wrapper that reduces inside
+`backward` would do the same work per micro-batch and would not know parameters that a method adds.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from ilora.data.examples import Example, Totals
+from ilora.errors import IloraError
+from ilora.methods.base import Method
+from ilora.training.learner import Learner
+from ilora.training.optim import schedule
+
+
+class LostLoss(IloraError):
+    """The loss or a gradient became NaN or infinite; the weights are still those before the step."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of a task's rows: made from (seed, task, epoch) alone, so that a resume is a slice of it."""
+
+    seed: int
+    task: str
+    rows: int
+    batch: int
+    epochs: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the rows; the last one may be smaller."""
+        return math.ceil(self.rows / self.batch)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the task."""
+        return self.steps_per_epoch * self.epochs
+
+    def batches(self, first: int = 1) -> Iterator[tuple[int, int, list[int]]]:
+        """(step, epoch, row numbers) from step `first` on; steps count from 1, epochs from 0."""
+        for epoch in range((first - 1) // self.steps_per_epoch, self.epochs):
+            order = list(range(self.rows))
+            random.Random(f"{self.seed}/order/{self.task}/{epoch}").shuffle(order)
+            for number in range(self.steps_per_epoch):
+                step = epoch * self.steps_per_epoch + number + 1
+                if step >= first:
+                    yield step, epoch, order[number * self.batch : (number + 1) * self.batch]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step was: loss and terms over all rows, the gradient's norm before clipping, tokens trained."""
+
+    loss: float
+    terms: dict[str, float]
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+
+
+def optimizer_step(method: Method, optimizer: torch.optim.Optimizer, examples: list[Example]) -> StepReport:
+    """Move the weights once. Raises LostLoss, the weights untouched, where the loss or a gradient is not finite."""
+    learner, parameters = method.learner, method.trainable
+    rows = method.extend_batch(examples)
+    totals = Totals.of(rows)
+    learner.terms.clear()
+    optimizer.zero_grad()
+    loss = torch.zeros((), device=learner.device)
+    for number, batch in enumerate(learner.share(rows)):
+        torch.manual_seed(learner.key("dropout", learner.step, number, learner.accelerator.process_index))
+        share = method.loss(batch, totals)
+        share.backward()  # type: ignore[no-untyped-call]
+        learner.passes["backward"] += len(batch.examples)
+        loss += share.detach()
+    value, terms = _sum_over_processes(parameters, loss, learner)
+    penalty = method.penalty()
+    if penalty is not None:
+        penalty.backward()  # type: ignore[no-untyped-call]
+        terms["penalty"] = penalty.item()
+        value += terms["penalty"]
+    _require_finite("loss", value, learner)
+    method.before_step()
+    norm = float(nn.utils.clip_grad_norm_(parameters, learner.training.max_grad_norm or math.inf))
+    _require_finite("gradient", norm, learner)
+    highest = method.config.learning_rate or learner.training.learning_rate
+    rate = highest * schedule(learner.task_step, learner.task_steps, learner.training)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    method.after_step()
+    return StepReport(value, terms, norm, rate, sum(map(len, rows)))
+
+
+@torch.no_grad()
+def _sum_over_processes(
+    parameters: Sequence[nn.Parameter], loss: Tensor, learner: Learner
+) -> tuple[float, dict[str, float]]:
+    """Add up gradients (in place), loss and logged terms over all processes; returns loss and terms."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            # Zero rather than none: whether the optimizer sees a parameter must not depend on the number of processes.
+            parameter.grad = torch.zeros_like(parameter)
+    names = set(learner.terms)
+    if learner.accelerator.num_processes > 1:  # one of them may have had no replayed rows
+        names = set().union(*gather_object([sorted(names)]))
+    terms = {name: learner.terms.get(name, torch.zeros_like(loss)).clone() for name in sorted(names)}
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    learner.add_up([*gradients, loss, *terms.values()])
+    return float(loss), {name: float(value) for name, value in terms.items()}
+
+
+def _require_finite(what: str, value: float, learner: Learner) -> None:
+    if not math.isfinite(value):
+        raise LostLoss(
+            f"the {what} is not finite ({value}) at task '{learner.task}', step {learner.task_step} of "
+            f"{learner.task_steps} (step {learner.step} of the run); a resume would compute the same again: "
+            "a lower training.learning_rate in a new run is the usual cure"
+        )

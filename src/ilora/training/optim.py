@@ -1,0 +1,30 @@
+"""AdamW, and the learning rate as a pure function of the step (so that a resume needs no scheduler state)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ilora.config import TrainingConfig
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019), decoupled weight decay."""
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def schedule(step: int, steps: int, config: TrainingConfig) -> float:
+    """The share of the highest learning rate at a task's `step` (1 to `steps`): linear warm-up, then constant or down.
+
+    The first step already moves: with few steps a task, one at rate 0 would be a wasted one.
+    """
+    warmup = round(config.warmup_ratio * steps)
+    if step <= warmup:
+        return step / warmup
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - 1 - warmup) / (steps - warmup)
+    return 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,59 @@
+"""How fast this machine trains: a few steps of the configured model on rows of given lengths."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+from accelerate import Accelerator
+
+from ilora import adapters, model
+from ilora.config import Config
+from ilora.data.examples import Example
+from ilora.memory import ReplayMemory
+from ilora.methods import method_class
+from ilora.training.learner import Learner
+from ilora.training.loop import optimizer_step
+from ilora.training.optim import make_optimizer
+
+_STEPS = 3
+
+
+def tokens_per_second(config: Config, lengths: Sequence[int]) -> list[float]:
+    """Trained tokens (prompt and answer) in a second for rows of each length: plain fine-tuning, whole optimizer steps.
+
+    A step has one micro-batch; each figure is the median of three. Loads the model, with the adapter as configured.
+    """
+    accelerator = Accelerator()
+    base, tokenizer = model.load(config.model, max_length=config.data.max_length, device=accelerator.device)
+    learner = Learner(
+        model=adapters.attach(base, config.adapter, name="fast", seed=config.seed),
+        memory=ReplayMemory(0, seed=config.seed),
+        accelerator=accelerator,
+        training=config.training,
+        seed=config.seed,
+        pad=tokenizer.eos_token_id,
+    )
+    if config.model.gradient_checkpointing:
+        learner.core.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    learner.model.train()
+    plain = method_class("sequential")
+    method = plain(learner, plain.Config(name="sequential"))
+    optimizer = make_optimizer(method.trainable, config.training)
+
+    def step(length: int) -> float:
+        rows = [_row(length, tokenizer.eos_token_id)] * config.training.micro_batch_size
+        began = time.perf_counter()
+        optimizer_step(method, optimizer, rows)
+        return length * len(rows) / (time.perf_counter() - began)
+
+    learner.task_step = learner.task_steps = 1
+    for length in lengths[:1]:
+        step(length)  # the first one also allocates
+    return [statistics.median(step(length) for _ in range(_STEPS)) for length in lengths]
+
+
+def _row(length: int, token: int) -> Example:
+    answer = max(1, length // 8)
+    return Example("speed", "speed/train/0", [token] * (length - answer), [token] * answer)

@@ -1,0 +1,156 @@
+"""Everything that a run knows between two optimizer steps, and its way into a checkpoint and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ilora import adapters
+from ilora.config import Config
+from ilora.data.stream import fingerprint
+from ilora.data.task import Task
+from ilora.errors import InputError
+from ilora.methods.base import Method
+from ilora.training.checkpoint import Checkpoint, split_tensors
+from ilora.training.learner import Learner
+from ilora.training.loop import LostLoss
+from ilora.training.optim import make_optimizer
+
+
+@dataclass
+class Position:
+    """Where in the stream a run is. phase: the one in training or last trained, 0 = nothing yet."""
+
+    phase: int = 0
+    task_step: int = 0  # optimizer steps done in the phase
+    ended: bool = True  # the phase's end_task has run
+
+    @property
+    def finished(self) -> int:
+        """Phases trained to their end."""
+        return self.phase if self.ended else self.phase - 1
+
+
+@dataclass
+class Counters:
+    """What the run has cost so far."""
+
+    steps: int = 0
+    trained_tokens: int = 0
+    passes: dict[str, int] = field(default_factory=dict)  # rows, forward and backward
+    train_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    evaluation_seconds: float = 0.0
+
+
+@dataclass
+class State:
+    """The moving parts of a run. `config` and `tasks` do not move: a checkpoint of others is refused."""
+
+    config: Config
+    tasks: list[Task]
+    learner: Learner
+    method: Method
+    optimizer: torch.optim.Optimizer
+    position: Position = field(default_factory=Position)
+    counters: Counters = field(default_factory=Counters)
+
+    def checkpoint(self) -> Checkpoint:
+        """All of it. Raises LostLoss where a weight is not finite: such a state must not replace a good one."""
+        self.count_passes()
+        weights = adapters.state(self.learner.model)
+        own = {f"trained parameter {n}": value.detach() for n, value in enumerate(self.method.trainable)}
+        for name, tensor in (weights | own).items():
+            if not math.isfinite(float(tensor.abs().max())):
+                raise LostLoss(f"weights are not finite after step {self.learner.step} of the run: {name}")
+        method_values, method_tensors = split_tensors(self.method.state_dict())
+        memory_values, memory_tensors = split_tensors(self.learner.memory.state_dict())
+        return Checkpoint(
+            values={
+                "position": asdict(self.position),
+                "counters": asdict(self.counters),
+                "config": self.config.dump(),
+                "fingerprints": [fingerprint(task) for task in self.tasks],
+                "method": method_values,
+                "memory": memory_values,
+            },
+            tensors={
+                "adapters": weights,
+                "method": method_tensors,
+                "memory": memory_tensors,
+                "optimizer": dict(_flat(self.optimizer)),
+            },
+        )
+
+    def count_passes(self) -> None:
+        """Take the rows that all processes have passed through the model since the last call into the counters."""
+        passes = self.learner.passes
+        kinds = sorted(passes)
+        rows = torch.tensor([passes[kind] for kind in kinds], device=self.learner.device)
+        for kind, count in zip(kinds, self.learner.accelerator.reduce(rows, reduction="sum").tolist(), strict=True):
+            self.counters.passes[kind] = self.counters.passes.get(kind, 0) + count
+            passes[kind] = 0
+
+    def restore(self, found: Checkpoint) -> None:
+        """Inverse of `checkpoint`. Raises InputError where the configuration or the data are not those of then."""
+        values, tensors = found.values, found.tensors
+        self.refuse_changes(found)
+        self.position = Position(**values["position"])
+        self.counters = Counters(**values["counters"])
+        adapters.load_state(self.learner.model, tensors["adapters"], first="fast")
+        self.method.load_state_dict(values["method"] | tensors["method"])
+        self.learner.memory.load_state_dict(values["memory"] | tensors["memory"])
+        self.optimizer = make_optimizer(self.method.trainable, self.config.training)
+        self.optimizer.load_state_dict(
+            {"state": _nested(tensors["optimizer"]), "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
+
+    def refuse_changes(self, found: Checkpoint) -> None:
+        """New tasks at the end of a sequential stream are what `add` does; any other change would mix two runs."""
+        before, fingerprints = found.values["config"], found.values["fingerprints"]
+        now = self.config.dump()
+        # How much of the way is kept changes no result, and runs begun before there was the setting have none.
+        before, now = (dump | {"training": {**dump["training"], "trajectory": None}} for dump in (before, now))
+        old, new = before["data"]["tasks"], now["data"]["tasks"]
+        if self.config.stream == "sequential" and new[: len(old)] == old:
+            before = before | {"data": before["data"] | {"tasks": new}}
+        changed = list(_differences(before, now))
+        if changed:
+            raise InputError(
+                f"the configuration (config.yaml) changed since the run began: {'; '.join(changed)}. "
+                "Put it back, or start a new run"
+            )
+        for task, fingerprint_then in zip(self.tasks, fingerprints, strict=False):
+            if fingerprint(task) != fingerprint_then:
+                raise InputError(
+                    f"task '{task.name}': its data ({task.source}) changed since the run began. "
+                    "Put it back, or start a new run"
+                )
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """`<parameter number>.<key>` for every tensor; AdamW keeps nothing else."""
+    for number, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            yield f"{number}.{key}", value
+
+
+def _nested(flat: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    nested: dict[int, dict[str, Tensor]] = {}
+    for name, value in flat.items():
+        number, _, key = name.partition(".")
+        nested.setdefault(int(number), {})[key] = value
+    return nested
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}".strip("."))
+    elif before != now:
+        yield f"{key} was {before!r}, is {now!r}"

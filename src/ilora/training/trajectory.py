@@ -1,0 +1,91 @@
+"""RUN/trajectory: the adapters at a few steps within every task, from which `ilora connect` shows the way they went.
+
+One safetensors file a snapshot, `<phase>-<step of the run>.safetensors`, float32 as trained, written after
+its step and before any checkpoint that covers it; a resume drops those of steps that it does again, so that none is
+left out and none is of other weights. Nothing reads them during training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ilora import adapters
+from ilora.errors import InputError
+from ilora.methods.base import Method
+from ilora.training.checkpoint import write_atomic
+
+MOVING = ("fast", "slow")  # the adapters that steps move; others (`merged`) change at a task's end only
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where in the run a file of the trajectory belongs. step: of the run; share: of the task's steps, done by then."""
+
+    file: Path
+    phase: str
+    step: int
+    share: float
+
+    adapters: tuple[str, ...]
+
+    def tensors(self, adapter: str) -> dict[str, Tensor]:
+        """One adapter's tensors by parameter. Raises InputError where the file is damaged."""
+        try:
+            with safe_open(self.file, framework="pt") as content:
+                keys = [key for key in content.keys() if key.startswith(f"{adapter}:")]  # noqa: SIM118 (no mapping)
+                return {key.removeprefix(f"{adapter}:"): content.get_tensor(key) for key in keys}
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{self.file}: cannot be read: {error}") from None
+
+
+def due(steps: int, parts: int) -> set[int]:
+    """The steps of a task of so many steps that divide it into `parts`; its end, which is saved whole, is not one."""
+    return {round(steps * number / parts) for number in range(1, parts)} - {0, steps}
+
+
+def moving(method: Method) -> list[str]:
+    """The adapters that are worth a snapshot: none where what the method saves is not one of the model's adapters."""
+    if not method.one_adapter_answers or type(method).save is not Method.save:
+        return []
+    return [name for name in MOVING if name in adapters.names(method.learner.model)]
+
+
+def write(folder: Path, method: Method, *, phase: str) -> None:
+    """Write the present adapters. Raises IloraError where the disk is full."""
+    learner, tensors = method.learner, {}
+    for name in moving(method):
+        for key, value in adapters.parameters(learner.model, name).items():
+            tensors[f"{name}:{key}"] = value.detach().cpu().contiguous()
+    if tensors:
+        place = {"phase": phase, "step": learner.step, "share": learner.task_step / learner.task_steps}
+        write_atomic(
+            folder / f"{phase}-{learner.step:06d}.safetensors", save(tensors, metadata={"place": json.dumps(place)})
+        )
+
+
+def cut(folder: Path, step: int) -> None:
+    """Drop the snapshots of later steps of the run, and what a kill has left half written."""
+    for file in folder.glob(".*-writing"):
+        file.unlink()
+    for file in folder.glob("*.safetensors"):
+        if int(file.stem.rpartition("-")[2]) > step:
+            file.unlink()
+
+
+def snapshots(folder: Path) -> Iterator[Snapshot]:
+    """What the folder holds, by phase and step. Raises InputError naming a damaged file."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as content:
+                place, keys = json.loads(content.metadata()["place"]), content.keys()
+            names = dict.fromkeys(key.partition(":")[0] for key in keys)
+            yield Snapshot(file, str(place["phase"]), int(place["step"]), float(place["share"]), tuple(names))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file}: not a snapshot of a run's trajectory ({error!r}); move it away") from None

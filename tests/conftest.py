@@ -1,0 +1,121 @@
+"""A tiny real Llama with a real tokenizer, made on the spot, and data for it: no network, no GPU, no big files."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ilora.config import Config, load_config
+
+torch.set_num_threads(1)
+
+COLOURS = ["red", "green", "blue", "black"]
+ANIMALS = ["cat", "dog", "owl", "fox"]
+
+
+def task_rows(name: str, count: int, *, seed: int) -> list[dict[str, str]]:
+    """Rows of a small closed task: a word of the prompt decides the answer; the tasks disagree on how."""
+    source = random.Random(f"{name}/{seed}")
+    rows = []
+    for number in range(count):
+        word = source.choice(COLOURS)
+        shift = sum(map(ord, name)) % 4
+        answer = ANIMALS[(COLOURS.index(word) + shift) % 4]
+        filler = " ".join(source.choice(["small", "old", "new", "big"]) for _ in range(source.randint(0, 6)))
+        rows.append({"prompt": f"{name} {number} {filler} {word} :", "answer": answer})
+    return rows
+
+
+def write_task(folder: Path, name: str, *, train: int = 24, evaluate: int = 6, test: int = 8) -> Path:
+    """A TRACE-form folder `folder/name/{train,eval,test}.json`."""
+    (folder / name).mkdir(parents=True)
+    for seed, (split, count) in enumerate({"train": train, "eval": evaluate, "test": test}.items()):
+        rows = task_rows(f"{name}", count, seed=seed)
+        (folder / name / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tasks: one, two, three."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("one", "two", "three"):
+        write_task(folder, name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a two-layer random Llama and a byte-level BPE tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    corpus = [
+        f"{row['prompt']} {row['answer']}" for name in ("one", "two", "three") for row in task_rows(name, 60, seed=9)
+    ]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    wrapped.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(wrapped),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    model.save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(scope="session")
+def make_config(tiny_model: Path, data: Path) -> MakeConfig:
+    """A configuration of the tiny model on the small tasks, in float32; dotted overrides as on the command line."""
+
+    def make(*overrides: str, **sections: Any) -> Config:
+        values: dict[str, Any] = {
+            "name": "tiny",
+            "model": {"name": str(tiny_model), "dtype": "float32"},
+            "adapter": {"r": 4, "alpha": 8, "dropout": 0.1},
+            "data": {"path": str(data), "tasks": ["one", "two", "three"], "max_length": 64},
+            "training": {
+                "epochs": 2,
+                "global_batch_size": 8,
+                "micro_batch_size": 8,
+                "learning_rate": 2e-3,
+                "checkpoint_every": 2,
+            },
+            "evaluation": {"max_new_tokens": 4},
+            "method": {"name": "ilora", "memory_size": 20, "ema_decay": 0.9},
+        }
+        return load_config(values | sections, overrides)
+
+    return make

@@ -1,0 +1,331 @@
+"""Reading rows: both forms, and one clear message for every way in which a file can be wrong."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ilora.data.formats import list_task_folders, listed, read_folder, read_hub, read_rows
+from ilora.data.task import Row
+from ilora.errors import InputError
+
+GOOD = {"prompt": "What is 2 + 2?", "answer": "4"}
+USER = {"role": "user", "content": "Hi"}
+REPLY = {"role": "assistant", "content": "Hello"}
+
+
+def write(path: Path, content: Any) -> Path:
+    """Rows as JSON or JSON lines; bytes and text as they are."""
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+        return path
+    if not isinstance(content, str):
+        lines = [json.dumps(row, ensure_ascii=False) for row in content]
+        content = "\n".join(lines) if path.suffix == ".jsonl" else f"[{', '.join(lines)}]"
+    path.write_text(content, encoding="utf-8", newline="")
+    return path
+
+
+def refusal(path: Path, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        read_rows(path, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_prompt_and_answer(tmp_path: Path, name: str) -> None:
+    rows = [GOOD, {"prompt": "Größe 中文?\u2028", "answer": " ja\n", "id": None}]
+    assert read_rows(write(tmp_path / name, rows)) == [Row("What is 2 + 2?", "4"), Row("Größe 中文?\u2028", " ja\n")]
+
+
+@pytest.mark.parametrize(("value", "answer"), [(4, "4"), (0, "0"), (-1.5, "-1.5"), (2.0, "2.0")])
+def test_answers_may_be_numbers(tmp_path: Path, value: float, answer: str) -> None:
+    assert read_rows(write(tmp_path / "a.json", [{"prompt": "q", "answer": value}]))[0].answer == answer
+
+
+def test_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [{"question": "q", "label": "x", "prompt": "other", "answer": "other"}])
+    assert read_rows(path, columns={"prompt": "question", "answer": "label"}) == [Row("q", "x")]
+    assert read_rows(path, columns={"answer": "label"}) == [Row("other", "x")]
+    assert "no 'text'; the row has 'question', 'label', 'prompt', 'answer'" in refusal(path, columns={"prompt": "text"})
+    assert "unknown field 'question'; fields are prompt, answer, messages" in refusal(path, columns={"question": "q"})
+
+
+def test_columns_choose_the_form(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [{"prompt": "Hi", "answer": "Hello!", "messages": [USER, REPLY]}])
+    assert read_rows(path, columns={"messages": "messages"}) == [Row("Hi", "Hello", (USER,))]
+    assert read_rows(path, columns={"answer": "answer"}) == [Row("Hi", "Hello!")]
+    assert "`columns` says which" in refusal(path)
+    assert "no 'question'" in refusal(path, columns={"prompt": "question"})  # never the messages instead
+    assert "name one form only" in refusal(path, columns={"messages": "messages", "answer": "answer"})
+
+
+def test_bom_blank_lines_and_windows_line_ends(tmp_path: Path) -> None:
+    line = json.dumps(GOOD).encode()
+    rows = [Row(GOOD["prompt"], GOOD["answer"])] * 2
+    assert read_rows(write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + line + b"\r\n\r\n  \n" + line + b"\r\n")) == rows
+    assert read_rows(write(tmp_path / "a.json", b"\xef\xbb\xbf\n[" + line + b",\r\n" + line + b"]\n")) == rows
+
+
+def test_chat_rows(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    again = {"role": "user", "content": "And?"}
+    path = write(
+        tmp_path / "a.json",
+        [
+            {"messages": [USER, REPLY]},
+            {"messages": [system, USER, REPLY]},
+            {"messages": [USER, REPLY, again, {"role": "assistant", "content": "Bye", "weight": 1}]},
+        ],
+    )
+    one, two, three = read_rows(path)
+    assert one == Row("Hi", "Hello", (USER,))
+    assert two == Row("Be brief.\n\nHi", "Hello", (system, USER))
+    assert three == Row("User: Hi\n\nAssistant: Hello\n\nUser: And?\n\nAssistant:", "Bye", (USER, REPLY, again))
+    renamed = write(tmp_path / "b.json", [{"conversation": [USER, REPLY]}])
+    assert read_rows(renamed, columns={"messages": "conversation"}) == [one]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("text", "the row is a text; expected an object"),
+        (None, "the row is null"),
+        ([], "the row is a list"),
+        ({}, "no 'prompt' and no 'answer'; the row has nothing"),
+        ({"prompt": "q", "output": "x"}, "no 'answer'; the row has 'prompt', 'output'"),
+        ({"prompt": "q", "answer": ""}, "'answer' is empty"),
+        ({"prompt": "q", "answer": " \n"}, "'answer' is blank"),
+        ({"prompt": "", "answer": "x"}, "'prompt' is empty"),
+        ({"prompt": 5, "answer": "x"}, "'prompt' is a number; expected a text"),
+        ({"prompt": "q", "answer": True}, "'answer' is true or false; expected a text or a number"),
+        ({"prompt": "q", "answer": None}, "'answer' is null"),
+        ({"prompt": "q", "answer": ["x"]}, "'answer' is a list"),
+        ({"prompt": "q", "answer": {"x": 1}}, "'answer' is an object"),
+        ({"prompt": "q", "answer": float("nan")}, "'answer' is not a finite number"),
+        ({"prompt": "q", "answer": float("inf")}, "'answer' is not a finite number"),
+        ({"prompt": "q", "messages": [USER, REPLY]}, "both 'messages' and 'prompt'"),
+        ({"messages": []}, "'messages' must be a list of at least two"),
+        ({"messages": [REPLY]}, "at least two"),
+        ({"messages": "Hi"}, "must be a list"),
+        ({"messages": [USER, "Hello"]}, r"'messages[2]' must be an object with 'role' and 'content'"),
+        ({"messages": [USER, {"role": "assistant"}]}, "'messages[2]' must be an object"),
+        ({"messages": [{"role": "human", "content": "Hi"}, REPLY]}, "the role 'human'; allowed are system, user"),
+        ({"messages": [USER, {"role": ["user"], "content": "Hi"}]}, "'messages[2]' has the role ['user']"),
+        ({"messages": [USER, REPLY, USER]}, "the last of 'messages' is from the user; it must be the assistant's"),
+        ({"messages": [REPLY, REPLY]}, "no message of the user"),
+        ({"messages": [USER, {"role": "assistant", "content": " "}]}, "'messages[2].content' is blank"),
+        ({"messages": [USER, {"role": "assistant", "content": 4}]}, "'messages[2].content' is a number"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("name", "place"), [("a.json", ":1 (row 2): "), ("a.jsonl", ":2: ")])
+def test_bad_rows(tmp_path: Path, row: Any, problem: str, name: str, place: str) -> None:
+    path = write(tmp_path / name, [GOOD, row])
+    message = refusal(path)
+    assert message.startswith(f"{path}{place}")
+    assert problem in message
+
+
+def test_half_a_surrogate_pair(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"prompt": "q", "answer": "\\ud800"}')
+    assert "'answer' holds half of a surrogate pair" in refusal(path)
+    assert read_rows(write(path, '{"prompt": "q", "answer": "\\ud83d\\ude00"}'))[0].answer == "😀"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.json", "", ": the file is empty"),
+        ("a.json", "[]", ": no rows; expected at least one"),
+        ("a.jsonl", "", ": no rows"),
+        ("a.jsonl", "\n \n", ": no rows"),
+        ("a.json", '{"prompt": "q"}', ": the top level is an object; expected a list of rows"),
+        ("a.json", "3", ": the top level is a number"),
+        ("a.json", '[\n  {"prompt": "q",}\n]', ":2:18: not JSON: "),
+        ("a.json", '{"prompt": "q"}\n{"prompt": "q"}', ":2:1: not JSON: Extra data; one object a line is .jsonl"),
+        ("a.jsonl", '{"prompt": "q", "answer": "x"}\n\n{"prompt": ', ":3:12: not JSON: "),
+        ("a.jsonl", "[" * 200_000, ":1: not usable JSON: "),
+        ("a.json", "[" * 200_000, ": not usable JSON: "),
+        ("a.json", f'[{{"prompt": "q", "answer": {"1" * 5000}}}]', ": not usable JSON: "),
+        ("a.json", b'[{"prompt": "q",\n "answer": "Gr\xf6\xdfe"}]', ":2: not UTF-8 (byte 0xf6 at offset 31)"),
+        ("a.jsonl", "x".encode("utf-16"), ":1: not UTF-8 (byte 0xff at offset 0)"),
+        ("a.txt", "prompt,answer", ": not a .json, .jsonl, .csv, .tsv, .xlsx or .parquet file"),
+        ("a.csv", "prompt,answer\n", ": no rows"),
+        ("a.csv", "prompt,answer\nq,x,y\n", ":2: more cells than the 2 columns of the header"),
+        ("a.csv", "prompt,answer\n\nq\n", ":3: fewer cells than the 2 columns of the header"),
+        ("a.csv", 'prompt,answer\n"q"x,y\n', ":2: not usable CSV: "),
+        ("a.csv", "question,answer\nq,x\n", ":2: no 'prompt'; the row has 'question', 'answer'"),
+        ("a.xlsx", "no zip", ": not a readable Excel file: "),
+        ("a.parquet", "no parquet", ": not a readable parquet file: "),
+        ("a.json", '{"Definition": "Add.", "Instances": [{"input": "2, 2"}]}', ", instance 1: no 'prompt'"),
+    ],
+)  # fmt: skip
+def test_bad_files(tmp_path: Path, name: str, content: str | bytes, problem: str) -> None:
+    path = write(tmp_path / name, content)
+    assert refusal(path).startswith(f"{path}{problem}")
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "no.json") == f"{tmp_path / 'no.json'}: no such file"
+    (tmp_path / "dir.json").mkdir()
+    assert "dir.json: cannot be read: " in refusal(tmp_path / "dir.json")
+
+
+def test_the_line_of_a_row_in_a_list(tmp_path: Path) -> None:
+    text = '\n\n[\n {"prompt": "a\\nb",\n  "answer": "x"},\n\n {"prompt": "q"}, {"prompt": "q"}\n,\n7]'
+    path = write(tmp_path / "a.json", text)
+    assert refusal(path).split("\n  ") == [
+        "3 problems",
+        f"{path}:7 (row 2): no 'answer'; the row has 'prompt'",
+        f"{path}:7 (row 3): no 'answer'; the row has 'prompt'",
+        f"{path}:9 (row 4): the row is a number; expected an object",
+    ]
+
+
+def test_all_problems_in_one_message(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", "\n".join(['{"prompt": "q"}', "{", *["7"] * 11]))
+    lines = refusal(path).split("\n  ")
+    assert lines[0] == "13 problems"
+    assert lines[1].startswith(f"{path}:1: no 'answer'")
+    assert lines[2].startswith(f"{path}:2:2: not JSON")
+    assert lines[10].startswith(f"{path}:10: ")
+    assert lines[11:] == ["... and 3 more"]
+
+
+def test_listed() -> None:
+    assert listed(["one"]) == "one"
+    assert listed(["one", "two"]) == "2 problems\n  one\n  two"
+    assert listed(["one", "two", "three"], most=2) == "3 problems\n  one\n  two\n  ... and 1 more"
+
+
+def folder(path: Path, *names: str) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        write(path / name, [{"prompt": name, "answer": "x"}])
+    return path
+
+
+def test_folder(tmp_path: Path) -> None:
+    rows = read_folder(folder(tmp_path / "Task", "train.json", "eval.jsonl", "test.json", "notes.txt"))
+    assert rows == {
+        "train": [Row("train.json", "x")],
+        "eval": [Row("eval.jsonl", "x")],
+        "test": [Row("test.json", "x")],
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (
+            ["train.json", "test.json"],
+            r"no eval split; allowed are eval or dev as \.json, .*\.parquet; there is test.json, train.json",
+        ),
+        (
+            ["train.json", "heldout.json"],
+            "no eval and no test split; allowed are eval or dev, test as .json",
+        ),
+        ([], "no train and no eval and no test split; .*there is nothing"),
+        (["train.json", "train.jsonl", "eval.json", "test.json"], "both train.json and train.jsonl; keep one"),
+    ],
+)
+def test_bad_folders(tmp_path: Path, names: list[str], problem: str) -> None:
+    with pytest.raises(InputError, match=f"Task: {problem}"):
+        read_folder(folder(tmp_path / "Task", *names))
+
+
+def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such folder; expected one that holds train, eval or dev, test as .json"):
+        read_folder(tmp_path / "Task")
+    with pytest.raises(InputError, match="no such folder"):
+        list_task_folders(tmp_path / "Tasks")
+
+
+def test_columns_and_errors_reach_the_files_of_a_folder(tmp_path: Path) -> None:
+    path = folder(tmp_path / "Task", "train.json", "eval.json", "test.json")
+    with pytest.raises(InputError, match=r"train.json:1 \(row 1\): no 'q'; the row has 'prompt', 'answer'"):
+        read_folder(path, columns={"prompt": "q"})
+
+
+def test_task_folders(tmp_path: Path) -> None:
+    folder(tmp_path / "b", "train.json")
+    folder(tmp_path / "A", "test.jsonl")
+    folder(tmp_path / "docs", "readme.json")
+    folder(tmp_path, "train.txt")
+    assert list_task_folders(tmp_path) == ["A", "b"]
+    with pytest.raises(InputError, match=r"no task folders; a task folder holds train, eval or dev, test as \.json"):
+        list_task_folders(tmp_path / "docs")
+    with pytest.raises(InputError, match="it is a task folder itself: give its parent"):
+        list_task_folders(tmp_path / "b")
+
+
+class TestHub:
+    """Local folders in place of the network: the library loads both the same way."""
+
+    @pytest.fixture(autouse=True)
+    def _local_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        datasets = pytest.importorskip("datasets", reason="the optional `datasets` library is not installed")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+    def test_jsonl(self, tmp_path: Path) -> None:
+        data = folder(tmp_path / "data", "train.jsonl", "validation.jsonl")
+        assert read_hub(str(data), split="validation") == [Row("validation.jsonl", "x")]
+
+    def test_parquet_labels_and_slices(self, tmp_path: Path) -> None:
+        import datasets
+
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+        )
+        table = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, 1]}, features=features)
+        (tmp_path / "data").mkdir()
+        table.to_parquet(tmp_path / "data" / "test.parquet")
+        rows = read_hub(str(tmp_path / "data"), None, split="test[:2]", columns={"prompt": "text", "answer": "label"})
+        assert rows == [Row("a", "good"), Row("b", "bad")]
+
+    def test_an_unknown_label_is_refused(self, tmp_path: Path) -> None:
+        import datasets
+
+        features = datasets.Features(
+            {"prompt": datasets.Value("string"), "answer": datasets.ClassLabel(names=["bad", "good"])}
+        )
+        table = datasets.Dataset.from_dict({"prompt": ["a", "b"], "answer": [1, -1]}, features=features)
+        (tmp_path / "data").mkdir()
+        table.to_parquet(tmp_path / "data" / "test.parquet")
+        with pytest.raises(InputError, match="split test, row 2: 'answer' is null"):
+            read_hub(str(tmp_path / "data"), split="test")
+
+    def test_chat(self, tmp_path: Path) -> None:
+        (tmp_path / "data").mkdir()
+        write(tmp_path / "data" / "test.jsonl", [{"messages": [USER, REPLY], "id": 1}])
+        assert read_hub(str(tmp_path / "data"), split="test") == [Row("Hi", "Hello", (USER,))]
+
+    def test_columns_choose_the_form(self, tmp_path: Path) -> None:
+        (tmp_path / "data").mkdir()
+        write(tmp_path / "data" / "test.jsonl", [{"messages": [USER, REPLY], "prompt": "x"}])
+        assert read_hub(str(tmp_path / "data"), split="test", columns={"messages": "messages"})[0].answer == "Hello"
+        with pytest.raises(InputError, match="no column 'answer'; there are messages, prompt"):
+            read_hub(str(tmp_path / "data"), split="test")
+
+    def test_unknown_column(self, tmp_path: Path) -> None:
+        data = folder(tmp_path / "data", "test.jsonl")
+        with pytest.raises(
+            InputError, match="no column 'question'; there are prompt, answer; name them with `columns`"
+        ):
+            read_hub(str(data), split="test", columns={"prompt": "question"})
+
+    def test_unknown_split_and_data_set(self, tmp_path: Path) -> None:
+        data = folder(tmp_path / "data", "test.jsonl")
+        with pytest.raises(InputError, match=r"split train: cannot be loaded: .*train"):
+            read_hub(str(data), split="train")
+        with pytest.raises(InputError, match="cannot be loaded"):
+            read_hub(str(tmp_path / "none"), split="train")
+
+
+def test_hub_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"x/y, split test: reading .* pip install 'ilora\[datasets\]'"):
+        read_hub("x/y", split="test")

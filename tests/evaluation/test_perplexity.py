@@ -1,0 +1,105 @@
+"""Perplexity of a text: windows with begin-of-text, a bounded read, and no number where there is none."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tokenizers.processors import TemplateProcessing
+
+from ilora import adapters, model
+from ilora.config import AdapterConfig, DataConfig, ModelConfig, TrainingConfig
+from ilora.data.examples import Encoder
+from ilora.evaluation.perplexity import perplexity, read_text
+from ilora.memory import ReplayMemory
+from ilora.results import read_perplexity
+from ilora.training.learner import Learner
+
+TEXT = "one 1 small red : cat two 2 old blue : dog "
+
+
+def encoder_of(folder: Path, *, opens: bool, max_length: int = 16) -> Encoder:
+    tokenizer = model.load_tokenizer(ModelConfig(name=str(folder)))
+    if opens:  # as Llama's does
+        tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return Encoder(tokenizer, DataConfig(benchmark="mini8", max_length=max_length))
+
+
+@pytest.mark.parametrize("opens", [False, True])
+def test_windows(tiny_model: Path, tmp_path: Path, opens: bool) -> None:
+    encoder = encoder_of(tiny_model, opens=opens)
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 5)
+    ids = encoder.tokenizer(TEXT * 5, add_special_tokens=False).input_ids
+    windows = read_text(path, encoder, most=40)
+    assert all(len(window) <= 16 for window in windows)
+    if opens:
+        assert all(window[0] == 0 for window in windows)
+        windows = [window[1:] for window in windows]
+        assert [len(window) for window in windows] == [15, 15, 10]
+    assert [token for window in windows for token in window] == ids[:40]
+
+
+def test_of_a_long_file_only_the_beginning_is_read(tiny_model: Path, tmp_path: Path) -> None:
+    encoder = encoder_of(tiny_model, opens=False)
+    path = tmp_path / "long.txt"
+    path.write_text(TEXT * 20_000)
+    seen: list[int] = []
+    whole = encoder.tokenizer
+
+    def counting(text: str, **options: Any) -> Any:
+        seen.append(len(text))
+        return whole(text, **options)
+
+    encoder.tokenizer = counting
+    windows = read_text(path, encoder, most=100)
+    assert sum(map(len, windows)) == 100
+    assert max(seen) < 5_000
+    path.write_text(" " * 3_000 + TEXT)  # more characters a token than are read at once
+    assert read_text(path, encoder, most=100)
+
+
+def learner_of(folder: Path) -> Learner:
+    base, tokenizer = model.load(
+        ModelConfig(name=str(folder), dtype="float32"), max_length=16, device=torch.device("cpu")
+    )
+    return Learner(
+        model=adapters.attach(base, AdapterConfig(), name="fast", seed=0),
+        memory=ReplayMemory(0, seed=0),
+        accelerator=Accelerator(cpu=True),
+        training=TrainingConfig(),
+        seed=0,
+        pad=tokenizer.eos_token_id,
+    )
+
+
+def test_the_value_and_where_there_is_none(tiny_model: Path) -> None:
+    learner = learner_of(tiny_model)
+    windows = [[0, 5, 6, 7], [0, 8]]
+    with torch.inference_mode():
+        losses = [
+            -learner.model(torch.tensor([window])).logits[0].log_softmax(-1)[range(len(window) - 1), window[1:]]
+            for window in windows
+        ]
+    found = perplexity(learner, windows)
+    assert found["tokens"] == 4
+    assert found["perplexity"] == pytest.approx(math.exp(torch.cat(losses).mean().item()), rel=1e-4)
+    for value in (math.nan, math.inf):
+        learner.forward = lambda batch, value=value: SimpleNamespace(  # type: ignore[method-assign,assignment,misc]
+            logits=torch.full((*batch.input_ids.shape, 400), value)
+        )
+        assert perplexity(learner, windows)["perplexity"] is None
+
+
+def test_none_goes_into_the_results(tmp_path: Path) -> None:
+    for phase, name in (("00-base", "base"), ("01-one", "slow")):
+        folder = tmp_path / "predictions" / f"after-{phase}"
+        folder.mkdir(parents=True)
+        (folder / "perplexity.json").write_text(json.dumps({name: {"perplexity": None, "tokens": 9}}))
+    assert read_perplexity(tmp_path, "01-one") == {"before": None, "after": {"slow": None}, "tokens": 9}

@@ -1,0 +1,41 @@
+"""Runs in these tests leave out the page: it is tested on its own and takes longer than a tiny run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ilora import RunResult, run
+from ilora.methods import METHODS
+from tests.conftest import MakeConfig
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _no_page() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ilora.runner.write_report", lambda _path: None)
+        yield
+
+
+def settings(name: str) -> dict[str, object]:
+    """Small settings that make the method do all that it can on a few dozen rows."""
+    fields = METHODS[name].Config.model_fields
+    return {"name": name} | ({"memory_size": 20} if "memory_size" in fields else {})
+
+
+WholeRun = Callable[[str], RunResult]
+
+
+@pytest.fixture(scope="session")
+def whole_run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
+    """A method's uninterrupted run over the three small tasks, made once: tests only look at it."""
+    made: dict[str, RunResult] = {}
+
+    def get(name: str) -> RunResult:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("whole") / name
+            made[name] = run(make_config(method=settings(name)), folder, quiet=True)
+        return made[name]
+
+    return get

@@ -1,0 +1,199 @@
+"""The contract test: what holds for every registered method, whatever it does.
+
+1. Stop anywhere and resume: the same bits.
+2. One process or two: the same weights (tests/training/test_processes.py).
+3. The micro-batch size changes nothing.
+4. At strength 0 a method is the plainer one.
+5. The same seed gives the same bits, and every task moves the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ilora import resume, run
+from ilora.config import Config, load_config
+from ilora.methods import METHODS
+from ilora.training.session import Session
+from tests.conftest import MakeConfig
+from tests.methods.conftest import WholeRun, settings
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+ALL = list(METHODS)
+TRAINED = [name for name in ALL if METHODS[name].trains]
+SEQUENTIAL, REPLAY = {"name": "sequential"}, {"name": "er", "memory_size": 20}
+# Settings under which a method must equal another one: {method: (its neutral settings, the other method)}.
+NEUTRAL = {
+    "er": ({"memory_size": 0}, SEQUENTIAL),
+    "ilora": ({"memory_size": 20, "strength": 0}, REPLAY),
+    "derpp": ({"memory_size": 20, "strength": 0}, REPLAY),
+    "ewc": ({"strength": 0}, SEQUENTIAL),
+    "lwf": ({"strength": 0}, SEQUENTIAL),
+    "gem": ({"memory_size": 0}, SEQUENTIAL),
+    "agem": ({"memory_size": 0}, SEQUENTIAL),
+    "wise_ft": ({"t": 1}, SEQUENTIAL),
+}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors that a run left, over all tasks: adapters, or prompts."""
+    files = sorted(folder.glob("adapters/*/*/*.safetensors"))
+    assert files
+    return {
+        f"{file.parent.relative_to(folder)}:{key}": value for file in files for key, value in load_file(file).items()
+    }
+
+
+def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """The largest absolute difference; the names must be the same."""
+    assert first.keys() == second.keys()
+    return max(float((first[key] - second[key]).abs().max()) for key in first)
+
+
+class Killed(Exception):
+    """Stands for kill -9: raised in the middle of a run, nothing is cleaned up."""
+
+
+def run_killed(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch, *, where: str, count: int) -> None:
+    """Run until the `count`-th call of Session.<where>, which never returns."""
+    original = getattr(Session, where)
+    calls = 0
+
+    def counting(self: Session, *args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, where, counting)
+        with pytest.raises(Killed):
+            run(config, folder, quiet=True)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [
+        pytest.param("_step", 2, id="before the first checkpoint"),
+        pytest.param("_step", 10, id="mid-task"),
+        pytest.param("_evaluate", 3, id="task boundary"),
+        pytest.param("_save_adapters", 2, id="trained but not saved"),
+    ],
+)
+def test_resume_gives_the_same_bits(
+    name: str,
+    where: str,
+    count: int,
+    whole_run: WholeRun,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = whole_run(name)
+    run_killed(make_config(method=settings(name)), tmp_path / "killed", monkeypatch, where=where, count=count)
+    resumed = resume(tmp_path / "killed", quiet=True)
+    assert difference(weights(whole.path), weights(resumed.path)) == 0.0
+    assert resumed.results["variants"] == whole.results["variants"]
+    assert len((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()) == whole.results["cost"]["steps"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_micro_batch_size_changes_nothing(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
+    # Dropout draws one mask per forward pass, so it is off here.
+    whole = run(make_config("adapter.dropout=0", method=settings(name)), tmp_path / "8", quiet=True)
+    parts = run(
+        make_config("adapter.dropout=0", "training.micro_batch_size=2", method=settings(name)),
+        tmp_path / "2",
+        quiet=True,
+    )
+    assert difference(weights(whole.path), weights(parts.path)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_same_seed_same_bits_other_seed_other_weights(
+    name: str, whole_run: WholeRun, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    first = whole_run(name)
+    again = run(make_config(method=settings(name)), tmp_path / "again", quiet=True)
+    other = run(make_config("seed=1", method=settings(name)), tmp_path / "other", quiet=True)
+    assert difference(weights(first.path), weights(again.path)) == 0.0
+    assert difference(weights(first.path), weights(other.path)) > 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(NEUTRAL))
+def test_strength_zero_equals_the_plainer_method(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
+    neutral, plainer = NEUTRAL[name]
+    ours = run(make_config(method={"name": name} | neutral), tmp_path / "ours", quiet=True)
+    theirs = run(make_config(method=plainer), tmp_path / "theirs", quiet=True)
+    fast = {key: value for key, value in weights(ours.path).items() if "/fast:" in key}
+    assert difference(fast, weights(theirs.path)) == 0.0
+
+
+def _newest(name: str, key: str, after: torch.Tensor, before: torch.Tensor) -> float:
+    """How far the last task moved a tensor; of one that grows with the tasks, how far the new block is from zero."""
+    if name == "olora":  # the sum of all tasks' adapters: the newest rows of A, the newest columns of B
+        axis = 0 if "lora_A" in key else 1
+        return float(after.narrow(axis, before.shape[axis], after.shape[axis] - before.shape[axis]).abs().max())
+    if name == "progressive_prompts":  # the newest stands first
+        return float((after[: len(after) - len(before)] - before[: len(after) - len(before)]).abs().max())
+    return float((after - before).abs().max())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_task_moves_the_weights(name: str, whole_run: WholeRun) -> None:
+    result = whole_run(name)
+    left = weights(result.path)
+    answers = result.results["answers_with"]
+    one, two, three = (
+        {key.partition(":")[2]: value for key, value in left.items() if f"{label}/{answers}:" in key}
+        for label in ("01-one", "02-two", "03-three")
+    )
+    assert one.keys() == two.keys() == three.keys()
+    assert all("lora" in key or "prompt" in key for key in one)  # the base model stays
+    for key, value in one.items():
+        assert _newest(name, key, two[key], value) > 1e-5
+        assert _newest(name, key, three[key], two[key]) > 1e-5
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_cost_is_reported(name: str, whole_run: WholeRun) -> None:
+    method, cost = METHODS[name], whole_run(name).results["cost"]
+    trained = 3 * 2 * 24 if method.trains else 0  # tasks, epochs, rows
+    assert cost["steps"] == trained / 8
+    assert cost["backward_rows"] >= trained
+    assert cost["forward_rows"] >= cost["backward_rows"]
+    assert (cost["trained_tokens"] > 0) == method.trains
+    stored = cost["stored_bytes"]
+    one = sum(
+        value.nbytes for key, value in weights(whole_run("sequential").path).items() if key.startswith("adapters/01")
+    )
+    held = {"zero_shot": 0, "l2p": 0, "progressive_prompts": 0, "individual": 3, "router": 3, "olora": 3}
+    assert stored.get("adapters", 0) == one * held.get(name, len(whole_run(name).results["variants"]) + (name == "lwf"))
+    assert (stored["memory"] > 0) == ("memory_size" in method.Config.model_fields)
+    extra = {"l2p": {"prompts"}, "progressive_prompts": {"prompts"}, "router": {"prototype"}}
+    extra |= {"ewc": {"importance", "anchor"}, "derpp": {"logits", "entries"}}
+    assert stored.keys() - {"adapters", "memory"} == extra.get(name, set())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_demo_stream_runs_to_its_end(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    overrides = {
+        "model": {"name": str(tiny_model), "dtype": "float32"},
+        "data.limit": {"train": 8, "eval": 2, "test": 2},
+        "data.max_length": 192,
+        "evaluation": {"unseen": "none", "max_new_tokens": 2},
+        "method": settings(name),
+        "contrast": [],
+    }
+    config = load_config(DEMO, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+    results = run(config, tmp_path / "run", quiet=True).results
+    assert results["complete"]
+    for variant in results["variants"].values():
+        assert [sum(score is not None for score in row) for row in variant["R"]] == list(range(1, 9))

@@ -1,0 +1,333 @@
+"""Whole runs through the Python API: what they leave behind, against computations made by hand."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ilora import InputError, add, resume, run
+from ilora.training import session
+from ilora.training.checkpoint import load_latest
+from tests.conftest import MakeConfig, task_rows, write_task
+from tests.methods.test_contract import difference, run_killed, weights
+
+
+def records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def prediction_files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.glob("predictions/**/*.jsonl")}
+
+
+def memory_tasks(folder: Path) -> set[str]:
+    """Whose rows the newest checkpoint's memory holds."""
+    found, _ = load_latest(folder / "checkpoints")
+    assert found is not None
+    return {task for task, _ in found.values["memory"]["rows"]}
+
+
+# -- add ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [(), ("training.reset_optimizer=false",), ("evaluation.unseen=none",)])
+def test_run_and_add_equal_the_whole_stream_at_once(
+    more: tuple[str, ...], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    whole = run(make_config(*more), tmp_path / "whole", quiet=True)
+    grown = run(make_config("data.tasks=[one, two]", *more), tmp_path / "grown", quiet=True)
+    assert len(grown.results["variants"]["slow"]["R"]) == 2
+    earlier = prediction_files(grown.path)
+    assert memory_tasks(grown.path) == {"one", "two"}
+
+    after = add(grown.path, ["three"], quiet=True)
+
+    assert difference(weights(whole.path), weights(grown.path)) == 0.0
+    assert prediction_files(grown.path) == prediction_files(whole.path)
+    assert earlier.items() <= prediction_files(grown.path).items()
+    assert memory_tasks(grown.path) == {"one", "two", "three"}
+    for key in ("variants", "tasks", "phases", "complete", "answers_with", "adapter"):
+        assert after.results[key] == whole.results[key]
+    assert [len(row) for row in after.results["variants"]["slow"]["R"]] == [3, 3, 3]
+    for file in ("config.yaml", "metrics.jsonl"):
+        assert (grown.path / file).read_text().count("\n") == (whole.path / file).read_text().count("\n")
+    assert (grown.path / "config.yaml").read_text() == (whole.path / "config.yaml").read_text()
+
+
+def test_adding_folders_twice(make_config: MakeConfig, tmp_path: Path) -> None:
+    new = [write_task(tmp_path / "elsewhere", name) for name in ("four", "five")]
+    config = make_config("data.tasks=[one]", contrast=["sequential"])
+    folder = run(config, tmp_path / "run", quiet=True).path
+    first = weights(folder)
+    for number, task in enumerate(new, 2):
+        result = add(folder, [str(task)], quiet=True)
+        assert len(result.results["variants"]["slow"]["R"]) == number
+        assert [len(other["variants"]["fast"]["R"]) for other in result.contrast] == [number]
+    tasks = yaml.safe_load((folder / "config.yaml").read_text())["data"]["tasks"]
+    assert [task["name"] for task in tasks] == ["one", "four", "five"]
+    assert [task["path"] for task in tasks] == [None, *map(str, new)]
+    assert result.results["adapter"] == "adapters/03-five/slow"
+    now = weights(folder)
+    assert difference(first, {key: now[key] for key in first}) == 0.0
+    assert (folder / "contrast/sequential/adapters/03-five/fast/adapter_model.safetensors").is_file()
+
+
+def test_add_killed_and_resumed_gives_the_same_bits(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("whole", "killed"):
+        run(make_config("data.tasks=[one, two]"), tmp_path / name, quiet=True)
+    add(tmp_path / "whole", ["three"], quiet=True)
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "optimizer_step", killed)
+        with pytest.raises(Killed):
+            add(tmp_path / "killed", ["three"], quiet=True)
+    assert json.loads((tmp_path / "killed/results.json").read_text())["complete"] is False
+    with pytest.raises(InputError, match="not finished"):
+        add(tmp_path / "killed", ["three"], quiet=True)
+    resume(tmp_path / "killed", quiet=True)
+    assert difference(weights(tmp_path / "whole"), weights(tmp_path / "killed")) == 0.0
+    assert prediction_files(tmp_path / "whole") == prediction_files(tmp_path / "killed")
+
+
+# -- streams and what is evaluated -----------------------------------------------------------------------------------
+
+
+def test_joint_stream_sees_the_union_of_the_training_splits(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    original = session.optimizer_step
+
+    def spying(method: Any, optimizer: Any, examples: list[Any], **named: Any) -> Any:
+        seen.extend(example.id for example in examples)
+        return original(method, optimizer, examples, **named)
+
+    monkeypatch.setattr(session, "optimizer_step", spying)
+    result = run(make_config("stream=joint", "training.epochs=1"), tmp_path / "run", quiet=True)
+    assert sorted(seen) == sorted(f"{task}/train/{row}" for task in ("one", "two", "three") for row in range(24))
+    assert {key.split("/")[0] for key in seen[:12]} == {"one", "two", "three"}  # mixed, not one after the other
+    slow = result.results["variants"]["slow"]
+    assert len(slow["R"]) == 1
+    assert None not in slow["R"][0]
+    assert slow["summary"] == {
+        "OP": statistics.mean(slow["R"][0]),
+        "BWT": None,
+        "forgetting": None,
+        "FWT": None,
+        "plasticity": None,
+    }
+    assert result.results["adapter"] == "adapters/01-joint/slow"
+
+
+@pytest.mark.parametrize(("unseen", "seen"), [("none", [1, 2, 3]), ("next", [2, 3, 3]), ("all", [3, 3, 3])])
+def test_unseen_tasks_that_are_scored(unseen: str, seen: list[int], make_config: MakeConfig, tmp_path: Path) -> None:
+    result = run(
+        make_config(f"evaluation.unseen={unseen}", "evaluation.zero_shot=false", "training.epochs=1"),
+        tmp_path / "run",
+        quiet=True,
+    )
+    for variant, folder in (("slow", ""), ("fast", "fast")):
+        scored = [
+            len(list((result.path / "predictions" / f"after-{label}" / folder).glob("*.jsonl")))
+            for label in ("01-one", "02-two", "03-three")
+        ]
+        assert scored == seen
+        rows = result.results["variants"][variant]["R"]
+        assert [sum(score is not None for score in row) for row in rows] == seen
+        assert all(score is None for row, count in zip(rows, seen, strict=True) for score in row[count:])
+    assert not (result.path / "predictions/after-00-base").exists()
+    assert result.results["variants"]["slow"]["zero_shot"] is None
+    assert result.results["variants"]["slow"]["summary"]["FWT"] is None
+
+
+def test_contrast_runs_are_those_methods_alone(make_config: MakeConfig, tmp_path: Path) -> None:
+    er = {"name": "er", "memory_size": 20}
+    both = run(make_config("data.tasks=[one, two]", contrast=["sequential", er]), tmp_path / "both", quiet=True)
+    alone = run(make_config("data.tasks=[one, two]", method=er), tmp_path / "alone", quiet=True)
+    assert [other["method"] for other in both.contrast] == ["sequential", "er"]
+    assert difference(weights(both.path / "contrast/er"), weights(alone.path)) == 0.0
+    assert both.contrast[1]["variants"] == alone.results["variants"]
+    assert difference(weights(both.path / "contrast/sequential"), weights(alone.path)) > 1e-4
+    page = (both.path / "report.html").read_text()
+    assert "Sequential" in page or "sequential" in page
+    assert not (both.path / "contrast/er/report.html").exists()
+
+
+def test_contrast_run_is_resumed_too(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config("data.tasks=[one, two]", contrast=["sequential"])
+    whole = run(config, tmp_path / "whole", quiet=True)
+    run_killed(config, tmp_path / "killed", monkeypatch, where="_step", count=12 + 9)  # in the contrast's second task
+    resumed = resume(tmp_path / "killed", quiet=True)
+    for folder in (".", "contrast/sequential"):
+        assert difference(weights(whole.path / folder), weights(resumed.path / folder)) == 0.0
+    assert [other["variants"] for other in resumed.contrast] == [other["variants"] for other in whole.contrast]
+
+
+# -- what a run leaves behind ------------------------------------------------------------------------------------------
+
+
+def test_results_against_a_hand_computation(make_config: MakeConfig, tmp_path: Path) -> None:
+    # A rate at which the tiny model learns something, so that the scores are neither all 0 nor all 1.
+    result = run(make_config("training.learning_rate=0.02", "training.epochs=8"), tmp_path / "run", quiet=True)
+    tasks, labels = ["one", "two", "three"], ["01-one", "02-two", "03-three"]
+
+    def score(folder: str, task: str) -> float | None:
+        file = result.path / "predictions" / folder / f"{task}.jsonl"
+        if not file.is_file():
+            return None
+        rows = records(file)
+        assert [row["id"] for row in rows] == [f"{task}/test/{number}" for number in range(8)]
+        return statistics.mean(row["score"] for row in rows)
+
+    stored = json.loads((result.path / "results.json").read_text())
+    assert stored == result.results
+    assert stored["complete"] is True
+    zero_shot = [score("after-00-base", task) for task in tasks]
+    everything: list[float] = []
+    for variant, below in (("slow", ""), ("fast", "/fast")):
+        r: Any = [[score(f"after-{label}{below}", task) for task in tasks] for label in labels]
+        found = stored["variants"][variant]
+        assert found["R"] == r
+        assert found["zero_shot"] == zero_shot
+        assert found["n"] == [[8, 8, None], [8, 8, 8], [8, 8, 8]]
+        expected = {
+            "OP": sum(r[2]) / 3,
+            "BWT": ((r[2][0] - r[0][0]) + (r[2][1] - r[1][1])) / 2,
+            "forgetting": ((max(r[0][0], r[1][0]) - r[2][0]) + (max(r[0][1], r[1][1]) - r[2][1])) / 2,
+            "FWT": ((r[0][1] - zero_shot[1]) + (r[1][2] - zero_shot[2])) / 2,
+            "plasticity": (r[0][0] + r[1][1] + r[2][2]) / 3,
+        }
+        assert found["summary"] == pytest.approx(expected)
+        everything += [cell for row in r for cell in row if cell is not None]
+    assert len(set(everything)) > 2, "the test needs scores that differ"
+    by_reference = {row["prompt"]: row["answer"] for row in task_rows("two", 8, seed=2)}
+    for row in records(result.path / "predictions/after-03-three/two.jsonl"):
+        assert row["reference"] == by_reference[row["prompt"]]
+        assert row["score"] == float(row["parsed"] == row["reference"])
+
+
+def test_metrics_have_terms_speed_and_memory(make_config: MakeConfig, tmp_path: Path) -> None:
+    result = run(make_config("data.tasks=[one, two]"), tmp_path / "run", quiet=True)
+    lines = records(result.path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["task"] for line in lines] == ["one"] * 6 + ["two"] * 6
+    assert [line["epoch"] for line in lines] == [0, 0, 0, 1, 1, 1] * 2
+    assert [set(line["terms"]) for line in lines] == [{"ce"}] * 6 + [{"ce", "ce_replayed", "consistency"}] * 6
+    for line in lines:
+        terms = line["terms"]
+        expected = (
+            terms["ce"]
+            if len(terms) == 1
+            else 0.5 * terms["ce"] + 0.5 * terms["ce_replayed"] + 1.0 * terms["consistency"]
+        )
+        assert line["loss"] == pytest.approx(expected, rel=1e-5)
+        assert line["tokens_per_second"] > 0
+        assert 2**26 < line["peak_memory_bytes"] < 2**36
+        assert line["grad_norm"] > 0
+    times = [line["time"] for line in lines]
+    assert times == sorted(times)
+    assert result.results["cost"]["steps"] == 12
+
+
+def test_tensorboard_tracker_writes_the_metrics(make_config: MakeConfig, tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = make_config("data.tasks=[one, two]", "trackers=[tensorboard]")
+    result = run(config, tmp_path / "run", quiet=True)
+    events = next((result.path / "trackers").rglob("events.out.tfevents.*"))
+    accumulator = accumulators.EventAccumulator(str(events.parent))
+    accumulator.Reload()
+    logged = {event.step: event.value for event in accumulator.Scalars("loss")}
+    assert logged == pytest.approx(
+        {line["step"]: line["loss"] for line in records(result.path / "metrics.jsonl")}, rel=1e-5
+    )
+    assert "terms/ce_replayed" in accumulator.Tags()["scalars"]
+
+
+def test_bfloat16_run_resumes_bit_for_bit(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("model.dtype=bfloat16", "data.tasks=[one, two]")
+    whole = run(config, tmp_path / "whole", quiet=True)
+    assert {tensor.dtype for tensor in weights(whole.path).values()} == {torch.float32}  # adapters train in float32
+    run_killed(config, tmp_path / "killed", monkeypatch, where="_step", count=10)
+    resumed = resume(tmp_path / "killed", quiet=True)
+    assert difference(weights(whole.path), weights(resumed.path)) == 0.0
+    assert prediction_files(whole.path) == prediction_files(resumed.path)
+    exact = run(make_config("data.tasks=[one, two]"), tmp_path / "float32", quiet=True)
+    assert 0.0 < difference(weights(whole.path), weights(exact.path)) < 0.1
+
+
+def test_prompt_is_inert_in_the_report(make_config: MakeConfig, tmp_path: Path) -> None:
+    # The same prompt with another answer in the second task: the first one's answers are lost, so the page shows them.
+    for name, answer in (("one", "cat"), ("two", "owl")):
+        folder = write_task(tmp_path / "tasks", name)
+        for split, count in (("train", 24), ("eval", 2), ("test", 4)):
+            rows = [{"prompt": "<script>alert(1)</script> &lt;", "answer": answer}] * count
+            (folder / f"{split}.json").write_text(json.dumps(rows))
+    config = make_config(
+        "training.learning_rate=0.02",
+        "training.epochs=10",
+        "adapter.target_modules=all-linear",
+        method="sequential",
+        data={"path": str(tmp_path / "tasks"), "max_length": 64},
+    )
+    result = run(config, tmp_path / "run", quiet=True)
+    assert result.results["variants"]["fast"]["R"] == [[1.0, 0.0], [0.0, 1.0]]
+    page = result.report.read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp;lt;" in page
+    assert "<script>alert" not in page
+
+
+@pytest.mark.parametrize("variant", ["slow", "fast"])
+def test_adapters_load_with_plain_peft_and_answer_the_same(
+    variant: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config("data.tasks=[one, two]", "training.learning_rate=0.02")
+    result = run(config, tmp_path / "run", quiet=True)
+    base = AutoModelForCausalLM.from_pretrained(result.results["base_model"])
+    tokenizer = AutoTokenizer.from_pretrained(result.results["base_model"])
+    model = PeftModel.from_pretrained(base, result.path / "adapters/02-two" / variant).eval()
+    below = "" if variant == "slow" else "fast"
+    rows = records(result.path / "predictions/after-02-two" / below / "two.jsonl")
+    changed = 0
+    for row in rows:
+        inputs = tokenizer(row["prompt"], return_tensors="pt")
+
+        def answer(inputs: Any = inputs) -> str:
+            made = model.generate(**inputs, do_sample=False, max_new_tokens=4, pad_token_id=tokenizer.eos_token_id)
+            return str(tokenizer.decode(made[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)).strip()
+
+        assert answer() == row["prediction"]
+        with model.disable_adapter():
+            changed += answer() != row["prediction"]
+    assert changed > 0, "the test needs an adapter that changes answers"
+    if variant == "slow":
+        assert result.adapter == result.path / "adapters/02-two/slow"
+
+
+def test_metrics_cut_off_within_a_character_do_not_stop_a_resume(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_task(tmp_path / "tasks", "é")
+    config = make_config("training.epochs=1", data={"path": str(tmp_path / "tasks"), "max_length": 64})
+    run_killed(config, tmp_path / "run", monkeypatch, where="_step", count=3)
+    with (tmp_path / "run/metrics.jsonl").open("ab") as file:
+        file.write('{"time": 1.0, "task": "é'.encode()[:-1])
+    resume(tmp_path / "run", quiet=True)
+    assert [line["step"] for line in records(tmp_path / "run/metrics.jsonl")] == [1, 2, 3]

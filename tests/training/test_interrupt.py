@@ -1,0 +1,223 @@
+"""Real processes, killed for real: whatever the moment, `ilora resume` ends at the same bits.
+
+Most of them are forked from one process that has done the imports: they start at once, not after many seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from ilora import InputError, resume, run
+from ilora.cli import main
+from ilora.config import Config
+from ilora.training.interrupt import StopRequest
+from tests.conftest import MakeConfig
+from tests.test_cli import ilora_process, write_config
+
+forks = multiprocessing.get_context("forkserver")
+forks.set_forkserver_preload(["ilora.runner", "tests.training.test_interrupt"])
+
+Moment = Callable[[Path], bool]
+
+
+def steps(count: int) -> Moment:
+    """So many lines in metrics.jsonl."""
+
+    def reached(run: Path) -> bool:
+        file = run / "metrics.jsonl"
+        return file.is_file() and file.read_bytes().count(b"\n") >= count
+
+    return reached
+
+
+def there(pattern: str) -> Moment:
+    """Something in the run folder matches."""
+    return lambda run: any(run.glob(pattern))
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> Config:
+    """Two tasks of 30 steps, a checkpoint every 20."""
+    return make_config("data.tasks=[one, two]", "training.epochs=10", "training.checkpoint_every=20")
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, bytes]:
+    """The files of the uninterrupted run; filled by the first test that needs them."""
+    return {}
+
+
+def outcome(run: Path) -> dict[str, bytes]:
+    """Every byte of the final adapters and of all predictions."""
+    files = [*run.glob("adapters/*/*/*.safetensors"), *run.glob("predictions/**/*.jsonl")]
+    return {str(file.relative_to(run)): file.read_bytes() for file in files}
+
+
+@pytest.fixture
+def whole(config: Config, expected: dict[str, bytes], tmp_path: Path) -> dict[str, bytes]:
+    if not expected:
+        run(config, tmp_path / "whole", quiet=True)
+        expected |= outcome(tmp_path / "whole")
+    assert len(expected) == 4 + 2 + 4 + 4  # two tasks, two adapters; base, and two phases of two tasks by two adapters
+    return expected
+
+
+def _command(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    """`ilora ...` with its output in `log.out` and `log.err`."""
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.argv = ["ilora", *arguments]
+    os.environ.update(environment)
+    main()
+
+
+def ilora_fork(*arguments: object, log: Path, **environment: str) -> BaseProcess:
+    """The command in a process of its own, which begins at once."""
+    process = forks.Process(target=_command, args=([*map(str, arguments)], log, environment), daemon=True)
+    process.start()
+    return process
+
+
+def wait_for(moment: Moment, folder: Path, alive: Callable[[], bool]) -> None:
+    end = time.monotonic() + 90
+    while not moment(folder):
+        if not alive() or time.monotonic() > end:
+            pytest.fail("the process ended, or 90 s went by, before the moment")
+        time.sleep(0.001)
+
+
+def start_and_wait(config: Config, folder: Path, moment: Moment) -> BaseProcess:
+    """`ilora run` as a process, at the moment."""
+    file = write_config(folder / "config.yaml", config)
+    process = ilora_fork("run", file, "--out", folder / "run", log=folder / "log")
+    wait_for(moment, folder / "run", process.is_alive)
+    return process
+
+
+def end(process: BaseProcess, number: signal.Signals) -> int | None:
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    return process.exitcode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(there("predictions/after-00-base/*.jsonl"), id="first evaluation"),
+        pytest.param(steps(3), id="before a checkpoint in the task"),
+        pytest.param(steps(25), id="mid-task"),
+        pytest.param(there("adapters/.*-writing"), id="adapters half written"),
+        pytest.param(there("predictions/after-01-one/*.jsonl"), id="mid-evaluation"),
+        pytest.param(steps(55), id="second task"),
+    ],
+)
+def test_killed_and_resumed(moment: Moment, config: Config, whole: dict[str, bytes], tmp_path: Path) -> None:
+    process = start_and_wait(config, tmp_path, moment)
+    assert end(process, signal.SIGKILL) == -signal.SIGKILL
+    assert len(outcome(tmp_path / "run")) < len(whole)
+    resume(tmp_path / "run", quiet=True)
+    assert outcome(tmp_path / "run") == whole
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(config: Config, whole: dict[str, bytes], tmp_path: Path) -> None:
+    end(start_and_wait(config, tmp_path, steps(10)), signal.SIGKILL)
+    for count in (23, 28, 35, 50):
+        again = ilora_fork("resume", tmp_path / "run", log=tmp_path / "log")
+        wait_for(steps(count), tmp_path / "run", again.is_alive)
+        end(again, signal.SIGKILL)
+    resume(tmp_path / "run", quiet=True)
+    assert outcome(tmp_path / "run") == whole
+
+
+@pytest.mark.slow
+def test_signal_to_the_command_itself(config: Config, whole: dict[str, bytes], tmp_path: Path) -> None:
+    run_folder, file = tmp_path / "run", write_config(tmp_path / "config.yaml", config)
+    with subprocess.Popen(
+        [sys.executable, "-m", "ilora", "run", file, "--out", run_folder],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for(steps(25), run_folder, lambda: process.poll() is None)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.startswith("ilora: interrupted\nthe last good state is ")
+    assert err.endswith(f"`ilora resume {run_folder}` goes on from there\n")
+    done = ilora_process("resume", run_folder)
+    assert (done.code, done.err) == (0, "")
+    assert outcome(run_folder) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", [steps(25), there("predictions/after-01-one/*.jsonl")], ids=["training", "scoring"])
+def test_signal_writes_a_checkpoint_and_says_how_to_go_on(
+    moment: Moment, number: signal.Signals, config: Config, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    process = start_and_wait(config, tmp_path, moment)
+    assert end(process, number) == 130
+    newest = max((tmp_path / "run/checkpoints").iterdir())
+    assert (tmp_path / "log.err").read_text() == (
+        f"ilora: interrupted\nthe last good state is {newest}; `ilora resume {tmp_path / 'run'}` goes on from there\n"
+    )
+    assert "stopping after this step" in (tmp_path / "log.out").read_text()
+    lines = (tmp_path / "run/metrics.jsonl").read_text().count("\n")
+    resume(tmp_path / "run", quiet=True)
+    assert outcome(tmp_path / "run") == whole
+    assert 25 <= lines < 60
+    assert (tmp_path / "run/metrics.jsonl").read_text().count("\n") == 60
+
+
+@pytest.mark.slow
+def test_second_process_on_one_run_is_refused(config: Config, whole: dict[str, bytes], tmp_path: Path) -> None:
+    first = start_and_wait(config, tmp_path, steps(5))
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGSTOP)  # it holds the run, and cannot end
+    try:
+        with pytest.raises(InputError, match=r"run: another process is working on this run"):
+            resume(tmp_path / "run", quiet=True)
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    first.join(60)
+    assert (first.exitcode, (tmp_path / "log.err").read_text()) == (0, "")
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_first_signal_asks_second_one_interrupts() -> None:
+    said: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest(notify=said.append) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+        assert said == ["stopping after this step; once more to stop at once"]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_the_main_thread_signals_stay_as_they_are() -> None:
+    before, inside = signal.getsignal(signal.SIGINT), []
+
+    def work() -> None:
+        with StopRequest():
+            inside.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert inside == [before]

@@ -1,0 +1,176 @@
+"""One process or two: the same weights, the same predictions, one voice.
+
+For every method two processes are forked with the environment that a launcher gives them; `torchrun` and
+`accelerate launch` themselves, which take many seconds to start, run once each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from ilora import run
+from ilora.config import Config
+from ilora.methods import METHODS
+from tests.conftest import MakeConfig
+from tests.methods.conftest import settings
+from tests.methods.test_contract import difference, weights
+from tests.test_cli import Done, write_config
+from tests.training.test_interrupt import ilora_fork, steps, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_two(*arguments: object, log: Path) -> list[BaseProcess]:
+    """The command in two processes that know of each other; their output in `log-0.out`, `log-1.out` and so on."""
+    port = str(free_port())
+    return [
+        ilora_fork(
+            *arguments,
+            log=log.with_name(f"{log.name}-{rank}"),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE="2",
+            LOCAL_WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+            OMP_NUM_THREADS="1",
+        )
+        for rank in range(2)
+    ]
+
+
+def in_two(*arguments: object, log: Path) -> None:
+    """The same, to a good end, in which the second process has said nothing."""
+    processes = start_two(*arguments, log=log)
+    for process in processes:
+        process.join(120)
+    said = [log.with_name(f"{log.name}-{rank}.{kind}").read_text() for rank in range(2) for kind in ("out", "err")]
+    assert [process.exitcode for process in processes] == [0, 0], said
+    assert said[1:] == ["", "", ""]
+    assert said[0].count("report:") == 1
+
+
+def launched(launcher: list[str], *arguments: object) -> Done:
+    """The command under a real launcher; one that hangs is a failure."""
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "ilora", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def torchrun() -> list[str]:
+    return ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+
+
+def predictions(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.glob("predictions/**/*.jsonl")}
+
+
+def assert_equal(one: Path, two: Path) -> None:
+    """Two's weights and predictions are one's, and it was really two processes."""
+    assert json.loads((two / "environment.json").read_text())["processes"] == 2
+    assert difference(weights(one), weights(two)) <= 1e-5
+    assert predictions(one) == predictions(two)
+    for first, second in zip(metrics(one), metrics(two), strict=True):
+        assert first["terms"] == pytest.approx(second["terms"], abs=1e-5)
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
+        assert first["grad_norm"] == pytest.approx(second["grad_norm"], abs=1e-4)
+
+
+def metrics(folder: Path) -> list[dict[str, object]]:
+    file = folder / "metrics.jsonl"  # a method without steps has none
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> Config:
+    # 23 rows a task, 5 a step: batches that two processes cannot share equally. Dropout masks are per forward pass.
+    return make_config(
+        "adapter.dropout=0",
+        "data.tasks=[one, two]",
+        "data.limit.train=23",
+        "training.epochs=1",
+        "training.global_batch_size=5",
+        "training.micro_batch_size=2",
+    )
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_two_processes_equal_one(name: str, make_config: MakeConfig, config: Config, tmp_path: Path) -> None:
+    method = METHODS[name].Config(**settings(name))
+    config = config.model_copy(update={"method": method})
+    one = run(config, tmp_path / "one", quiet=True)
+    in_two("run", write_config(tmp_path / "config.yaml", config), "--out", tmp_path / "two", log=tmp_path / "log")
+    assert_equal(one.path, tmp_path / "two")
+
+
+def test_two_processes_killed_and_resumed_give_the_same_bits(config: Config, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "config.yaml", config)
+    in_two("run", file, "--out", tmp_path / "whole", log=tmp_path / "whole-log")
+    processes = start_two("run", file, "--out", tmp_path / "killed", log=tmp_path / "killed-log")
+    wait_for(steps(7), tmp_path / "killed", processes[0].is_alive)
+    for process in processes:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert len(metrics(tmp_path / "killed")) < len(metrics(tmp_path / "whole")) == 10
+    in_two("resume", tmp_path / "killed", log=tmp_path / "resumed-log")
+    assert difference(weights(tmp_path / "whole"), weights(tmp_path / "killed")) == 0.0
+    assert predictions(tmp_path / "whole") == predictions(tmp_path / "killed")
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_real_launcher(launcher: str, config: Config, tmp_path: Path) -> None:
+    command = {
+        "torchrun": torchrun(),
+        "accelerate": [
+            *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())),
+        ],
+    }[launcher]
+    one = run(config, tmp_path / "one", quiet=True)
+    done = launched(command, "run", write_config(tmp_path / "config.yaml", config), "--out", tmp_path / "two")
+    assert done.code == 0, done.err
+    for said in ("ilora after 01-one", "ilora after 02-two", "report:", "adapter:"):
+        assert done.out.count(said) == 1
+    assert_equal(one.path, tmp_path / "two")
+
+
+def test_bad_input_that_every_process_sees_is_said_once(config: Config, tmp_path: Path) -> None:
+    file = write_config(tmp_path / "config.yaml", config)
+    done = launched(torchrun(), "run", file, "data.tasks=[one, tow]", "--out", tmp_path / "run")
+    assert done.code != 0
+    assert done.err.count("ilora: ") == 1
+    assert done.err.count("no task 'tow' (did you mean 'two'?)") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_input_that_the_first_process_sees_ends_both(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    file = write_config(tmp_path / "config.yaml", config)
+    done = launched(torchrun(), "run", file, "--out", tmp_path / "run")
+    assert done.code != 0
+    assert done.err.count("ilora: ") == 1
+    assert done.err.count("exists already") == 1
+    assert list((tmp_path / "run").iterdir()) == []
