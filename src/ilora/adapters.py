@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ilora.config import AdapterConfig
 from ilora.errors import InputError
+from ilora.kernels.lora import fuse
 
 _WRAPPER = "base_model.model."  # what PEFT puts before the base model's own module names
 
@@ -37,7 +38,7 @@ def attach(model: nn.Module, config: AdapterConfig, *, name: str, seed: int) -> 
     )
     with _initialising(seed):
         try:
-            return get_peft_model(model, lora, adapter_name=name)
+            return get_peft_model(model, fuse(lora), adapter_name=name)
         except ValueError as error:
             linear = sorted(
                 {key.rpartition(".")[2] for key, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -243,7 +244,7 @@ def attach_slot(model: nn.Module, layers: Sequence[str], *, name: str) -> PeftMo
         )
     with _initialising(0):
         slot = LoraConfig(r=1, lora_alpha=1, target_modules=list(layers), task_type="CAUSAL_LM")
-        wrapped = get_peft_model(model, slot, adapter_name=name)
+        wrapped = get_peft_model(model, fuse(slot), adapter_name=name)
     return wrapped.requires_grad_(False)
 
 

@@ -57,7 +57,7 @@ class ModelConfig(Section):
         "bfloat16", description="of the frozen weights; adapters train in float32"
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
-        "auto", description="auto: eager on a CPU in bfloat16 up to 512 tokens (measured faster), else sdpa"
+        "auto", description="auto: short rows in bfloat16 on a CPU have one of our own (measured faster), else sdpa"
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"

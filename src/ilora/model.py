@@ -17,8 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from ilora.config import ModelConfig
 from ilora.errors import InputError
+from ilora.kernels.attention import GROUPED
 
-_EAGER_LIMIT = 512  # tokens: above, eager attention's (length x length) weights cost more than they save
+_SHORT = 512  # tokens: above, the (length x length) weights of `grouped` cost more than they save
+_PLAIN = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}  # attention without caps, sinks or biases of its own
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ def load(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=_attention(config, max_length, device), **options
-        )
+        attention = "sdpa" if config.attention == "auto" else config.attention
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention, **options)
     except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         hint = _wheel_hint(config.name)
         raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
@@ -76,6 +77,9 @@ def load(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple
         raise InputError(f"data.max_length: {max_length}, but model '{config.name}' reads at most {positions} tokens")
     # A hub model's own sampling settings (temperature, repetition penalty) have no place in greedy evaluation.
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    short = max_length <= _SHORT and config.dtype == "bfloat16" and device.type == "cpu"
+    if config.attention == "auto" and short and model.config.model_type in _PLAIN:
+        model.set_attn_implementation(GROUPED)
     _contiguous_output_head(model)
     model.requires_grad_(False)
     return model.to(device).eval(), tokenizer
@@ -112,13 +116,6 @@ def _wheel_hint(name: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _attention(config: ModelConfig, max_length: int, device: torch.device) -> str:
-    if config.attention != "auto":
-        return config.attention
-    short = max_length <= _EAGER_LIMIT and config.dtype == "bfloat16" and device.type == "cpu"
-    return "eager" if short else "sdpa"
 
 
 def _contiguous_output_head(model: nn.Module) -> None:

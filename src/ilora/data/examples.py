@@ -53,6 +53,24 @@ class Batch:
     replayed: Tensor
     keep: int
 
+    @property
+    def targets(self) -> Tensor:
+        """(rows, keep - 1): what each trailing column but the last should say next."""
+        return self.labels[:, 1 - self.keep :]
+
+    def replayed_rows(self) -> Batch:
+        """The replayed rows alone, without the columns that are padding in all of them."""
+        examples = [example for example in self.examples if example.replayed]
+        width = max(map(len, examples))
+        return Batch(
+            examples=examples,
+            input_ids=self.input_ids[self.replayed, -width:],
+            attention_mask=self.attention_mask[self.replayed, -width:],
+            labels=self.labels[self.replayed, -width:],
+            replayed=self.replayed[self.replayed],
+            keep=max(len(example.answer) for example in examples) + 1,
+        )
+
 
 class Encoder:
     """Rows of text to examples, by a tokenizer and the data settings."""

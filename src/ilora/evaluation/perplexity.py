@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from ilora.data.examples import IGNORED, Encoder, Example, collate
+from ilora.data.examples import Encoder, Example, collate
 from ilora.errors import InputError
+from ilora.kernels.losses import token_losses
 from ilora.training.learner import Learner
 
 _LEAST = 2  # tokens: the first one is given, not predicted
@@ -64,11 +64,7 @@ def perplexity(learner: Learner, windows: list[list[int]]) -> dict[str, Any]:
         with torch.inference_mode():
             for window in windows[accelerator.process_index :: accelerator.num_processes]:
                 batch = collate([Example("", "", window[:1], window[1:])], pad=learner.pad, device=learner.device)
-                logits = learner.forward(batch).logits[:, :-1].float()
-                labels = batch.labels[:, 1 - batch.keep :]
-                loss = functional.cross_entropy(
-                    logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-                )
+                loss = token_losses(learner.forward(batch).logits[:, :-1], batch.targets).sum()
                 total += torch.stack([loss, torch.tensor(float(len(window) - 1), device=learner.device)])
     finally:
         learner.model.train(training)

@@ -5,17 +5,16 @@ Rows are sorted by length, batched, and dealt to the processes; predictions come
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.nn import functional
 from transformers import GenerationConfig
 
-from ilora.data.examples import IGNORED, Encoder, Example, answer_limit, collate
+from ilora.data.examples import Encoder, Example, answer_limit, collate
 from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.evaluation.metrics import METRICS
@@ -131,21 +130,9 @@ def _until(ids: list[int], end: int) -> list[int]:
 
 def _rank(data: EvaluationSet, rows: list[int], learner: Learner, encoder: Encoder) -> list[str]:
     """For each row the choice of the highest total log-likelihood, end-of-text included (first one on a tie)."""
-    candidates = [example for index in rows for example in data.choices[index]]
-    scores: list[float] = []
-    for part in _chunks(candidates, max(1, len(rows))):
-        batch = collate(part, pad=encoder.pad, device=learner.device)
-        labels = batch.labels[:, 1 - batch.keep :]
-        logits = learner.forward(batch).logits[:, :-1].float()
-        losses = functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        scores += (-losses.view_as(labels).sum(1)).tolist()
-    count = len(data.task.choices)
-    groups = [scores[start : start + count] for start in range(0, len(scores), count)]
-    return [data.task.choices[group.index(max(group))] for group in groups]
-
-
-def _chunks(items: list[Example], size: int) -> Iterator[list[Example]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    choices = [data.choices[index] for index in rows]
+    # An over-long prompt is cut to what the longest choice leaves, so that all are asked the same.
+    prompts = [replace(min(row, key=lambda choice: len(choice.prompt)), answer=[]) for row in choices]
+    batch = collate(prompts, pad=encoder.pad, device=learner.device)
+    scores = learner.likelihoods(batch, [[choice.answer for choice in row] for row in choices]).tolist()
+    return [data.task.choices[row.index(max(row))] for row in scores]

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ilora import adapters
 from ilora.adapters import LowRank
@@ -21,6 +20,7 @@ from ilora.data.examples import IGNORED, Batch, Example, collate
 from ilora.errors import IloraError
 from ilora.geometry.ground import SLOT, Ground
 from ilora.geometry.paths import Path
+from ilora.kernels.losses import token_losses
 
 
 def train_bend(
@@ -101,8 +101,4 @@ def _backward(path: Path, t: float, ground: Ground, rows: Sequence[Example]) -> 
 
 def row_losses(logits: Tensor, batch: Batch) -> Tensor:
     """Each row's mean cross-entropy over its answer, (rows,), from the logits of the batch's trailing columns."""
-    labels = batch.labels[:, 1 - batch.keep :]
-    losses = functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view_as(labels).sum(1) / (labels != IGNORED).sum(1)
+    return token_losses(logits[:, :-1], batch.targets).sum(1) / (batch.targets != IGNORED).sum(1)

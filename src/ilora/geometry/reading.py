@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
 from ilora.data.examples import IGNORED, Batch
+from ilora.kernels.losses import token_losses
 from ilora.training.learner import Learner
 
 _WINDOW = 16  # columns of drafts a pass reads at most: a wrong draft wastes no more than these
@@ -81,10 +81,7 @@ class Reading:
         self._mask = torch.cat([batch.attention_mask.new_ones(rows, stem.tokens), batch.attention_mask], dim=1)
         logits = self._read(batch.input_ids, answers, skipped=stem.tokens)
         labels = self._padded(answers, logits.shape[1], IGNORED)
-        losses = functional.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        self.losses: list[float] = (losses.view_as(labels).sum(1) / (labels != IGNORED).sum(1)).tolist()
+        self.losses: list[float] = (token_losses(logits, labels).sum(1) / (labels != IGNORED).sum(1)).tolist()
         self._tried, self._said = answers, logits.argmax(-1).tolist()
 
     def _read(self, prompts: Tensor, answers: Sequence[Sequence[int]], *, skipped: int) -> Tensor:

@@ -85,7 +85,7 @@ def features(ground: Ground, adapter: Adapter, examples: Sequence[Example]) -> l
     for rows in batches([len(example) for example in asked], size=size):
         batch = collate([asked[row] for row in rows], pad=learner.pad, device=learner.device)
         mask = (batch.attention_mask.cumsum(1) > stem)[..., None].float()  # padding stands before the stem
-        hidden = learner.forward(batch, hidden=True).hidden[1:]  # the first is the embedding: no adapter changes it
+        hidden = learner.states(batch, layers="all")
         means = torch.stack([(layer.float() * mask).sum(1) / mask.sum(1) for layer in hidden]).cpu()
         if not found:
             found = [torch.empty(len(asked), means.shape[-1]) for _ in means]

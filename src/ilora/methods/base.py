@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ilora import adapters
 from ilora.config import MethodConfig
 from ilora.data.examples import IGNORED, Batch, Example, Totals
+from ilora.kernels.losses import token_losses
 from ilora.registry import Registry
 
 if TYPE_CHECKING:
@@ -159,11 +159,8 @@ class Method:
 
     def _per_row(self, logits: Tensor, batch: Batch, totals: Totals) -> tuple[Tensor, int, int]:
         """Each row's loss, and what the sums over current and over replayed rows are divided by."""
-        labels = batch.labels[:, 1 - batch.keep :]
-        losses = functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        per_row = losses.view_as(labels).sum(1)
+        labels = batch.targets
+        per_row = token_losses(logits[:, :-1], labels).sum(1)
         if self.learner.training.loss_average == "rows":
             return per_row / (labels != IGNORED).sum(1), totals.current.rows, totals.replayed.rows
         return per_row, totals.current.labels, totals.replayed.labels

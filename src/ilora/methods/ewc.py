@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ilora.config import Count, Fraction, MethodConfig
-from ilora.data.examples import IGNORED
+from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS, Method
 
 
@@ -87,10 +87,7 @@ class EWC(Method):
         total = [torch.zeros_like(weight) for weight in self.trainable]
         for batch in learner.share(rows, size=1):  # squares of single rows' gradients, not of a batch's mean
             logits = learner.forward(batch, dropout=False).logits
-            labels = batch.labels[:, 1 - batch.keep :]
-            loss = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-            )
+            loss = token_losses(logits[:, :-1], batch.targets).sum()
             for mean, gradient in zip(total, torch.autograd.grad(loss, self.trainable), strict=True):
                 mean += gradient.square() / size
             learner.passes["backward"] += 1

@@ -76,16 +76,18 @@ class ILoRA(ExperienceReplay):
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """Cross-entropy of all rows + γ · gap of the replayed rows."""
         replay = self.config.strength > 0 and bool(batch.replayed.any())
-        output = self.learner.forward(batch, hidden=replay)
+        layers = self.config.consistency_layers
+        output = self.learner.forward(batch, hidden=layers if replay else None)
         loss = self.cross_entropy(output.logits, batch, totals)
         if not replay:
             return loss
+        old = batch.replayed_rows()
         with torch.no_grad(), adapters.active(self.learner.model, "slow"):
-            target = self.learner.forward(batch, hidden=True, only=batch.replayed, dropout=False)
+            target = self.learner.states(old, layers=layers, dropout=False)
         gap = hidden_gap(
-            [state[batch.replayed] for state in self._chosen(output.hidden)],
-            self._chosen(target.hidden),
-            mask=batch.attention_mask[batch.replayed],
+            [state[batch.replayed, -old.input_ids.shape[1] :] for state in output.hidden],
+            target,
+            mask=old.attention_mask,
             tokens=totals.replayed.tokens,
             one_sided=self.config.consistency_form == "one_sided",
         )
@@ -106,10 +108,6 @@ class ILoRA(ExperienceReplay):
             steps = config.ema_half_life_steps or config.ema_half_life_share * self.learner.task_steps
             decay = 0.5 ** (1.0 / steps)
         return float(min(decay, 1.0 - 1.0 / (self.learner.step + 1)) if config.ema_warmup else decay)
-
-    def _chosen(self, hidden: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # hidden[0] is the embedding output: it carries no LoRA, its gap is always 0, and it is not counted.
-        return hidden[-1:] if self.config.consistency_layers == "last" else hidden[1:]
 
 
 def hidden_gap(

@@ -51,7 +51,7 @@ class LwF(Method):
             return loss
         with torch.no_grad(), adapters.active(self.learner.model, "teacher"):
             target = self.learner.forward(batch, dropout=False).logits
-        answers = batch.labels[:, 1 - batch.keep :] != IGNORED
+        answers = batch.targets != IGNORED
         kept = distillation(logits[:, :-1][answers], target[:, :-1][answers], temperature=self.config.temperature)
         kept = kept / totals.current.labels
         self.learner.log("distillation", kept)

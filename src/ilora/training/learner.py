@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -18,15 +18,17 @@ from transformers import GenerationConfig
 from ilora import adapters
 from ilora.config import TrainingConfig
 from ilora.data.examples import IGNORED, Batch, Example, collate
+from ilora.kernels.losses import token_losses
 from ilora.memory import ReplayMemory
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
 Route = Callable[[Batch], list[str]]  # the adapter for every row
+Layers = Literal["last", "all"]  # which layers' outputs; the embedding's is none of them: no adapter changes it
 
 
 @dataclass(frozen=True)
 class Output:
-    """logits: (rows, keep, vocabulary), the batch's trailing columns. hidden: embedding output, then every layer's."""
+    """logits: (rows, keep, vocabulary), the batch's trailing columns. hidden: the layers that were asked for."""
 
     logits: Tensor
     hidden: tuple[Tensor, ...] = ()
@@ -76,52 +78,108 @@ class Learner:
 
     # -- computing ------------------------------------------------------------------------------------------------
 
-    def forward(
-        self, batch: Batch, *, hidden: bool = False, only: Tensor | None = None, dropout: bool = True
-    ) -> Output:
+    def forward(self, batch: Batch, *, hidden: Layers | None = None, dropout: bool = True) -> Output:
         """Run the model with the active adapter, and the soft prompt or the routes that are set.
 
-        hidden: also return every layer's output, each (rows, length, features), without the soft prompt's columns.
-        only: (rows,) boolean, these rows alone. dropout: False computes as at inference.
+        hidden: also return these layers' outputs, each (rows, length, features), without the soft prompt's columns.
+        dropout: False computes as at inference.
         """
-        inputs, prefix = self._inputs(batch, slice(None) if only is None else only)
-        if self._takes_positions:
-            inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        inputs, prefix = self._inputs(batch)
         if self._slices_logits:
             inputs["logits_to_keep"] = batch.keep
-        if not torch.is_inference_mode_enabled():  # what evaluation does is not a cost of training
-            self.passes["forward"] += len(inputs["attention_mask"])
+        with self._training(dropout), self._watched(hidden == "last") as seen:
+            result = self.model(**inputs, use_cache=False, output_hidden_states=hidden == "all")
+        layers = result.hidden_states[1:] if hidden == "all" else tuple(seen)
+        return Output(result.logits[:, -batch.keep :], tuple(layer[:, prefix:] for layer in layers))
+
+    def states(self, batch: Batch, *, layers: Layers = "last", dropout: bool = True) -> tuple[Tensor, ...]:
+        """The layers' outputs alone, as `forward` returns them: no logits are made, and no other layer is kept."""
+        inputs, prefix = self._inputs(batch)
         with self._training(dropout):
-            result = self.model(**inputs, use_cache=False, output_hidden_states=hidden)
-        layers = tuple(layer[:, prefix:] for layer in result.hidden_states) if hidden else ()
-        return Output(result.logits[:, -batch.keep :], layers)
+            decoder = self.core.get_decoder()  # type: ignore[operator]
+            result = decoder(**inputs, use_cache=False, output_hidden_states=layers == "all")
+        found = result.hidden_states[1:] if layers == "all" else (result.last_hidden_state,)
+        return tuple(layer[:, prefix:] for layer in found)
+
+    @contextmanager
+    def _watched(self, wanted: bool) -> Iterator[list[Tensor]]:
+        """The decoder's output while it makes logits. To ask for `output_hidden_states` would keep every layer's."""
+        seen: list[Tensor] = []
+        if not wanted:
+            yield seen
+            return
+        decoder = self.core.get_decoder()  # type: ignore[operator]
+        handle = decoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
+        try:
+            yield seen
+        finally:
+            handle.remove()
 
     def generate(self, batch: Batch, settings: GenerationConfig) -> Tensor:
         """New token ids (rows, up to max_new_tokens), with the active adapter, soft prompt or routes."""
-        inputs, _ = self._inputs(batch, slice(None))
+        inputs, _ = self._inputs(batch)
+        inputs.pop("position_ids", None)  # generation counts on from the mask itself
         made: Tensor = self.model.generate(**inputs, generation_config=settings)
         # From embeddings, generation returns the new tokens alone.
         return made if "inputs_embeds" in inputs else made[:, batch.input_ids.shape[1] :]
 
-    def _inputs(self, batch: Batch, chosen: Any) -> tuple[dict[str, Any], int]:
+    def likelihoods(self, batch: Batch, choices: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        """log p(choice | prompt) of every row's choices, (rows, choices), in float32.
+
+        batch: prompts without answers, which are read once for all choices; choices: token ids, as many for each row.
+        """
+        inputs, _ = self._inputs(batch)
+        if self._slices_logits:
+            inputs["logits_to_keep"] = 1
+        read = self.model(**inputs, use_cache=True)
+        first, cache = read.logits[:, -1:], read.past_key_values
+        found = []
+        for ids in zip(*choices, strict=True):
+            width = max(map(len, ids))
+            filled = [[*row, *[IGNORED] * (width - len(row))] for row in ids]
+            labels = torch.tensor(filled, device=self.device)
+            logits = first
+            if width > 1:
+                logits = torch.cat([first, self._go_on(inputs, labels[:, :-1].clamp(min=0), cache)], dim=1)
+                cache.crop(1 - width)
+            found.append(-token_losses(logits, labels).sum(1))
+        return torch.stack(found, dim=1)
+
+    def _go_on(self, inputs: dict[str, Any], tokens: Tensor, cache: Any) -> Tensor:
+        """Logits (rows, columns, vocabulary) after each of these tokens behind what the cache holds."""
+        mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], dim=1)
+        more: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "past_key_values": cache}
+        if self._takes_positions:
+            more["position_ids"] = (mask.cumsum(1) - 1)[:, -tokens.shape[1] :]
+        if "adapter_names" in inputs:
+            more["adapter_names"] = inputs["adapter_names"]
+        logits: Tensor = self.model(**more, use_cache=True).logits
+        return logits
+
+    def _inputs(self, batch: Batch) -> tuple[dict[str, Any], int]:
         """What goes into the model, and how many columns of soft prompt stand before the rows.
 
         The soft prompt stands before the padding. Padding is masked and positions skip it, so the model sees the
         soft prompt next to the first token.
         """
-        inputs: dict[str, Any] = {"attention_mask": batch.attention_mask[chosen]}
+        if not torch.is_inference_mode_enabled():  # what evaluation does is not a cost of training
+            self.passes["forward"] += len(batch.examples)
+        inputs: dict[str, Any] = {"attention_mask": batch.attention_mask}
         if self._route is not None:
             inputs["adapter_names"] = self._route(batch)
+        length = 0
         if self._prefix is None:
-            inputs["input_ids"] = batch.input_ids[chosen]
-            return inputs, 0
-        prefix = self._prefix(batch)[chosen]
-        embedding = self.core.get_input_embeddings()  # type: ignore[operator]
-        tokens = embedding(batch.input_ids[chosen])
-        inputs["inputs_embeds"] = torch.cat([prefix.to(tokens.dtype), tokens], dim=1)
-        ones = batch.attention_mask.new_ones(prefix.shape[:2])
-        inputs["attention_mask"] = torch.cat([ones, inputs["attention_mask"]], dim=1)
-        return inputs, prefix.shape[1]
+            inputs["input_ids"] = batch.input_ids
+        else:
+            prefix = self._prefix(batch)
+            length = prefix.shape[1]
+            tokens = self.core.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
+            inputs["inputs_embeds"] = torch.cat([prefix.to(tokens.dtype), tokens], dim=1)
+            ones = batch.attention_mask.new_ones(prefix.shape[:2])
+            inputs["attention_mask"] = torch.cat([ones, batch.attention_mask], dim=1)
+        if self._takes_positions:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        return inputs, length
 
     @contextmanager
     def prefixed(self, prefix: Prefix | None) -> Iterator[None]:
@@ -145,7 +203,7 @@ class Learner:
         """The base model's mean last hidden state over each prompt's tokens, never the answer's: (rows, features)."""
         prompt = ((batch.labels == IGNORED) & batch.attention_mask.bool())[..., None]
         with torch.no_grad(), adapters.active(self.model, None), self.prefixed(None), self.routed(None):
-            last = self.forward(batch, hidden=True, dropout=False).hidden[-1]
+            (last,) = self.states(batch, dropout=False)
         return (last.float() * prompt).sum(1) / prompt.sum(1)
 
     # -- a step's rows over processes and micro-batches -----------------------------------------------------------

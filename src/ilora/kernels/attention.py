@@ -1,0 +1,49 @@
+"""Attention for short sequences: what transformers calls eager, without its copies.
+
+The keys and values of a group are shared by its heads instead of being repeated, scaling and mask go into the matrix
+product, and the softmax keeps the model's dtype (it computes in float32 inside either way).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+GROUPED = "grouped"  # the name under which transformers knows it
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query: (rows, heads, length, size); key, value: (rows, groups, past + length, size); mask: added to scores.
+
+    Returns (rows, length, heads, size), and no weights.
+    """
+    del kwargs
+    rows, heads, length, size = query.shape
+    groups, past = key.shape[1:3]
+    folded = query.reshape(rows * groups, heads // groups * length, size)
+    keys = key.reshape(rows * groups, past, size).transpose(1, 2)
+    if attention_mask is None:
+        scores = torch.bmm(folded, keys) * scaling
+    else:
+        mask = attention_mask.expand(rows, heads, length, past).reshape(rows * groups, -1, past)
+        scores = torch.baddbmm(mask, folded, keys, alpha=scaling)
+    weights = nn.functional.dropout(scores.softmax(-1), p=dropout, training=module.training)
+    mixed = torch.bmm(weights, value.reshape(rows * groups, past, size))
+    return mixed.view(rows, heads, length, size).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(GROUPED, grouped_attention)
+AttentionMaskInterface.register(GROUPED, eager_mask)
