@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo test lint check clean
+.PHONY: setup demo test lint check bench clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Against the plain way, about 15 minutes on two cores; figures also in bench/results.json.
+bench: $(STAMP)
+	$(BIN)/python bench/speed.py
 
 # What CI runs.
 check: lint test

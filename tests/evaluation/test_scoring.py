@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from ilora import adapters, model
 from ilora.config import AdapterConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig
-from ilora.data.examples import Encoder, Example
+from ilora.data.examples import Batch, Encoder, Example, collate
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import EvaluationSet, evaluate, prepare
@@ -222,6 +222,34 @@ def test_ranking_is_by_log_likelihood_with_end_of_text(setting: Setting) -> None
     assert [record["score"] for record in records] == [
         float(wanted == row.answer) for wanted, row in zip(expected, rows, strict=True)
     ]
+
+
+@pytest.mark.parametrize("form", ["plain", "soft prompt", "routes"])
+def test_a_prompt_read_once_gives_the_likelihoods_of_whole_rows(setting: Setting, form: str) -> None:
+    """Every choice behind the cached prompt against a pass of its own over prompt and choice, padded otherwise."""
+    learner, choices = setting.learner, [[5], [6, 7, 8], [9, 10]]
+    prompts = [[20 + row + column for column in range(3 + 2 * row)] for row in range(4)]
+    soft = torch.randn(1, 3, learner.model.config.hidden_size, generator=torch.Generator().manual_seed(2))
+    if form == "routes":
+        adapters.add(learner.model, "other", like="fast", seed=3)
+        for parameter in adapters.parameters(learner.model, "other").values():
+            torch.nn.init.normal_(parameter, std=0.5)
+    names = ["fast", "other", "__base__", "fast"]
+
+    def batch(answer: list[int]) -> Batch:
+        rows = [Example("one", str(number), prompt, answer) for number, prompt in enumerate(prompts)]
+        return collate(rows, pad=0)
+
+    learner.model.eval()
+    prefix = (lambda batch: soft.expand(len(batch.examples), -1, -1)) if form == "soft prompt" else None
+    route = (lambda _: names) if form == "routes" else None
+    with torch.inference_mode(), learner.prefixed(prefix), learner.routed(route):
+        found = learner.likelihoods(batch([]), [choices] * len(prompts))
+        for number, choice in enumerate(choices):
+            whole = learner.forward(batch(choice)).logits[:, :-1].log_softmax(-1)
+            expected = whole.gather(2, torch.tensor([choice] * len(prompts))[..., None]).sum((1, 2))
+            torch.testing.assert_close(found[:, number], expected, rtol=1e-5, atol=1e-5)
+    assert found.std(0).min() > 0.01  # rows differ
 
 
 def test_a_tie_goes_to_the_first_choice(setting: Setting) -> None:

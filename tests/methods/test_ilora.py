@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -169,6 +170,19 @@ def test_gap_equals_plain_forwards_of_the_two_adapters(method: ILoRA, layers: st
     assert gap_of(with_settings(method, consistency_layers=layers), REPLAYED) == pytest.approx(
         squares / count, rel=1e-4
     )
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_states_are_those_of_forward(method: ILoRA, layers: Literal["last", "all"]) -> None:
+    batch = collate(REPLAYED, pad=1)
+    with torch.no_grad():
+        whole = method.learner.forward(batch, hidden=layers).hidden
+        alone = method.learner.states(batch, layers=layers)
+        trimmed = method.learner.states(collate(REPLAYED[1:], pad=1), layers=layers)
+    assert len(alone) == len(whole) == (2 if layers == "all" else 1)
+    for first, second, third in zip(whole, alone, trimmed, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(first[1:, -len(REPLAYED[1]) :], third, rtol=1e-5, atol=1e-5)
 
 
 def test_gap_pulls_the_fast_adapter_only(method: ILoRA) -> None:
