@@ -74,6 +74,26 @@ def add(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="Which runs; see docs/sweeps.md.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The sweep's folder (default sweeps/<name>).")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are divided among them.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or local.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and how long they may take.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Methods x orders x seeds x settings, each a run of its own. Called again, it does what is left."""
+    from ilora.sweep import command
+
+    chosen: dict[str, Any] = {"out": out, "processes": processes, "ray": ray, "dry_run": dry_run, "quiet": quiet}
+    try:
+        command.sweep(file, overrides or (), **chosen)
+    except KeyboardInterrupt:  # here, because typer would end without a word
+        _fail("interrupted; the same command goes on", 130)
+
+
+@app.command()
 def connect(
     context: typer.Context,
     places: Annotated[

@@ -281,13 +281,13 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     if isinstance(source, Mapping):
         place, values = "configuration", dict(source)
     else:
-        place, values = str(source), _read_yaml(Path(source))
+        place, values = str(source), read_yaml(Path(source))
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     try:
         return Config(**values)
     except ValidationError as error:
-        lines = [f"  {line}" for line in _problems(error, values)]
+        lines = [f"  {line}" for line in problems(error, values, Config)]
         raise InputError(f"{place}: {len(lines)} problem(s)\n" + "\n".join(lines)) from None
 
 
@@ -306,7 +306,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file's mapping. Raises InputError where there is none, or a key stands twice."""
     if not path.is_file():
         raise InputError(f"{path}: no such configuration file")
     try:
@@ -320,7 +321,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set `a.b=value` in nested settings, in place. Raises InputError for what is not such a thing."""
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise InputError(f"override {override!r}: expected key=value, for example training.epochs=2")
@@ -341,13 +343,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r}: {text!r} is not a YAML value") from None
 
 
-def _problems(error: ValidationError, values: Any) -> list[str]:
+def problems(error: ValidationError, values: Any, model: type[BaseModel]) -> list[str]:
+    """A line for each: its key, what is wrong and the nearest known key."""
     lines: list[str] = []
     for item in error.errors():
         where = item["loc"]
         key = ".".join(str(part) for part in where) or "(top level)"
         if item["type"] == "extra_forbidden":
-            message = "unknown key" + did_you_mean(str(where[-1]), _keys_beside(where, values))
+            message = "unknown key" + did_you_mean(str(where[-1]), _keys_beside(where, values, model))
         else:
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] != "missing" and not isinstance(item["input"], Mapping | list):
@@ -356,9 +359,8 @@ def _problems(error: ValidationError, values: Any) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _keys_beside(where: tuple[int | str, ...], values: Any) -> list[str]:
+def _keys_beside(where: tuple[int | str, ...], values: Any, model: type[BaseModel]) -> list[str]:
     """The known keys of the section in which an unknown one stands."""
-    model: type[BaseModel] = Config
     for depth, part in enumerate(where[:-1]):
         if part == "method" or (part == "contrast" and isinstance(where[depth + 1], int)):
             chosen = values.get("method") if part == "method" else values["contrast"][where[depth + 1]]

@@ -1,0 +1,180 @@
+"""What is known of a sweep's runs. The run folders are the truth; sweep.json is for people and for `ilora compare`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ilora.errors import InputError
+from ilora.sweep.plan import Job
+from ilora.training.checkpoint import write_atomic
+
+SCHEMA = 1
+State = Literal["waiting", "running", "done", "failed"]
+
+
+@dataclass
+class Entry:
+    """A run and how it stands. seconds: of its training and evaluation, once it is done."""
+
+    job: Job
+    path: Path
+    state: State = "waiting"
+    error: str = ""
+    seconds: float | None = None
+
+    @property
+    def config_file(self) -> Path:
+        """What the run is started with."""
+        return self.path.with_name(f"{self.path.name}.yaml")
+
+    @property
+    def log(self) -> Path:
+        """What its process said."""
+        return self.path.with_name(f"{self.path.name}.log")
+
+    def look(self) -> None:
+        """See in its folder whether it is done."""
+        results = _results(self.path)
+        if results is not None and results.get("complete"):
+            cost = results["cost"]
+            self.state, self.error = "done", ""
+            self.seconds = float(cost["train_seconds"] + cost["evaluation_seconds"])
+
+    @property
+    def position(self) -> tuple[int, str]:
+        """Finished tasks, and what it is at, from the last line of its metrics."""
+        line = _last_line(self.path / "metrics.jsonl")
+        if line is None:
+            return 0, "starting"
+        return int(line["task_index"]) - 1, f"{line['task']}, step {line['step']}"
+
+    def command(self) -> list[str]:
+        """Arguments for `python -m ilora` that begin the run or go on with it."""
+        if (self.path / "config.yaml").is_file():
+            return ["resume", str(self.path), "--quiet"]
+        return ["run", str(self.config_file), "--out", str(self.path), "--quiet"]
+
+
+class Book:
+    """A sweep's folder."""
+
+    def __init__(self, path: Path, jobs: Sequence[Job]) -> None:
+        self.path = path
+        self.entries = [Entry(job, path / job.folder) for job in jobs]
+        for entry in self.entries:
+            entry.look()
+
+    def refuse_changes(self) -> None:
+        """Raises InputError where a run was begun with other settings than the sweep now asks for."""
+        for entry in self.entries:
+            if entry.config_file.is_file():
+                before = yaml.safe_load(entry.config_file.read_text(encoding="utf-8"))
+                different = _differences(before, entry.job.config.dump())
+                if different:
+                    raise InputError(
+                        f"{entry.path}: begun with other settings: {'; '.join(different)}; "
+                        "a changed sweep needs another --out (methods, orders, seeds and settings may be added)"
+                    )
+
+    def begin(self, sweep: dict[str, Any]) -> None:
+        """Write what is asked for; remove folders of runs that were killed before they had a configuration."""
+        write_atomic(self.path / "sweep.yaml", yaml.safe_dump(sweep, sort_keys=False, allow_unicode=True))
+        for entry in self.entries:
+            write_atomic(
+                entry.config_file, yaml.safe_dump(entry.job.config.dump(), sort_keys=False, allow_unicode=True)
+            )
+            if entry.path.is_dir() and not (entry.path / "config.yaml").is_file():
+                shutil.rmtree(entry.path)
+        self.write()
+
+    def write(self) -> None:
+        """sweep.json."""
+        runs = [
+            {
+                "label": entry.job.label,
+                "method": entry.job.config.method.name,
+                "order": entry.job.order,
+                "seed": entry.job.seed,
+                "settings": entry.job.settings,
+                "folder": entry.job.folder.as_posix(),
+                "state": entry.state,
+                "seconds": entry.seconds,
+                "error": entry.error,
+            }
+            for entry in self.entries
+        ]
+        text = json.dumps({"schema": SCHEMA, "runs": runs}, ensure_ascii=False, indent=1)
+        write_atomic(self.path / "sweep.json", text + "\n")
+
+    def count(self, state: State) -> int:
+        """Runs in this state."""
+        return sum(entry.state == state for entry in self.entries)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One process at a time works on a sweep."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path}: another process is working on this sweep") from None
+            yield
+
+
+def busy(path: Path) -> bool:
+    """Whether some process works on this run: one that outlived its sweep."""
+    try:
+        with (path / ".lock").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log, for a table."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def _results(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((path / "results.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path / 'results.json'}: not JSON ({error}); remove it and the run goes on") from None
+    return content if isinstance(content, dict) else None
+
+
+def _last_line(file: Path) -> dict[str, Any] | None:
+    """The last whole line; None where there is none yet."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as handle:
+        handle.seek(max(0, file.stat().st_size - 8192))
+        lines = handle.read().split(b"\n")[:-1]
+    try:
+        return dict(json.loads(lines[-1])) if lines else None
+    except ValueError:
+        return None
+
+
+def _differences(before: Any, after: Any, above: str = "") -> list[str]:
+    """Keys whose values differ, dotted."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        return [line for key in keys for line in _differences(before.get(key), after.get(key), f"{above}{key}.")]
+    return [] if before == after else [f"{above.rstrip('.')}: {before!r} -> {after!r}"]

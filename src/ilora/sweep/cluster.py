@@ -1,0 +1,82 @@
+"""A sweep's runs as tasks of a Ray cluster (`pip install 'ilora[ray]'`), which must share the sweep's folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ilora.errors import InputError
+from ilora.sweep.book import Entry
+from ilora.sweep.local import threads
+
+
+class Cluster:
+    """As many runs at a time as the cluster has nodes' GPUs for, or, without GPUs, cores."""
+
+    def __init__(self, address: str | None) -> None:
+        """address: of a running cluster; None: one on this machine, for as long as the sweep lasts."""
+        try:
+            import ray
+        except ImportError:
+            raise InputError("--ray: ray is not installed; pip install 'ilora[ray]'") from None
+        self._ray = ray
+        try:
+            ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"--ray {address}: {error}") from None
+        there = ray.cluster_resources()
+        gpus = int(there.get("GPU", 0))
+        self.places = gpus or max(1, int(there.get("CPU", 1)))
+        self._run = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(_run)
+        self._running: dict[Any, Entry] = {}
+
+    def start(self, entry: Entry) -> None:
+        """As `Executor.start`."""
+        entry.path.parent.mkdir(parents=True, exist_ok=True)
+        words = [str(word) for word in entry.command()]
+        environment = threads(os.cpu_count() or 1)  # one core each
+        reference = self._run.remote(words, entry.log.absolute(), Path.cwd(), environment)
+        self._running[reference] = entry
+
+    def ended(self) -> list[tuple[Entry, int]]:
+        """As `Executor.ended`."""
+        done, _ = (
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+            if self._running
+            else ([], [])
+        )
+        found = []
+        for reference in done:
+            entry = self._running.pop(reference)
+            try:
+                found.append((entry, int(self._ray.get(reference))))
+            except self._ray.exceptions.RayError as error:
+                with entry.log.open("a", encoding="utf-8") as log:
+                    log.write(f"ray: {type(error).__name__}: {error}\n")
+                found.append((entry, 1))
+        return found
+
+    def stop(self) -> None:
+        """As `Executor.stop`: SIGTERM reaches the run through the worker that waits for it."""
+        for reference in self._running:
+            self._ray.cancel(reference, force=False)
+        self._ray.wait(list(self._running), num_returns=len(self._running), timeout=60) if self._running else None
+        self._ray.shutdown()
+
+
+def _run(words: list[str], log: Path, folder: Path, environment: dict[str, str]) -> int:
+    """In a worker: the run as a process of its own, ended with SIGTERM when the task is cancelled."""
+    with log.open("ab") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ilora", *words],
+            cwd=folder, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=os.environ | environment,
+        )  # fmt: skip
+        try:
+            return process.wait()
+        except BaseException:  # cancelled: KeyboardInterrupt in the worker
+            process.terminate()
+            process.wait()
+            raise

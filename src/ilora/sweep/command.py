@@ -1,0 +1,91 @@
+"""What `ilora sweep` does: plan, estimate or execute, and say how it ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from ilora.errors import IloraError, InputError
+from ilora.progress import Display
+from ilora.sweep.book import Book, Entry
+from ilora.sweep.estimate import estimates
+from ilora.sweep.local import Executor, Processes
+from ilora.sweep.plan import expand, read_sweep
+from ilora.sweep.sweep import execute
+
+
+class RunsFailed(IloraError):
+    """Some runs of a sweep did not end well; the others did."""
+
+
+def sweep(
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    processes: int = 1,
+    ray: str | None = None,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> Book:
+    """Make every run of a sweep file that is not made yet, in `out` (default `sweeps/<name>`).
+
+    processes: runs at a time. ray: address of a cluster instead (`local`: one on this machine). Raises InputError with
+    nothing started, RunsFailed when all is done but some runs failed; KeyboardInterrupt leaves everything resumable.
+    """
+    if not 1 <= processes <= (os.cpu_count() or 1):
+        raise InputError(f"--processes {processes}: allowed are 1 to {os.cpu_count()}, the cores of this machine")
+    asked, home = read_sweep(file, overrides)
+    jobs = expand(asked, home)
+    book = Book(out or Path("sweeps") / str(asked.name), jobs)
+    book.refuse_changes()
+    with Display(quiet=quiet) as display:
+        if dry_run:
+            seconds = estimates(book.entries, say=display.say)
+            display.console.print(_plan_table(book.entries, seconds))
+            display.say(_summary(book.entries, seconds, processes))
+            return book
+        with book.alone():
+            book.begin(asked.model_dump(mode="json"))
+            execute(book, _executor(processes, ray), display=display)
+        failed = [entry for entry in book.entries if entry.state == "failed"]
+        if failed:
+            lines = [f"  {entry.job.title}: {entry.error} ({entry.log})" for entry in failed]
+            raise RunsFailed(
+                f"{len(failed)} of {len(book.entries)} runs failed; the same command tries them again\n"
+                + "\n".join(lines)
+            )
+        display.say(f"{len(book.entries)} runs done: {book.path}; `ilora compare {book.path}` shows them side by side")
+    return book
+
+
+def _executor(processes: int, ray: str | None) -> Executor:
+    if ray is None:
+        return Processes(processes)
+    from ilora.sweep.cluster import Cluster
+
+    return Cluster(None if ray == "local" else ray)
+
+
+def _plan_table(entries: Sequence[Entry], seconds: Sequence[float]) -> Table:
+    table = Table(title="runs", box=None)
+    for head in ("label", "order", "seed", "settings", "state", "minutes"):
+        table.add_column(head, justify="right" if head in ("order", "seed", "minutes") else "left")
+    for entry, expected in zip(entries, seconds, strict=True):
+        settings = ", ".join(f"{key}={value}" for key, value in entry.job.settings.items())
+        cells = [entry.job.label, str(entry.job.order), str(entry.job.seed), settings, entry.state]
+        table.add_row(*cells, f"{expected / 60:.1f}")
+    return table
+
+
+def _summary(entries: Sequence[Entry], seconds: Sequence[float], processes: int) -> str:
+    left = sum(expected for entry, expected in zip(entries, seconds, strict=True) if entry.state != "done")
+    todo = sum(entry.state != "done" for entry in entries)
+    hours = left / 3600 / processes
+    return (
+        f"{len(entries)} runs, {todo} to do: about {hours:.1f} h with {processes} at a time, an estimate from a few "
+        "steps of plain training and from finished runs, without start-up; several at a time share the same cores"
+    )

@@ -1,0 +1,237 @@
+"""What a sweep file asks for, and the runs that it means."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from ilora.config import Config, Count, Section, apply_override, load_config, method_label, problems, read_yaml
+from ilora.data.stream import load_tasks, resolve
+from ilora.errors import InputError
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _seeds(value: Any) -> Any:
+    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class SweepConfig(Section):
+    """A sweep file."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="None: the file's name")
+    base: Path | None = Field(None, description="configuration of every run; relative to the sweep file")
+    config: dict[str, Any] = Field({}, description="settings of every run, over those of `base`")
+    methods: dict[str, dict[str, Any]] = Field(
+        description="names; or label: {name: ..., settings of the method}; or label: {method: ..., other settings}"
+    )
+    orders: Count | list[list[str]] = Field(
+        1, description="lists of task names; or how many: the order given, then shuffled ones"
+    )
+    seeds: Annotated[list[Seed], BeforeValidator(_seeds)] = Field([0], min_length=1, description="a list, or how many")
+    settings: dict[str, list[Any]] = Field(
+        {}, description="dotted key: values, every combination; a method without a `method.` key runs once without it"
+    )
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _labelled(cls, value: Any) -> Any:
+        """A list of names and mappings to a mapping from labels."""
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, Mapping):
+            return {str(label): _entry(str(label), entry) for label, entry in value.items()}
+        if not isinstance(value, list):
+            return value
+        made: dict[str, Any] = {}
+        for entry in value:
+            name = entry.get("name") if isinstance(entry, Mapping) else entry
+            if not isinstance(name, str):
+                raise ValueError("in a list, give names or mappings with `name`; labels of your own need a mapping")
+            if name in made:
+                raise ValueError(f"{name!r} stands twice; give labels: {{my-label: {{name: {name}, ...}}}}")
+            made[name] = _entry(name, entry)
+        return made
+
+    @model_validator(mode="after")
+    def _some(self) -> SweepConfig:
+        if not self.methods:
+            raise ValueError("methods: give at least one")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one stands twice")
+        empty = [key for key, values in self.settings.items() if not values]
+        if empty:
+            raise ValueError(f"settings: {empty[0]} has no values")
+        return self
+
+
+def _entry(label: str, entry: Any) -> Any:
+    if entry is None or isinstance(entry, str):
+        return {"method": {"name": entry or label}}
+    if isinstance(entry, Mapping) and "method" not in entry:
+        return {"method": {"name": label, **entry}}
+    return dict(entry) if isinstance(entry, Mapping) else entry
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep. `folder`: relative to the sweep's. `order` counts from 1."""
+
+    label: str
+    order: int
+    seed: int
+    config: Config
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """`runs/<label>/<order>-<seed>[-<settings>]`, from safe characters only."""
+        parts = [f"{self.order}-{self.seed}", *(f"{k.rpartition('.')[2]}={v}" for k, v in self.settings.items())]
+        return Path("runs") / method_label(self.label) / _safe("-".join(parts))
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.label} {self.folder.name}"
+
+
+def _safe(text: str) -> str:
+    """Cut and cleaned; where that changed it, with a digest so that two names stay two."""
+    clean = re.sub(r"[^\w.+=-]+", "_", text)[:80].strip(".")
+    return clean if clean == text else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def read_sweep(path: Path, overrides: Iterable[str] = ()) -> tuple[SweepConfig, Path]:
+    """The file's content and the folder its `base` counts from. overrides: of the runs' settings."""
+    values = read_yaml(path)
+    values.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]", "-", path.stem).lstrip("_.-")[:64] or "sweep")
+    config = values.get("config") or {}
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: config: expected a mapping of settings, found {config!r}")
+    values["config"] = config
+    for override in overrides:
+        apply_override(config, override)
+    try:
+        return SweepConfig(**values), path.parent
+    except ValidationError as error:
+        lines = [f"  {line}" for line in problems(error, values, SweepConfig)]
+        raise InputError(f"{path}: {len(lines)} problem(s)\n" + "\n".join(lines)) from None
+
+
+def expand(sweep: SweepConfig, home: Path) -> list[Job]:
+    """Every run, those of the first seed and order first, so that a part of a sweep is a whole comparison.
+
+    Raises InputError for settings that no run can have, a task that is not in the stream, and two runs of one name.
+    """
+    shared = _shared(sweep, home)
+    names = _task_names(shared)
+    jobs = []
+    for seed, (number, order) in itertools.product(sweep.seeds, enumerate(_orders(sweep, names), 1)):
+        for label, entry in sweep.methods.items():
+            for settings in _grid(sweep, label, _merged(shared, entry)):
+                values = _merged(_merged(shared, entry), {"seed": seed, "contrast": []})
+                for key, value in settings.items():
+                    _place(values, key, value)
+                values["data"]["tasks"] = _ordered(values["data"].get("tasks") or names, order)
+                jobs.append(Job(label, number, seed, _config(values, label), settings))
+    _refuse_twins(jobs)
+    return jobs
+
+
+def _shared(sweep: SweepConfig, home: Path) -> dict[str, Any]:
+    base = read_yaml(home / sweep.base) if sweep.base else {}
+    values = _merged({"training": {"trajectory": 0}}, _merged(base, sweep.config))
+    values["method"] = "sequential"  # a base file's own method and contrast have no part in a sweep
+    values["contrast"] = []
+    resolved = resolve(config := load_config(values), load_tasks(config.data))  # absolute paths, tasks by name
+    values["data"] = resolved.dump()["data"]
+    values["model"] = resolved.dump()["model"]
+    return values
+
+
+def _task_names(shared: Mapping[str, Any]) -> list[Any]:
+    return list(shared["data"]["tasks"])
+
+
+def _orders(sweep: SweepConfig, tasks: list[Any]) -> list[list[str]]:
+    names = [task["name"] for task in tasks]
+    if isinstance(sweep.orders, int):
+        made = [names]
+        source = random.Random("orders")
+        while len(made) < sweep.orders:
+            order = source.sample(names, len(names))
+            if order in made and len(made) < _permutations(len(names)):
+                continue
+            if order in made:
+                raise InputError(f"orders: {sweep.orders} asked for, {len(names)} tasks have only {len(made)}")
+            made.append(order)
+        return made
+    for order in sweep.orders:
+        if sorted(order) != sorted(names):
+            raise InputError(f"orders: {order} is not an order of the tasks {', '.join(names)}")
+    return sweep.orders
+
+
+def _permutations(count: int) -> int:
+    total = 1
+    for factor in range(2, count + 1):
+        total *= factor
+    return total
+
+
+def _ordered(tasks: list[Any], order: list[str]) -> list[Any]:
+    by_name = {task["name"]: task for task in tasks}
+    return [by_name[name] for name in order]
+
+
+def _grid(sweep: SweepConfig, label: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Combinations of the settings that this method has."""
+    known = type(_config(values, label).method).model_fields
+    of_method = {key: key.removeprefix("method.") for key in sweep.settings if key.startswith("method.")}
+    chosen = {k: v for k, v in sweep.settings.items() if k not in of_method or of_method[k] in known}
+    for combination in itertools.product(*chosen.values()):
+        yield dict(zip(chosen, combination, strict=True))
+
+
+def _config(values: Mapping[str, Any], label: str) -> Config:
+    try:
+        return load_config(values)
+    except InputError as error:
+        raise InputError(f"methods.{label}: {error}") from None
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, section by section; a section `method` with a name is replaced whole."""
+    made: dict[str, Any] = deepcopy(dict(below))
+    for key, value in above.items():
+        inner = made.get(key)
+        whole = key == "method" or not (isinstance(inner, Mapping) and isinstance(value, Mapping))
+        made[key] = deepcopy(value) if whole else _merged(inner, value)  # type: ignore[arg-type]
+    return made
+
+
+def _place(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    section = values
+    for parent in parents:
+        inner = section.get(parent)
+        section[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
+        section = section[parent]
+    section[leaf] = value
+
+
+def _refuse_twins(jobs: list[Job]) -> None:
+    seen: dict[Path, Job] = {}
+    for job in jobs:
+        other = seen.setdefault(job.folder, job)
+        if other is not job:
+            raise InputError(f"{other.label!r} and {job.label!r} would share the folder {job.folder}; rename one")
