@@ -190,6 +190,28 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    places: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run folders, or folders of them (a sweep).")],
+    baseline: Annotated[
+        str | None, typer.Option(help="The row to set the others beside (default sequential, else the first).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results (default comparison, in PATH).")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Many runs side by side: means with intervals, paired differences, no ranking that the data do not carry."""
+    from rich.console import Console
+
+    from ilora.compare.command import compare as compare_them
+    from ilora.compare.texts import terminal
+
+    comparison, folder = compare_them(places, baseline=baseline, out=out)
+    if not quiet:
+        console = Console(highlight=False)
+        console.print(terminal(comparison))
+        console.print(f"page:     {folder / 'index.html'}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def general(
     path: RunFolder,
     tasks: Annotated[str, typer.Option(help="Of lm-evaluation-harness, with commas: hellaswag,arc_easy.")],

@@ -285,10 +285,18 @@ def markdown_table(results: Results, contrast: Sequence[Results] = ()) -> str:
     summary = [["run", *SUMMARY]]
     summary += [[s.label, *(points(s.summary[key]) for key in SUMMARY)] for s in values.series]
     note = f"Not finished: {values.finished} of {len(values.tasks)} tasks.\n\n" if not values.complete else ""
-    return f"{note}{_markdown(lines)}\n{_markdown(summary)}\n{CAPTION}\n"
+    return f"{note}{markdown(lines)}\n{markdown(summary)}\n{CAPTION}\n"
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown(lines: Sequence[Sequence[str]], *, strong: Sequence[Sequence[bool]] = ()) -> str:
+    """A table of plain texts, the first line its head, everything escaped; `strong`: which cells are bold."""
     rule = ["---", *["---:"] * (len(lines[0]) - 1)]
-    escaped = [[re.sub(r"([\\`*_|<>\[\]~&#])", r"\\\1", cell) for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (escaped[0], rule, *escaped[1:]))
+    cells = [[markdown_text(cell) for cell in line] for line in lines]
+    for line, bold in zip(cells, strong, strict=bool(strong)):
+        line[:] = [f"**{cell}**" if is_bold else cell for cell, is_bold in zip(line, bold, strict=True)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (cells[0], rule, *cells[1:]))
+
+
+def markdown_text(text: str) -> str:
+    """The text as it stands, for Markdown."""
+    return re.sub(r"([\\`*_|<>\[\]~&#])", r"\\\1", text)

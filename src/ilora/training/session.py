@@ -400,6 +400,7 @@ class Session:
             "train_seconds": round(counters.train_seconds, 1),
             "evaluation_seconds": round(counters.evaluation_seconds, 1),
             "peak_memory_bytes": counters.peak_memory_bytes,
+            "trainable_parameters": sum(p.numel() for p in self.method.trainable) if self.method.trains else 0,
             "stored_bytes": {"memory": self.learner.memory.stored_bytes(), **self.method.stored()},
         }
 

@@ -1,0 +1,41 @@
+"""What `ilora compare` does: gather, compute, write every form of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ilora.compare.comparison import compare_runs
+from ilora.compare.gather import gather
+from ilora.compare.page import page
+from ilora.compare.texts import as_csv, as_latex, as_markdown
+from ilora.errors import InputError
+from ilora.training.checkpoint import write_atomic
+
+
+def compare(
+    places: Sequence[str | Path], *, baseline: str | None = None, out: str | Path | None = None
+) -> tuple[dict[str, Any], Path]:
+    """Compare the runs in or below `places`; returns the content of comparison.json and the folder it is in.
+
+    baseline: a row's name or label (default `sequential`, else the first row). out: default `comparison` below the
+    first place. Raises InputError for a place without runs, runs that cannot be compared, and an unknown baseline.
+    """
+    if not places:
+        raise InputError("no folder to compare; give run folders, or folders below which run folders lie")
+    folder = Path(out) if out is not None else Path(places[0]) / "comparison"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: not a folder; --out names another one")
+    comparison = compare_runs(gather([Path(place) for place in places]), baseline)
+    texts = {
+        "comparison.json": json.dumps(comparison, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
+        "comparison.csv": as_csv(comparison),
+        "comparison.md": as_markdown(comparison),
+        "comparison.tex": as_latex(comparison),
+        "index.html": page(comparison),
+    }
+    for name, text in texts.items():
+        write_atomic(folder / name, text.encode("utf-8", errors="replace"))
+    return comparison, folder

@@ -1,0 +1,81 @@
+"""What each test item adds to a measure of a run, so that a resample of items is a weighted sum.
+
+All measures of evaluation/matrix.py are sums of coefficient × score over the cells of R and the zero-shot row.
+(Forgetting is, once it is known which earlier stage was the best.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ilora.compare.gather import Run
+from ilora.compare.statistics import Floats
+from ilora.errors import InputError
+from ilora.evaluation.matrix import ALL, summarise
+from ilora.report.tables import SUMMARY, matrix, zero_shot_scores
+
+
+def trained(run: Run) -> list[int]:
+    """Which task each stage of a run trained, as `summarise` takes it."""
+    rows = len(run.results["phases"])
+    return [ALL] * rows if run.results.get("stream") == "joint" else list(range(rows))
+
+
+def measures(run: Run, variant: str) -> dict[str, float | None]:
+    """OP, BWT, forgetting, FWT and plasticity of a run's variant."""
+    return summarise(matrix(run.results, variant), zero_shot_scores(run.results, variant), trained=trained(run))
+
+
+def coefficients(scores: Sequence[Sequence[float | None]], values: Mapping[str, float | None]) -> dict[str, Floats]:
+    """For each measure that `values` has, (1 + stages, tasks): what every cell counts. Row 0 is the zero-shot row.
+
+    scores: R of a finished run, in which stage k trained task k, or a single joint stage.
+    """
+    stages, tasks = len(scores), len(scores[-1])
+    made = {key: np.zeros((1 + stages, tasks)) for key in SUMMARY if values[key] is not None}
+    made["OP"][stages] = 1 / tasks
+    for task in range(tasks if "plasticity" in made else 0):
+        made["plasticity"][1 + task, task] = 1 / tasks
+    for task in range(tasks - 1 if "BWT" in made else 0):
+        made["BWT"][stages, task] += 1 / (tasks - 1)
+        made["BWT"][1 + task, task] -= 1 / (tasks - 1)
+    for task in range(tasks - 1 if "forgetting" in made else 0):
+        earlier = {k: score for k in range(stages - 1) if (score := scores[k][task]) is not None}
+        made["forgetting"][1 + max(earlier, key=lambda k: earlier[k]), task] += 1 / (tasks - 1)
+        made["forgetting"][stages, task] -= 1 / (tasks - 1)
+    for task in range(1, tasks if "FWT" in made else 0):
+        made["FWT"][task, task] += 1 / (tasks - 1)
+        made["FWT"][0, task] -= 1 / (tasks - 1)
+    return made
+
+
+def item_values(run: Run, variant: str, tasks: Sequence[str]) -> dict[str, Floats]:
+    """For each measure that the run has, (items,): the items of one task after another, in the order of `tasks`.
+
+    The measure is the sum over tasks of the mean over a task's items. Raises InputError for a prediction file that is
+    missing, has other rows than the other runs' or does not give the score in results.json.
+    """
+    scores, before = matrix(run.results, variant), zero_shot_scores(run.results, variant)
+    weights = coefficients(scores, measures(run, variant))
+    rows = [before, *scores]
+    blocks: dict[str, list[Floats]] = {key: [] for key in weights}
+    for label in tasks:
+        place = run.order.index(label)
+        used = [stage for stage in range(len(rows)) if any(table[stage, place] for table in weights.values())]
+        cells = {stage: _cell(run, variant, stage, label, rows[stage][place]) for stage in used}
+        for key, table in weights.items():
+            zeros = np.zeros(len(run.items.ids[label]))
+            blocks[key].append(sum((table[stage, place] * cells[stage] for stage in used), zeros))
+    return {key: np.concatenate(parts) for key, parts in blocks.items()}
+
+
+def _cell(run: Run, variant: str, stage: int, label: str, expected: float | None) -> Floats:
+    scores, file = run.scores(stage, variant, label)
+    if expected is None or abs(float(scores.mean()) - expected) > 1e-6:
+        raise InputError(
+            f"{file}: its mean score is {scores.mean():.6f}, but {run.path / 'results.json'} says {expected}; "
+            "one of them is not this run's"
+        )
+    return scores

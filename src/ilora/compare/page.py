@@ -1,0 +1,92 @@
+"""comparison/index.html: one self-contained page. Its script only sorts and filters."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ilora.compare.pictures import pictures
+from ilora.compare.tables import Comparison, grids, notes, scope
+from ilora.report.tables import points
+
+
+def page(comparison: Comparison) -> str:
+    """The whole page as text."""
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("ilora.compare", "."), PackageLoader("ilora.report", ".")]),
+        autoescape=True,  # names of methods, tasks, runs and settings are untrusted
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["pts"] = lambda score: points(score).replace("-", "−")
+    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html.jinja").render(
+        script=Markup(script),  # our own file; the policy allows this very text and no other
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        comparison=comparison,
+        headline=headline(comparison),
+        scope=scope(comparison),
+        notes=notes(comparison),
+        grids={grid.key: grid for grid in grids(comparison)},
+        # Markup: our own SVG, in which matplotlib drew every text of the user as glyph outlines.
+        pictures={name: (title, text, Markup(svg)) for name, (title, text, svg) in pictures(comparison).items()},
+        heats=_heats(comparison),
+    )
+
+
+def headline(comparison: Comparison) -> tuple[str, str]:
+    """What came out, in plain words: the first sentence and the rest."""
+    base, rows = comparison["baseline"], comparison["rows"]
+    found = [(row["name"], row["difference"]["OP"]) for row in rows if row["difference"] and "OP" in row["difference"]]
+    if not found:
+        return f"Nothing to set beside {base}.", "There is no other run of the same order and seed."
+    by = {
+        verdict: [name for name, op in found if (op["holds_after_holm"] and op["verdict"] == verdict)]
+        for verdict in ("better", "worse")
+    }
+    unclear = len(found) - len(by["better"]) - len(by["worse"])
+    parts = [f"{len(by['better'])} above {base}", f"{len(by['worse'])} below", f"{unclear} not distinguishable"]
+    sentence = "Final score (OP), paired by order, seed and test item, with Holm's adjustment over the rows. "
+    for verdict, words in (("better", "Above"), ("worse", "Below")):
+        if by[verdict]:
+            sentence += f"{words}: {_listed(by[verdict])}. "
+    return f"{', '.join(parts)}.", sentence.strip()
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    left = len(names) - most
+    return ", ".join(names[:most]) + (f" and {left} more" if left > 0 else "")
+
+
+def _heats(comparison: Comparison) -> list[dict[str, Any]]:
+    """R of every row and order as a table of tinted cells: `shade` 0..1, `own` just after the task's training."""
+    names = {task["label"]: task["name"] for task in comparison["tasks"]}
+    made = []
+    for place, row in enumerate(comparison["rows"]):
+        for table in row["R"]:
+            joint = len(table["phases"]) < len(names)
+            labels = ["zero-shot", *(f"{i} {phase}" for i, phase in enumerate(table["phases"], 1))]
+            rows = [
+                (labels[stage], [_heat(score, own=stage == (1 if joint else i + 1)) for i, score in enumerate(scores)])
+                for stage, scores in enumerate(table["rows"])
+                if any(score is not None for score in scores)
+            ]
+            made.append({
+                "place": place,
+                "name": row["name"],
+                "order": table["order"],
+                "seeds": table["seeds"],
+                "tasks": [names[label] for label in comparison["orders"][table["order"] - 1]],
+                "rows": rows,
+            })  # fmt: skip
+    return made
+
+
+def _heat(score: float | None, *, own: bool) -> dict[str, Any]:
+    return {"score": score, "shade": 0 if score is None else round(min(1.0, max(0.0, score)), 3), "own": own}

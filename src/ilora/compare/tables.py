@@ -1,0 +1,238 @@
+"""The comparison as grids of cells, which the terminal, Markdown, LaTeX and the page print in their own way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ilora.compare.budget import size
+from ilora.report.tables import SUMMARY, number, plain, points
+
+Comparison = Mapping[str, Any]
+
+NONE = "–"
+MAIN_NOTE = (
+    "Points of 100: mean over the runs (seeds and orders) ± half of its 95 % interval (Student's t); – for one run. "
+    "Rows without a common letter differ in OP, with Holm's adjustment over all pairs of rows; no other order is meant."
+)
+COSTS = {
+    "train_seconds": "training",
+    "trained_tokens": "tokens",
+    "forward_rows": "rows forward",
+    "backward_rows": "rows backward",
+    "trainable_parameters": "trainable",
+    "peak_memory_bytes": "peak memory",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is shown, `small` beside it with less weight. value: what a column is sorted by. style: strong, muted."""
+
+    text: str
+    value: float | None = None
+    small: str = ""
+    style: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table: every row begins with its name and belongs to a row of the comparison (its index)."""
+
+    key: str
+    title: str
+    note: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[int, tuple[Cell, ...]], ...]
+    left: frozenset[int] = frozenset({0})  # columns of words
+
+
+def grids(comparison: Comparison) -> list[Grid]:
+    """All of them, in the order in which they are read."""
+    made = [main_grid(comparison), difference_grid(comparison), task_grid(comparison), cost_grid(comparison)]
+    return [grid for grid in made if grid.rows]
+
+
+def signed(score: float) -> str:
+    """A difference in points with its sign."""
+    text = points(score)
+    return text.replace("-", "−") if text.startswith("-") else f"+{text}"
+
+
+def spread(interval: Mapping[str, Any] | None) -> Cell:
+    """mean ± half the interval."""
+    if interval is None:
+        return Cell(NONE)
+    half = NONE if interval["low"] is None else points((interval["high"] - interval["low"]) / 2)
+    return Cell(points(interval["mean"]).replace("-", "−"), 100 * interval["mean"], f"± {half}")
+
+
+def main_grid(comparison: Comparison) -> Grid:
+    """Measures, letters, the verdict against the baseline, cost."""
+    base = comparison["baseline"]
+    head = ("method", *SUMMARY, "OP group", f"OP against {base}", "runs", "training", f"budget against {base}")
+    rows = []
+    for place, row in enumerate(comparison["rows"]):
+        seconds = row["cost"].get("train_seconds")
+        rows.append((place, (
+            _name(row),
+            *(spread(row["measures"][key]) for key in SUMMARY),
+            Cell(row["letters"]),
+            _verdict(row["difference"], "OP"),
+            Cell(str(len(row["runs"])), len(row["runs"])),
+            Cell(duration(seconds), seconds),
+            Cell(_budget(row)),
+        )))  # fmt: skip
+    left = frozenset({0, 1 + len(SUMMARY), 2 + len(SUMMARY), len(head) - 1})
+    return Grid("main", "All methods", MAIN_NOTE, head, tuple(rows), left)
+
+
+def _name(row: Mapping[str, Any]) -> Cell:
+    return Cell(row["name"], small="" if row["answers"] else "not the variant that answers")
+
+
+def _budget(row: Mapping[str, Any]) -> str:
+    return "baseline" if row["difference"] is None else "; ".join(row["budget"]) or "same"
+
+
+def _verdict(found: Mapping[str, Any] | None, key: str) -> Cell:
+    if found is None:
+        return Cell("baseline", style="muted")
+    if key not in found:
+        return Cell("no common order and seed", style="muted")
+    return _judged(found[key])
+
+
+def _judged(difference: Mapping[str, Any]) -> Cell:
+    style = "strong" if difference["holds_after_holm"] else ""
+    style = "muted" if difference["verdict"] == "not distinguishable" else style
+    return Cell(difference["verdict"], 100 * difference["mean"], style=style)
+
+
+def difference_grid(comparison: Comparison) -> Grid:
+    """Every measure against the baseline, and what follows."""
+    base = comparison["baseline"]
+    shown = [key for key in SUMMARY if any(key in (row["difference"] or {}) for row in comparison["rows"])]
+    head = ("method", "pairs", *(f"{key} difference" for key in shown), "OP", "p (OP)", "p after Holm")
+    rows = []
+    for place, row in enumerate(comparison["rows"]):
+        if not row["difference"]:
+            continue
+        found = row["difference"]
+        op = found.get("OP")
+        count = op["pairs"] if op else 0
+        rows.append((place, (
+            Cell(row["name"]),
+            Cell(str(count), count, small="items only" if count == 1 else ""),
+            *(_between(found.get(key)) for key in shown),
+            _verdict(found, "OP"),
+            _p(op and op["p"]),
+            _p(op and op["p_holm"]),
+        )))  # fmt: skip
+    note = (
+        f"Row minus {base}, in points, with the 95 % bootstrap interval over pairs of runs (same order and seed) and "
+        "over test items; where there is one pair, over items only. Muted: the interval holds 0, so it does not say "
+        "which is higher. Bold: still different after Holm's adjustment over the rows of its column. Lower is better "
+        "for forgetting."
+    )
+    return Grid("differences", f"Against {base}", note, head, tuple(rows), frozenset({0, 2 + len(shown)}))
+
+
+def _between(found: Mapping[str, Any] | None) -> Cell:
+    if found is None:
+        return Cell(NONE)
+    ends = f"[{signed(found['low'])}, {signed(found['high'])}]"
+    return Cell(signed(found["mean"]), 100 * found["mean"], ends, _judged(found).style)
+
+
+def _p(value: float | None) -> Cell:
+    if value is None:
+        return Cell(NONE)
+    return Cell("< 0.0001" if value < 1e-4 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}", value)
+
+
+def task_grid(comparison: Comparison) -> Grid:
+    """Every task's score at the end."""
+    head = ("method", *(task["name"] for task in comparison["tasks"]))
+    rows = tuple(
+        (place, (_name(row), *(spread(row["tasks"][task["label"]]["kept"]) for task in comparison["tasks"])))
+        for place, row in enumerate(comparison["rows"])
+    )
+    note = "Each task's score at the end of the stream: mean over the runs ± half of its 95 % interval (Student's t)."
+    return Grid("tasks", "Task by task", note, head, rows)
+
+
+def cost_grid(comparison: Comparison) -> Grid:
+    """What the runs cost, every kind of it that any run counted."""
+    costs = [row["cost"] for row in comparison["rows"]]
+    more = [key for key in dict.fromkeys(key for cost in costs for key in cost) if key not in (*COSTS, "stored_bytes")]
+    kinds = list(dict.fromkeys(kind for cost in costs for kind in cost["stored_bytes"] or ()))
+    head = ("method", *COSTS.values(), *(f"stored: {kind}" for kind in kinds),
+            *(key.replace("_", " ") for key in more), "budget")  # fmt: skip
+    rows = []
+    for place, (row, cost) in enumerate(zip(comparison["rows"], costs, strict=True)):
+        stored = cost["stored_bytes"]
+        cells = [_amount(key, cost.get(key)) for key in COSTS]
+        cells += [_amount("bytes", None if stored is None else stored.get(kind, 0.0)) for kind in kinds]
+        cells += [_amount(key, cost.get(key)) for key in more]
+        rows.append((place, (Cell(row["name"]), *cells, Cell(_budget(row)))))
+    note = (
+        "Means over the runs. Budget: where tokens, rows through the model, trainable parameters or stored bytes are "
+        f"not those of {comparison['baseline']}; times and peaks depend on the machine and what else ran on it."
+    )
+    return Grid("cost", "Cost", note, head, tuple(rows), frozenset({0, len(head) - 1}))
+
+
+def _amount(key: str, value: float | None) -> Cell:
+    if value is None:
+        return Cell(NONE)
+    if key.endswith("seconds"):
+        return Cell(duration(value), value)
+    return Cell(size(value) if key.endswith("bytes") else f"{value:,.0f}", value)
+
+
+def duration(seconds: object) -> str:
+    """Seconds in words."""
+    found = number(seconds)
+    if found is None:
+        return NONE
+    if found < 60:
+        return f"{found:.1f} s"
+    minutes, rest = divmod(round(found), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def scope(comparison: Comparison) -> str:
+    """How much was compared, in words."""
+    counts = [
+        (len(comparison["rows"]), "row"),
+        (len({run["folder"] for row in comparison["rows"] for run in row["runs"]}), "run"),
+        (len(comparison["seeds"]), "seed"),
+        (len(comparison["orders"]), "order"),
+        (len(comparison["tasks"]), "task"),
+        (sum(task["items"] for task in comparison["tasks"]), f"{comparison['split']} item"),
+    ]
+    return ", ".join(f"{count:,} {word}{'' if count == 1 else 's'}" for count, word in counts)
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader must know beside the tables: runs left out, settings that are not the same, single pairs."""
+    lines = [f"Left out: {plain(entry['folder'])}: {plain(entry['reason'])}." for entry in comparison["left_out"]]
+    for key, by_label in comparison["settings"].items():
+        has = "; ".join(f"{value}: {', '.join(_of(by_label, value))}" for value in dict.fromkeys(by_label.values()))
+        lines.append(f"Not the same setting for all: {plain(key, 60)} ({has}).")
+    differences: Sequence[Any] = [row["difference"] for row in comparison["rows"] if row["difference"]]
+    if any(found["OP"]["pairs"] == 1 for found in differences if "OP" in found):
+        lines.append(
+            "A difference of one pair has test items resampled only: it says nothing about other seeds or orders."
+        )
+    elif any(found["OP"]["pairs"] < 5 for found in differences if "OP" in found):
+        lines.append(
+            "With fewer than five pairs an interval over seeds and orders is wide, and only roughly one of 95 %."
+        )
+    return lines
+
+
+def _of(by_label: Mapping[str, str], value: str) -> list[str]:
+    return [label for label, has in by_label.items() if has == value]
