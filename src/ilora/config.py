@@ -62,6 +62,9 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
     )
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="of the frozen weights, by bitsandbytes; 4bit: NF4, double quantization (QLoRA)"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
 
 
@@ -259,6 +262,12 @@ class Config(Section):
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         [], description="optional extra logs beside metrics.jsonl"
     )
+
+    @model_validator(mode="after")
+    def _not_merged(self) -> Config:
+        if self.evaluation.merge and self.model.quantization != "none":
+            raise ValueError("evaluation.merge: quantized weights take no adapter; leave one of the two out")
+        return self
 
     @field_validator("contrast", mode="after")
     @classmethod

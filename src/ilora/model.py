@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from ilora.config import ModelConfig
@@ -46,9 +46,7 @@ ALIASES = {
 def load_tokenizer(config: ModelConfig) -> Any:
     """The tokenizer alone. Raises InputError where the name cannot be loaded."""
     try:
-        return AutoTokenizer.from_pretrained(
-            resolve(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(resolve(config.name), **_where(config))
     except (OSError, ValueError, ImportError) as error:
         hint = _wheel_hint(config.name)
         raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
@@ -62,9 +60,11 @@ def load(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple
     transformers_logging.disable_progress_bar()
     source = resolve(config.name)
     dtype = getattr(torch, config.dtype)
-    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    options: dict[str, Any] = _where(config)
+    if config.quantization != "none":
+        options |= {"quantization_config": _quantization(config), "device_map": {"": device}}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **_where(config))
         attention = "sdpa" if config.attention == "auto" else config.attention
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention, **options)
     except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -82,7 +82,27 @@ def load(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple
         model.set_attn_implementation(GROUPED)
     _contiguous_output_head(model)
     model.requires_grad_(False)
-    return model.to(device).eval(), tokenizer
+    if config.quantization == "none":
+        model.to(device)
+    return model.eval(), tokenizer
+
+
+def _where(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+
+
+def _quantization(config: ModelConfig) -> BitsAndBytesConfig:
+    """The base weights of QLoRA (arXiv 2305.14314): adapters stay in float32, products are in the model's dtype."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"model.quantization: {config.quantization} needs bitsandbytes; pip install 'ilora[bnb]'")
+    if config.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+    )
 
 
 def resolve(name: str) -> str:

@@ -73,7 +73,10 @@ def test_a_known_effect_is_found_and_a_missing_one_is_not_claimed(found: dict[st
 def test_another_baseline_and_one_that_is_not_there(sweep: Path, tmp_path: Path) -> None:
     other, _ = compare([sweep], baseline="two", out=tmp_path)
     assert other["baseline"] == "two (slow)"
-    with pytest.raises(InputError, match=r"--baseline tow \(slow\): no such row \(did you mean 'two \(slow\)'\?\); there are keeps, same, sequential"):
+    message = (
+        r"--baseline tow \(slow\): no such row \(did you mean 'two \(slow\)'\?\); there are keeps, same, sequential"
+    )
+    with pytest.raises(InputError, match=message):
         compare([sweep], baseline="tow (slow)", out=tmp_path)
 
 
@@ -99,7 +102,7 @@ def test_untrusted_names_are_escaped_everywhere(tmp_path: Path) -> None:
     assert r"\_\%\&\$\#\{\}" in (folder / "comparison.tex").read_text(encoding="utf-8")
     rows = [line for line in (folder / "comparison.md").read_text(encoding="utf-8").splitlines() if "onerror" in line]
     assert rows
-    assert all("<img" not in line for line in rows)
+    assert all("<img" not in line.replace(r"\<", "") for line in rows)
 
 
 def test_one_run_has_no_interval_over_runs(tmp_path: Path) -> None:
