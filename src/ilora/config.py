@@ -65,6 +65,9 @@ class ModelConfig(Section):
     quantization: Literal["none", "8bit", "4bit"] = Field(
         "none", description="of the frozen weights, by bitsandbytes; 4bit: NF4, double quantization (QLoRA)"
     )
+    liger: bool = Field(
+        False, description="norms, rotary positions and gated MLPs by liger-kernel's fused kernels (on a GPU)"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
 
 

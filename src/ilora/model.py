@@ -80,10 +80,17 @@ def load(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple
     short = max_length <= _SHORT and config.dtype == "bfloat16" and device.type == "cpu"
     if config.attention == "auto" and short and model.config.model_type in _PLAIN:
         model.set_attn_implementation(GROUPED)
+    if config.liger:
+        _fuse_with_liger(model, device)
     _contiguous_output_head(model)
     model.requires_grad_(False)
     if config.quantization == "none":
         model.to(device)
+    for part in model.modules():
+        # On a CPU, bitsandbytes packs weights at the first evaluation into a form without gradients, for good:
+        # training after it would stand still without a word.
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
     return model.eval(), tokenizer
 
 
@@ -121,6 +128,17 @@ def absolute(name: str) -> str:
     """A local folder's name as it holds in every working directory; aliases and hub ids as they are."""
     folder = Path(name).expanduser()
     return str(folder.absolute()) if name not in ALIASES and folder.is_dir() else name
+
+
+def _fuse_with_liger(model: nn.Module, device: torch.device) -> None:
+    """Not its cross-entropies: methods need the logits, and we make them for the answers' columns only."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise InputError("model.liger: needs liger-kernel; pip install 'ilora[liger]'")
+    if device.type == "cpu":
+        raise InputError("model.liger: its kernels need a GPU; leave it out on a CPU")
+    from transformers.integrations.liger import apply_liger_kernel
+
+    apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
 
 
 def _allowed() -> str:
