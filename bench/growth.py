@@ -1,19 +1,19 @@
-"""Does a method get slower or bigger with the number of tasks? Every method over 2 and over 20 short tasks.
+"""Does a method get slower or bigger with the number of tasks? Every method over 2 and over 20 (or more) short tasks.
 
-    .venv/bin/python bench/growth.py [method ...]
+    .venv/bin/python bench/growth.py [--tasks 20] [method ...]
 
 Prints the table of docs/methods.md. The model is a random Llama of 15M parameters with the bundled tokenizer: growth
 is a property of the method, and the runs should take minutes. Step times are the smallest within one run (other
-processes only ever add): over its tasks 2 to 4 and over its tasks 18 to 20. Stored bytes and peak memory are those of
-a run over 2 tasks and of one over 20.
+processes only ever add): over its tasks 2 to 4 and over its last three. Stored bytes and peak memory are those of
+a run over 2 tasks and of the long one.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import random
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from ilora import load_config, run
 from ilora.methods import METHODS
 from ilora.model import resolve
 
-FEW, MANY, ROWS = 2, 20, 16
-EARLY, LATE = (2, 3, 4), (18, 19, 20)
+FEW, ROWS = 2, 16
+EARLY = (2, 3, 4)
 WORDS = "red green blue black white small large old new fast slow warm cold north south east west".split()
 
 
@@ -47,18 +47,18 @@ def make_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def make_tasks(folder: Path) -> None:
+def make_tasks(folder: Path, count: int) -> None:
     """Tasks of equal size and length: what differs between the second and the last is only how many came before."""
-    for number in range(1, MANY + 1):
+    for number in range(1, count + 1):
         source = random.Random(number)
         (folder / f"t{number:02d}").mkdir(parents=True)
-        for split, count in {"train": ROWS, "eval": 1, "test": 1}.items():
+        for split, size in {"train": ROWS, "eval": 1, "test": 1}.items():
             rows = [
                 {
                     "prompt": f"task {number} : " + " ".join(source.choices(WORDS, k=20)),
                     "answer": "yes" if index % 2 else "no",
                 }
-                for index in range(count)
+                for index in range(size)
             ]
             (folder / f"t{number:02d}" / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
 
@@ -92,10 +92,10 @@ def step_time(folder: Path, tasks: tuple[int, ...]) -> float | None:
     )
 
 
-def row(method: str, work: Path) -> list[str]:
+def row(method: str, tasks: int, work: Path) -> list[str]:
     """A line of the table."""
-    few, many = run_over(method, FEW, work), run_over(method, MANY, work)
-    early, late = step_time(many, EARLY), step_time(many, LATE)
+    few, many = run_over(method, FEW, work), run_over(method, tasks, work)
+    early, late = step_time(many, EARLY), step_time(many, (tasks - 2, tasks - 1, tasks))
     costs: list[dict[str, Any]] = [
         json.loads((folder / "results.json").read_text(encoding="utf-8"))["cost"] for folder in (few, many)
     ]
@@ -117,16 +117,21 @@ def row(method: str, work: Path) -> list[str]:
 
 def main() -> None:
     """Print the table as Markdown."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--tasks", type=int, default=20)
+    chosen = parser.parse_args()
+    many = chosen.tasks
     torch.set_num_threads(1)
-    print("| method | step, tasks 2 to 4 (ms) | tasks 18 to 20 (ms) | ratio | stored, 2 tasks (KiB) | 20 tasks (KiB) "
-          "| ratio | peak, 2 tasks (MiB) | 20 tasks (MiB) |")  # fmt: skip
+    print(f"| method | step, tasks 2 to 4 (ms) | tasks {many - 2} to {many} (ms) | ratio | stored, 2 tasks (KiB) | "
+          f"{many} tasks (KiB) | ratio | peak, 2 tasks (MiB) | {many} tasks (MiB) |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         make_model(work / "model")
-        make_tasks(work / "data")
-        for method in sys.argv[1:] or METHODS:
-            print("| " + " | ".join(row(method, work)) + " |", flush=True)
+        make_tasks(work / "data", many)
+        for method in chosen.methods:
+            print("| " + " | ".join(row(method, many, work)) + " |", flush=True)
 
 
 if __name__ == "__main__":

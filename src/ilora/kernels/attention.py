@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from ilora.kernels.packing import Gather, Packing, Spread
+
 GROUPED = "grouped"  # the name under which transformers knows it
 
 
@@ -24,13 +26,19 @@ def grouped_attention(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query: (rows, heads, length, size); key, value: (rows, groups, past + length, size); mask: added to scores.
 
-    Returns (rows, length, heads, size), and no weights.
+    packing: all are one long row instead, and the mask is that of its rows. Returns (rows, length, heads, size), and no
+    weights.
     """
     del kwargs
+    if packing is not None:
+        query, key, value = (Spread.apply(part, packing) for part in (query, key, value))  # type: ignore[no-untyped-call]
+        mixed, _ = grouped_attention(module, query, key, value, attention_mask, scaling, dropout)
+        return Gather.apply(mixed, packing), None  # type: ignore[no-untyped-call]
     rows, heads, length, size = query.shape
     groups, past = key.shape[1:3]
     folded = query.reshape(rows * groups, heads // groups * length, size)

@@ -18,7 +18,9 @@ from transformers import GenerationConfig
 from ilora import adapters
 from ilora.config import TrainingConfig
 from ilora.data.examples import IGNORED, Batch, Example, collate
+from ilora.kernels.attention import GROUPED
 from ilora.kernels.losses import token_losses
+from ilora.kernels.packing import Packing
 from ilora.memory import ReplayMemory
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
@@ -85,21 +87,24 @@ class Learner:
         dropout: False computes as at inference.
         """
         inputs, prefix = self._inputs(batch)
+        packing = self._pack(inputs)
         if self._slices_logits:
-            inputs["logits_to_keep"] = batch.keep
+            inputs["logits_to_keep"] = packing.columns(batch.keep) if packing else batch.keep
         with self._training(dropout), self._watched(hidden == "last") as seen:
             result = self.model(**inputs, use_cache=False, output_hidden_states=hidden == "all")
         layers = result.hidden_states[1:] if hidden == "all" else tuple(seen)
-        return Output(result.logits[:, -batch.keep :], tuple(layer[:, prefix:] for layer in layers))
+        logits = result.logits.view(packing.rows, batch.keep, -1) if packing else result.logits[:, -batch.keep :]
+        return Output(logits, _rows(layers, packing, prefix))
 
     def states(self, batch: Batch, *, layers: Layers = "last", dropout: bool = True) -> tuple[Tensor, ...]:
         """The layers' outputs alone, as `forward` returns them: no logits are made, and no other layer is kept."""
         inputs, prefix = self._inputs(batch)
+        packing = self._pack(inputs)
         with self._training(dropout):
             decoder = self.core.get_decoder()  # type: ignore[operator]
             result = decoder(**inputs, use_cache=False, output_hidden_states=layers == "all")
         found = result.hidden_states[1:] if layers == "all" else (result.last_hidden_state,)
-        return tuple(layer[:, prefix:] for layer in found)
+        return _rows(found, packing, prefix)
 
     @contextmanager
     def _watched(self, wanted: bool) -> Iterator[list[Tensor]]:
@@ -181,6 +186,20 @@ class Learner:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         return inputs, length
 
+    def _pack(self, inputs: dict[str, Any]) -> Packing | None:
+        """Change inputs with padding into one long row, where our own attention is at work; None: left as they are."""
+        mask = inputs["attention_mask"]
+        ours = self.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
+        if not ours or "adapter_names" in inputs or bool(mask.all()):
+            return None
+        packing = Packing.of(mask)
+        for name in ("input_ids", "inputs_embeds", "position_ids"):
+            if name in inputs:
+                inputs[name] = packing.pack(inputs[name])
+        weights = self.core.get_input_embeddings().weight  # type: ignore[operator]
+        inputs |= {"attention_mask": packing.attention_mask(weights.dtype), "packing": packing}
+        return packing
+
     @contextmanager
     def prefixed(self, prefix: Prefix | None) -> Iterator[None]:
         """Inside the block, put a soft prompt before every row."""
@@ -247,3 +266,8 @@ class Learner:
             yield
         finally:
             self.model.train()
+
+
+def _rows(layers: Sequence[Tensor], packing: Packing | None, prefix: int) -> tuple[Tensor, ...]:
+    """Each layer's output as (rows, length, features), without the columns of the soft prompt."""
+    return tuple((packing.spread(layer) if packing else layer)[:, prefix:] for layer in layers)

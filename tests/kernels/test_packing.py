@@ -1,0 +1,139 @@
+"""Rows packed without padding against the same rows padded: outputs, hidden states and gradients."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ilora import adapters
+from ilora.config import AdapterConfig, TrainingConfig
+from ilora.data.examples import IGNORED, Batch, Example, collate
+from ilora.kernels.attention import GROUPED
+from ilora.kernels.losses import token_losses
+from ilora.kernels.packing import Gather, Packing, Spread
+from ilora.memory import ReplayMemory
+from ilora.training.learner import Learner
+from tests.kernels.test_kernels import CLOSE, apart, llama
+
+ROWS = [([5, 6, 7, 8, 9], [10, 1]), ([11], [12, 13, 1]), ([14, 15, 16], [1])]
+
+
+def batch() -> Batch:
+    return collate([Example("one", str(n), prompt, answer) for n, (prompt, answer) in enumerate(ROWS)], pad=0)
+
+
+def learner(attention: str, dtype: torch.dtype = torch.float32) -> Learner:
+    """The same weights whatever the attention; an adapter far from zero."""
+    config = AdapterConfig(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj", "down_proj"])
+    model = adapters.attach(llama(dtype, attention), config, name="fast", seed=0).train()
+    torch.manual_seed(2)
+    for parameter in adapters.parameters(model, "fast").values():
+        parameter.data = torch.randn_like(parameter) * 0.3
+    return Learner(model, ReplayMemory(0, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=0)
+
+
+def count_tokens(learner: Learner) -> list[int]:
+    """Tokens that go through the first feed-forward layer, call by call."""
+    seen: list[int] = []
+    learner.core.model.layers[0].mlp.register_forward_hook(
+        lambda _m, inputs, _o: seen.append(inputs[0][..., 0].numel())
+    )
+    return seen
+
+
+def outcome(learner: Learner, hidden: Literal["last", "all"], prefix: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, hidden states at real tokens, the adapter's gradients of both."""
+    rows = batch()
+    soft = None if prefix is None else (lambda b: prefix.expand(len(b.examples), -1, -1))
+    with learner.prefixed(soft):
+        output = learner.forward(rows, hidden=hidden)
+        alone = learner.states(rows, layers=hidden)
+    losses = token_losses(output.logits[:, :-1], rows.targets)
+    real = rows.attention_mask.bool()
+    states = torch.cat([layer[real] for layer in output.hidden])
+    assert apart(torch.cat([layer[real] for layer in alone]), states) < 1e-6
+    total = losses.sum() + (states.float() ** 2).mean()
+    gradients = torch.autograd.grad(total, list(adapters.parameters(learner.model, "fast").values()))
+    return losses.detach(), states.detach(), torch.cat([value.flatten() for value in gradients])
+
+
+@pytest.mark.parametrize("hidden", ["last", "all"])
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("soft", [False, True])
+def test_packed_rows_are_the_padded_ones(hidden: Literal["last", "all"], dtype: torch.dtype, soft: bool) -> None:
+    torch.manual_seed(5)
+    prefix = torch.randn(1, 2, 32).to(dtype) if soft else None
+    packed, padded = learner(GROUPED, dtype), learner("eager", dtype)
+    tokens, all_places = count_tokens(packed), count_tokens(padded)
+    ours, theirs = outcome(packed, hidden, prefix), outcome(padded, hidden, prefix)
+    real = sum(len(prompt) + len(answer) for prompt, answer in ROWS) + 2 * len(ROWS) * soft
+    assert set(tokens) == {real}
+    assert set(all_places) == {len(ROWS) * (7 + 2 * soft)}
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert apart(mine, reference) < CLOSE[dtype]
+
+
+def test_with_gradient_checkpointing_too() -> None:
+    results = []
+    for checkpointing in (False, True):
+        made = learner(GROUPED)
+        if checkpointing:
+            made.core.gradient_checkpointing_enable({"use_reentrant": False})
+        results.append(outcome(made, "last", None))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_rows_of_one_length_and_routed_rows_stay_as_they_are() -> None:
+    made = learner(GROUPED)
+    tokens = count_tokens(made)
+    made.forward(collate([Example("one", "0", [5, 6], [1]), Example("one", "1", [7, 8], [1])], pad=0))
+    made.model.eval()
+    with made.routed(lambda rows: ["fast"] * len(rows.examples)):
+        made.forward(batch())
+    assert tokens == [6, 21]
+
+
+def packing() -> Packing:
+    return Packing.of(torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]]))
+
+
+def test_pack_spread_and_columns_by_hand() -> None:
+    found = packing()
+    padded = torch.arange(9.0).view(3, 3, 1)
+    assert found.pack(padded).flatten().tolist() == [2, 3, 4, 5, 7, 8]
+    assert found.spread(found.pack(padded))[..., 0].tolist() == [[0, 0, 2], [3, 4, 5], [0, 7, 8]]
+    assert found.columns(2).tolist() == [0, 0, 2, 3, 4, 5]  # the first is padding
+
+
+def test_the_mask_is_causal_and_leaves_padding_out() -> None:
+    seen = packing().attention_mask(torch.float32)[:, 0] == 0
+    assert seen[0].tolist() == [[False, False, False], [False, False, False], [False, False, True]]
+    assert seen[1].tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+    assert seen[2].tolist() == [[False, False, False], [False, True, False], [False, True, True]]
+
+
+@pytest.mark.parametrize("step", ["spread and weigh", "gather"])
+def test_gradients_are_those_of_finite_differences(step: str) -> None:
+    torch.manual_seed(0)
+    found = packing()
+    mask = torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=torch.float64)
+
+    def weighed(packed: Tensor) -> Any:  # what padding holds is masked before anyone looks
+        return Spread.apply(packed, found) * mask[:, None, :, None]
+
+    if step == "gather":
+        inputs = torch.randn(3, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda padded: Gather.apply(padded, found), (inputs,))
+    else:
+        inputs = torch.randn(1, 2, 6, 4, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(weighed, (inputs,))
+
+
+def test_labels_beyond_a_short_row_are_ignored() -> None:
+    rows = batch()
+    assert (rows.targets == IGNORED).sum() == 3  # answers of 2, 3 and 1 tokens in 3 columns
