@@ -32,6 +32,8 @@ from transformers import (
     logging,
 )
 
+from ilora.training.peak import peak_memory
+
 Row = dict[str, list[int]]  # input_ids, labels
 
 
@@ -198,7 +200,7 @@ def main() -> None:
             )
         if spec["method"] == "ilora":
             model.set_adapter("fast")
-    print(json.dumps({"scores": scores}))
+    print(json.dumps({"scores": scores, "peak_memory_bytes": peak_memory(torch.device("cpu"))}))
 
 
 if __name__ == "__main__":

@@ -70,12 +70,13 @@ def measure_task(method: str, data: Path, tasks: Sequence[str], work: Path, *, n
         log=work / f"plain-{method}.log",
     )
     results = json.loads((work / f"run-{method}" / "results.json").read_text(encoding="utf-8"))
+    told = json.loads((work / f"plain-{method}.log").read_text(encoding="utf-8").splitlines()[-1])
     return {
         "seconds": ours["seconds"],
         "plain_seconds": theirs["seconds"],
         "ratio": theirs["seconds"] / ours["seconds"],
-        "peak_mib": ours["peak_mib"],
-        "plain_peak_mib": theirs["peak_mib"],
+        "peak_mib": results["cost"]["peak_memory_bytes"] / 2**20,
+        "plain_peak_mib": told["peak_memory_bytes"] / 2**20,
         "first_step_seconds": ours["first"],
         "train_seconds": results["cost"]["train_seconds"],
         "tokens_per_second": results["cost"]["trained_tokens"] / results["cost"]["train_seconds"],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from safetensors.torch import load_file
 
 from ilora import resume, run
 from ilora.config import Config, load_config
+from ilora.evaluation.scoring import EvaluationSet, evaluate
 from ilora.methods import METHODS
+from ilora.training import session
 from ilora.training.session import Session
 from tests.conftest import MakeConfig
 from tests.methods.conftest import WholeRun, settings
@@ -197,3 +200,26 @@ def test_the_demo_stream_runs_to_its_end(name: str, tiny_model: Path, tmp_path: 
     assert results["complete"]
     for variant in results["variants"].values():
         assert [sum(score is not None for score in row) for row in variant["R"]] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if METHODS[name].settled])
+def test_settled_answers_are_those_that_would_be_computed_again(
+    name: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("training.epochs=1", method=settings(name))
+    answers, computed = [], []
+    for settled in (True, False):
+        monkeypatch.setattr(METHODS[name], "settled", settled)
+        asked: list[str] = []
+
+        def noted(data: EvaluationSet, *rest: Any, asked: list[str] = asked, **more: Any) -> Any:
+            asked.append(data.task.name)
+            return evaluate(data, *rest, **more)
+
+        monkeypatch.setattr(session, "evaluate", noted)
+        folder = run(config, tmp_path / str(settled), quiet=True).path
+        files = sorted(folder.glob("predictions/**/*.jsonl"))
+        answers.append({str(file.relative_to(folder)): file.read_bytes() for file in files})
+        computed.append(len(asked))
+    assert answers[0] == answers[1]
+    assert computed[0] == computed[1] - 3  # one after the second task, one, two after the third

@@ -40,6 +40,7 @@ class Method:
     needs_task_id = False  # at inference
     trains = True
     one_adapter_answers = True  # the last folder saved, loaded in PEFT, is the whole answer
+    settled = False  # once a task is trained, its answers are the same for ever: they are not computed again
     fresh_start = False  # a task begins with new weights: the optimizer's moments belong to others
 
     class Config(MethodConfig):

@@ -19,6 +19,7 @@ class Individual(Method):
     stores = "one adapter a task"
     needs_task_id = True
     one_adapter_answers = False
+    settled = True
     fresh_start = True
 
     def __init__(self, learner: Any, config: Any) -> None:

@@ -38,6 +38,7 @@ class ProgressivePrompts(PromptMethod):
     stores = "one soft prompt a task"
     needs_task_id = True
     one_adapter_answers = False
+    settled = True
     fresh_start = True
 
     class Config(PromptConfig):

@@ -37,6 +37,7 @@ class Router(Individual):
     family = "isolation"
     stores = "one adapter and one feature vector a task"
     needs_task_id = False
+    settled = False  # a later task may take a row away
 
     class Config(MethodConfig):
         """The prototypes."""

@@ -15,6 +15,7 @@ class ZeroShot(Method):
 
     title = "zero-shot"
     trains = False
+    settled = True
 
     def stored(self) -> dict[str, int]:
         """Nothing."""

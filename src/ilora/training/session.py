@@ -281,7 +281,12 @@ class Session:
         rows = sum(len(self.evaluation_sets[task.name].examples) for _, task, _ in jobs)
         with self.display.bar(f"evaluating after {label}", rows) as bar:
             for variant, task, file in jobs:
-                self._predict(task, variant if index else None, file, bar)
+                before = self._settled_answers(index, variant, task)
+                if before is None:
+                    self._predict(task, variant if index else None, file, bar)
+                else:
+                    self._repeat(before, file)
+                    bar.advance(len(self.evaluation_sets[task.name].examples))
                 if self.stop.requested:
                     raise KeyboardInterrupt
         if index in (0, len(self.phases)):
@@ -289,6 +294,19 @@ class Session:
         self.state.counters.evaluation_seconds += time.perf_counter() - began
         if jobs and index:
             self._say_scores(label, self._write_results(complete=False))
+
+    def _settled_answers(self, index: int, variant: str, task: Task) -> Path | None:
+        """The answers after the phase before, where the method cannot have changed them since."""
+        earlier = [trained.name for phase in self.phases[: max(0, index - 1)] for trained in phase.tasks]
+        if not self.method.settled or task.name not in earlier:
+            return None
+        label = self.phases[index - 2].label
+        file = prediction_file(self.path, label, variant, task, answering=self.method.variants[0])
+        return file if self._agreed(file.is_file()) else None
+
+    def _repeat(self, before: Path, file: Path) -> None:
+        if self.accelerator.is_main_process:
+            write_atomic(file, before.read_bytes())
 
     def _predict(self, task: Task, variant: str | None, file: Path, bar: Bar) -> None:
         """Write one prediction file; variant None: the base model."""
