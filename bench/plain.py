@@ -181,12 +181,14 @@ def main() -> None:
     model = with_adapters(base, spec["adapter"], ["fast", "slow"] if spec["method"] == "ilora" else ["fast"])
     memory: list[Row] = []
     scores: dict[str, list[float]] = {}
+    seconds = 0.0
     for number, task in enumerate(spec["tasks"]):
         folder = Path(spec["data"]) / task
         rows = [encode(row["prompt"], row["answer"], tokenizer)
                 for row in json.loads((folder / "train.json").read_text(encoding="utf-8"))]  # fmt: skip
-        trainer(model, tokenizer, rows, method=spec["method"], batch=spec["batch"], rate=spec["rate"],
-                folder=spec["out"], memory=memory).train()  # fmt: skip
+        made = trainer(model, tokenizer, rows, method=spec["method"], batch=spec["batch"], rate=spec["rate"],
+                       folder=spec["out"], memory=memory)  # fmt: skip
+        seconds += made.train().metrics["train_runtime"]
         memory += rows[: spec["memory"] // len(spec["tasks"])]
         model.save_pretrained(Path(spec["out"]) / f"after-{number}")
         if spec["method"] == "ilora":
@@ -200,7 +202,9 @@ def main() -> None:
             )
         if spec["method"] == "ilora":
             model.set_adapter("fast")
-    print(json.dumps({"scores": scores, "peak_memory_bytes": peak_memory(torch.device("cpu"))}))
+    print(
+        json.dumps({"scores": scores, "train_seconds": seconds, "peak_memory_bytes": peak_memory(torch.device("cpu"))})
+    )
 
 
 if __name__ == "__main__":

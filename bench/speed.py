@@ -75,10 +75,12 @@ def measure_task(method: str, data: Path, tasks: Sequence[str], work: Path, *, n
         "seconds": ours["seconds"],
         "plain_seconds": theirs["seconds"],
         "ratio": theirs["seconds"] / ours["seconds"],
+        "train_seconds": results["cost"]["train_seconds"],
+        "plain_train_seconds": told["train_seconds"],
+        "train_ratio": told["train_seconds"] / results["cost"]["train_seconds"],
         "peak_mib": results["cost"]["peak_memory_bytes"] / 2**20,
         "plain_peak_mib": told["peak_memory_bytes"] / 2**20,
         "first_step_seconds": ours["first"],
-        "train_seconds": results["cost"]["train_seconds"],
         "tokens_per_second": results["cost"]["trained_tokens"] / results["cost"]["train_seconds"],
     }
 
@@ -143,7 +145,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data", type=Path, help="folder with the two task folders, instead of the generated tasks")
     parser.add_argument("--tasks", nargs=2, default=("science", "law"))
-    parser.add_argument("--train", type=int, default=96, help="training rows of a generated task")
+    parser.add_argument("--train", type=int, default=64, help="training rows of a generated task")
     parser.add_argument("--test", type=int, default=48)
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
@@ -167,7 +169,8 @@ def main() -> None:
         tasks = {}
         for method in METHODS if "tasks" in chosen.parts else ():
             tasks[method] = measure_task(method, data, chosen.tasks, work, name=chosen.model)
-            keep("tasks", tasks, tables.tasks({method: tasks[method]}))
+        if tasks:
+            keep("tasks", tasks, tables.tasks(tasks))
         run = work / "run-ilora"
         if not run.is_dir():
             run_ours("ilora", data, chosen.tasks, work, name=chosen.model)

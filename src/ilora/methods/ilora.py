@@ -75,15 +75,14 @@ class ILoRA(ExperienceReplay):
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """Cross-entropy of all rows + γ · gap of the replayed rows."""
-        replay = self.config.strength > 0 and bool(batch.replayed.any())
-        layers = self.config.consistency_layers
-        output = self.learner.forward(batch, hidden=layers if replay else None)
-        loss = self.cross_entropy(output.logits, batch, totals)
-        if not replay:
-            return loss
-        old = batch.replayed_rows()
+        if self.config.strength == 0 or not batch.replayed.any():
+            return super().loss(batch, totals)
+        layers, old = self.config.consistency_layers, batch.replayed_rows()
+        # The slow pass comes first: what it needs is gone before anything is kept for the backward pass.
         with torch.no_grad(), adapters.active(self.learner.model, "slow"):
             target = self.learner.states(old, layers=layers, dropout=False)
+        output = self.learner.forward(batch, hidden=layers)
+        loss = self.cross_entropy(output.logits, batch, totals)
         gap = hidden_gap(
             [state[batch.replayed, -old.input_ids.shape[1] :] for state in output.hidden],
             target,
