@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from ilora import adapters, model
 from ilora.config import AdapterConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig
@@ -250,6 +250,32 @@ def test_a_prompt_read_once_gives_the_likelihoods_of_whole_rows(setting: Setting
             expected = whole.gather(2, torch.tensor([choice] * len(prompts))[..., None]).sum((1, 2))
             torch.testing.assert_close(found[:, number], expected, rtol=1e-5, atol=1e-5)
     assert found.std(0).min() > 0.01  # rows differ
+
+
+def test_ranking_behind_a_sliding_window(tiny_model: Path, tmp_path: Path) -> None:
+    """Such a cache drops what has left the window, so it cannot be taken back to the end of the prompt."""
+    shutil.copytree(tiny_model, tmp_path / "window")
+    torch.manual_seed(0)
+    sizes = LlamaConfig.from_pretrained(tiny_model).to_dict()
+    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "max_position_embeddings", "bos_token_id", "eos_token_id")  # fmt: skip
+    config = MistralConfig(**{key: sizes[key] for key in kept}, sliding_window=4)
+    MistralForCausalLM(config).save_pretrained(tmp_path / "window")
+    base, _ = model.load(
+        ModelConfig(name=str(tmp_path / "window"), dtype="float32"), max_length=64, device=torch.device("cpu")
+    )
+    wrapped = adapters.attach(base, AdapterConfig(r=4, alpha=8), name="fast", seed=0).eval()
+    learner = Learner(wrapped, ReplayMemory(0, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=0)
+    choices = [[5], [6, 7, 8], [9, 10]]
+    prompts = [[20 + row + column for column in range(3 + 2 * row)] for row in range(4)]
+    rows = [Example("one", str(number), prompt, []) for number, prompt in enumerate(prompts)]
+    with torch.inference_mode():
+        found = learner.likelihoods(collate(rows, pad=0), [choices] * len(prompts))
+        for row, prompt in enumerate(prompts):
+            for number, choice in enumerate(choices):
+                logits = base(torch.tensor([prompt + choice])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                expected = logits.gather(1, torch.tensor(choice)[:, None]).sum()
+                torch.testing.assert_close(found[row, number], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_tie_goes_to_the_first_choice(setting: Setting) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import yaml
 from ilora.errors import InputError
 from ilora.sweep.plan import Job, expand, read_sweep
 from tests.conftest import MakeConfig
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -115,3 +118,15 @@ def test_what_is_untrusted_stays_inside_the_folder(write: Any) -> None:
 def test_bad_input_is_named(write: Any, content: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"(?s){message}"):
         jobs_of(write(**content))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda file: file.name)
+def test_shipped_sweeps_load(file: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for task in content["config"]["data"]["tasks"]:
+        (tmp_path / task["name"]).mkdir()
+        for split in ("train", "eval", "test"):
+            rows = [{"prompt": f"{split} {n}", "answer": "A" if n % 2 else "B"} for n in range(4)]
+            (tmp_path / task["name"] / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+    jobs = jobs_of(file, f"data.path={tmp_path}", f"model.name={tmp_path}")
+    assert len(jobs) == len(content["methods"]) * len(content["orders"]) * len(content["seeds"])

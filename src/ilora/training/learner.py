@@ -6,6 +6,7 @@ import inspect
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from ilora import adapters
 from ilora.config import TrainingConfig
@@ -138,6 +140,8 @@ class Learner:
             inputs["logits_to_keep"] = 1
         read = self.model(**inputs, use_cache=True)
         first, cache = read.logits[:, -1:], read.past_key_values
+        # Sliding windows and recurrent states cannot go back: there each choice gets a copy.
+        crops = all(type(layer) is DynamicLayer for layer in cache.layers)
         found = []
         for ids in zip(*choices, strict=True):
             width = max(map(len, ids))
@@ -145,8 +149,10 @@ class Learner:
             labels = torch.tensor(filled, device=self.device)
             logits = first
             if width > 1:
-                logits = torch.cat([first, self._go_on(inputs, labels[:, :-1].clamp(min=0), cache)], dim=1)
-                cache.crop(1 - width)
+                behind = cache if crops else deepcopy(cache)
+                logits = torch.cat([first, self._go_on(inputs, labels[:, :-1].clamp(min=0), behind)], dim=1)
+                if crops:
+                    cache.crop(1 - width)
             found.append(-token_losses(logits, labels).sum(1))
         return torch.stack(found, dim=1)
 
