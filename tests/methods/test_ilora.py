@@ -227,6 +227,9 @@ def test_loss_is_half_current_half_replayed_plus_gap(method: ILoRA) -> None:
     loss = float(method.loss(collate(examples, pad=0), Totals.of(examples)))
     expected = 0.5 * plain(CURRENT) + 0.5 * plain(REPLAYED) + 0.7 * gap_of(method, REPLAYED)
     assert loss == pytest.approx(expected, rel=1e-4)
+    method = with_settings(method, strength=0.7, replayed_loss=False)
+    loss = float(method.loss(collate(examples, pad=0), Totals.of(examples)))
+    assert loss == pytest.approx(plain(CURRENT) + 0.7 * gap_of(method, REPLAYED), rel=1e-4)
 
 
 def test_first_task_is_cross_entropy_alone(

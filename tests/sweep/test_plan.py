@@ -123,7 +123,8 @@ def test_bad_input_is_named(write: Any, content: dict[str, Any], message: str) -
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda file: file.name)
 def test_shipped_sweeps_load(file: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for task in content["config"]["data"]["tasks"]:
+    base = yaml.safe_load((file.parent / content["base"]).read_text(encoding="utf-8"))
+    for task in base["data"]["tasks"]:
         (tmp_path / task["name"]).mkdir()
         for split in ("train", "eval", "test"):
             rows = [{"prompt": f"{split} {n}", "answer": "A" if n % 2 else "B"} for n in range(4)]

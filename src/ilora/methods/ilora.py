@@ -8,6 +8,7 @@ adapter's hidden states are held near the slow one's:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ilora import adapters
-from ilora.data.examples import Batch, Totals
+from ilora.data.examples import Batch, Count, Totals
 from ilora.methods.base import METHODS
 from ilora.methods.er import ExperienceReplay, ReplayConfig
 
@@ -24,7 +25,8 @@ from ilora.methods.er import ExperienceReplay, ReplayConfig
 class ILoRA(ExperienceReplay):
     """Dual-memory replay with an exponential moving average of the adapter.
 
-    Ablations are settings: no interpolation `ema_decay: 0`, no replay `memory_size: 0`, no gap `strength: 0`.
+    Ablations are settings: no replay `memory_size: 0`, no gap `strength: 0`, no cross-entropy of replayed rows
+    `replayed_loss: false`; a slow adapter that stands still `ema_decay: 1`, or is the fast one `ema_decay: 0`.
     Differs from the paper's text where that is silent: the slow pass runs without dropout, so that its target is a
     function of the slow weights alone.
     """
@@ -48,6 +50,7 @@ class ILoRA(ExperienceReplay):
             "last", description="all: the mean over every layer's output"
         )
         consistency_form: Literal["mse", "one_sided"] = Field("mse", description="one_sided: mean(relu(slow - fast)²)")
+        replayed_loss: bool = Field(True, description="false: replayed rows serve the consistency term alone")
         next_task_from: Literal["fast", "slow"] = Field("fast", description="weights with which the next task begins")
         inference: Literal["slow", "fast"] = Field("slow", description="the adapter that answers; both are evaluated")
 
@@ -75,14 +78,15 @@ class ILoRA(ExperienceReplay):
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """Cross-entropy of all rows + γ · gap of the replayed rows."""
+        weighed = totals if self.config.replayed_loss else replace(totals, replayed=Count(0, 0, 0))
         if self.config.strength == 0 or not batch.replayed.any():
-            return super().loss(batch, totals)
+            return super().loss(batch, weighed)
         layers, old = self.config.consistency_layers, batch.replayed_rows()
         # The slow pass comes first: what it needs is gone before anything is kept for the backward pass.
         with torch.no_grad(), adapters.active(self.learner.model, "slow"):
             target = self.learner.states(old, layers=layers, dropout=False)
         output = self.learner.forward(batch, hidden=layers)
-        loss = self.cross_entropy(output.logits, batch, totals)
+        loss = self.cross_entropy(output.logits, batch, weighed)
         gap = hidden_gap(
             [state[batch.replayed, -old.input_ids.shape[1] :] for state in output.hidden],
             target,
