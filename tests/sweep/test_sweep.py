@@ -115,6 +115,20 @@ def test_more_runs_may_be_asked_for_but_not_other_ones(
         sweep(file, ["data.limit.train=9"], out=tmp_path / "s", quiet=True)
 
 
+def test_a_setting_newer_than_the_sweep_has_its_default(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, Here())
+    book = sweep(file, out=tmp_path / "s", quiet=True)
+    begun = book.entries[0].config_file
+    content = yaml.safe_load(begun.read_text(encoding="utf-8"))
+    del content["training"]["weight_decay"]
+    begun.write_text(yaml.safe_dump(content), encoding="utf-8")
+    again = use(monkeypatch, Here())
+    sweep(file, out=tmp_path / "s", quiet=True)
+    assert again.started == []
+
+
 def test_a_folder_left_by_a_run_that_had_no_time_is_begun_anew(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

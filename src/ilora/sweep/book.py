@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ilora.config import load_config
 from ilora.errors import InputError
 from ilora.sweep.plan import Job
 from ilora.training.checkpoint import write_atomic
@@ -77,7 +78,7 @@ class Book:
         """Raises InputError where a run was begun with other settings than the sweep now asks for."""
         for entry in self.entries:
             if entry.config_file.is_file():
-                before = yaml.safe_load(entry.config_file.read_text(encoding="utf-8"))
+                before = load_config(entry.config_file).dump()  # with defaults for settings that are newer than it
                 different = _differences(before, entry.job.config.dump())
                 if different:
                     raise InputError(
