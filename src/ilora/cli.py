@@ -80,13 +80,23 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="The sweep's folder (default sweeps/<name>).")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are divided among them.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or local.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Now only runs like this, such as 'er/*' or '*/1-0'; again for more.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and how long they may take.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Methods x orders x seeds x settings, each a run of its own. Called again, it does what is left."""
     from ilora.sweep import command
 
-    chosen: dict[str, Any] = {"out": out, "processes": processes, "ray": ray, "dry_run": dry_run, "quiet": quiet}
+    chosen: dict[str, Any] = {
+        "out": out,
+        "processes": processes,
+        "ray": ray,
+        "only": only or (),
+        "dry_run": dry_run,
+        "quiet": quiet,
+    }
     try:
         command.sweep(file, overrides or (), **chosen)
     except KeyboardInterrupt:  # here, because typer would end without a word

@@ -101,6 +101,20 @@ def test_a_failed_run_is_named_stops_no_other_and_is_tried_again(
     assert set(states(tmp_path / "s").values()) == {"done"}
 
 
+def test_only_some_runs_now_and_the_others_later(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for patterns, expected in (
+        (["er/*"], ["er 1-0", "er 1-1"]),
+        (["*/1-0", "er/1-0"], ["sequential 1-0"]),
+        ([], ["sequential 1-1"]),
+    ):
+        at_work = use(monkeypatch, Here())
+        sweep(file, out=tmp_path / "s", only=patterns, quiet=True)
+        assert at_work.started == expected
+    assert set(states(tmp_path / "s").values()) == {"done"}
+    with pytest.raises(InputError, match=r"--only ewc/\*: fits none of the 4 runs; the first is sequential/1-0"):
+        sweep(file, out=tmp_path / "s", only=["er/*", "ewc/*"], quiet=True)
+
+
 def test_more_runs_may_be_asked_for_but_not_other_ones(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

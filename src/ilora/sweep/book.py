@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import fnmatch
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -115,6 +116,23 @@ class Book:
         ]
         text = json.dumps({"schema": SCHEMA, "runs": runs}, ensure_ascii=False, indent=1)
         write_atomic(self.path / "sweep.json", text + "\n")
+
+    def matching(self, patterns: Sequence[str]) -> list[Entry]:
+        """The runs whose `<label>/<order>-<seed>...` fits one of these shell patterns; all where there is none.
+
+        Raises InputError for a pattern that fits no run.
+        """
+        if not patterns:
+            return self.entries
+        names = ["/".join(entry.job.folder.parts[-2:]) for entry in self.entries]
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise InputError(f"--only {pattern}: fits none of the {len(names)} runs; the first is {names[0]}")
+        return [
+            entry
+            for entry, name in zip(self.entries, names, strict=True)
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        ]
 
     def count(self, state: State) -> int:
         """Runs in this state."""

@@ -28,13 +28,15 @@ def sweep(
     out: Path | None = None,
     processes: int = 1,
     ray: str | None = None,
+    only: Sequence[str] = (),
     dry_run: bool = False,
     quiet: bool = False,
 ) -> Book:
     """Make every run of a sweep file that is not made yet, in `out` (default `sweeps/<name>`).
 
-    processes: runs at a time. ray: address of a cluster instead (`local`: one on this machine). Raises InputError with
-    nothing started, RunsFailed when all is done but some runs failed; KeyboardInterrupt leaves everything resumable.
+    processes: runs at a time. ray: address of a cluster instead (`local`: one on this machine). only: shell patterns
+    of the runs to make now. Raises InputError with nothing started, RunsFailed when all is done but some runs failed;
+    KeyboardInterrupt leaves everything resumable.
     """
     if not 1 <= processes <= (os.cpu_count() or 1):
         raise InputError(f"--processes {processes}: allowed are 1 to {os.cpu_count()}, the cores of this machine")
@@ -42,23 +44,24 @@ def sweep(
     jobs = expand(asked, home)
     book = Book(out or Path("sweeps") / str(asked.name), jobs)
     book.refuse_changes()
+    chosen = book.matching(only)
     with Display(quiet=quiet) as display:
         if dry_run:
-            seconds = estimates(book.entries, say=display.say)
-            display.console.print(_plan_table(book.entries, seconds))
-            display.say(_summary(book.entries, seconds, processes))
+            seconds = estimates(chosen, say=display.say)
+            display.console.print(_plan_table(chosen, seconds))
+            display.say(_summary(chosen, seconds, processes))
             return book
         with book.alone():
             book.begin(asked.model_dump(mode="json"))
-            execute(book, _executor(processes, ray), display=display)
-        failed = [entry for entry in book.entries if entry.state == "failed"]
+            execute(book, chosen, _executor(processes, ray), display=display)
+        failed = [entry for entry in chosen if entry.state == "failed"]
         if failed:
             lines = [f"  {entry.job.title}: {entry.error} ({entry.log})" for entry in failed]
             raise RunsFailed(
-                f"{len(failed)} of {len(book.entries)} runs failed; the same command tries them again\n"
-                + "\n".join(lines)
+                f"{len(failed)} of {len(chosen)} runs failed; the same command tries them again\n" + "\n".join(lines)
             )
-        display.say(f"{len(book.entries)} runs done: {book.path}; `ilora compare {book.path}` shows them side by side")
+        done = f"{book.count('done')} of {len(book.entries)} runs done"
+        display.say(f"{done}: {book.path}; `ilora compare {book.path}` shows them side by side")
     return book
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,9 +16,9 @@ _LOOK_EVERY = 0.2  # seconds
 _INTERRUPTED = 130
 
 
-def execute(book: Book, executor: Executor, *, display: Display) -> None:
-    """Every run that is not done. One that fails is noted and the others go on. Ctrl-C stops all, resumably."""
-    open_runs = [entry for entry in book.entries if entry.state != "done"]
+def execute(book: Book, chosen: Sequence[Entry], executor: Executor, *, display: Display) -> None:
+    """Every chosen run that is not done. One that fails is noted, the others go on. Ctrl-C stops all, resumably."""
+    open_runs = [entry for entry in chosen if entry.state != "done"]
     for entry in open_runs:
         entry.state = "waiting"
     waiting, view = deque(open_runs), _View(display, book)
