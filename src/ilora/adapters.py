@@ -29,11 +29,16 @@ _WRAPPER = "base_model.model."  # what PEFT puts before the base model's own mod
 
 def attach(model: nn.Module, config: AdapterConfig, *, name: str, seed: int) -> PeftModel:
     """Wrap the model and add the first adapter, trainable, initialised from `seed` (A random, B zero: no change)."""
+    there = int(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr,operator]
+    if config.layers is not None and config.layers > there:
+        raise InputError(f"adapter.layers: {config.layers}, but this model has {there} layers")
+    last = None if config.layers in (None, there) else list(range(there - config.layers, there))
     lora = LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=config.target_modules,
+        layers_to_transform=last,
         task_type="CAUSAL_LM",
     )
     with _initialising(seed):

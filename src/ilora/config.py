@@ -78,6 +78,17 @@ class AdapterConfig(Section):
     alpha: float = Field(16, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
     target_modules: list[str] | Literal["all-linear"] = Field(["q_proj", "v_proj"], min_length=1)
+    layers: Count | None = Field(None, description="the last so many layers carry the adapter; None: all")
+    keep_below: bool = Field(
+        False,
+        description="with `layers`: compute the states below once for each row and keep them on disk ($ILORA_CACHE)",
+    )
+
+    @model_validator(mode="after")
+    def _something_below(self) -> AdapterConfig:
+        if self.keep_below and self.layers is None:
+            raise ValueError("keep_below: needs `layers`; where all layers carry the adapter, nothing below them stays")
+        return self
 
 
 class TaskConfig(Section):

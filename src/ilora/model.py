@@ -18,9 +18,9 @@ from transformers.utils import logging as transformers_logging
 from ilora.config import ModelConfig
 from ilora.errors import InputError
 from ilora.kernels.attention import GROUPED
+from ilora.kernels.below import PLAIN
 
 _SHORT = 512  # tokens: above, the (length x length) weights of `grouped` cost more than they save
-_PLAIN = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}  # attention without caps, sinks or biases of its own
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def load(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple
     # A hub model's own sampling settings (temperature, repetition penalty) have no place in greedy evaluation.
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     short = max_length <= _SHORT and config.dtype == "bfloat16" and device.type == "cpu"
-    if config.attention == "auto" and short and model.config.model_type in _PLAIN:
+    if config.attention == "auto" and short and model.config.model_type in PLAIN:
         model.set_attn_implementation(GROUPED)
     if config.liger:
         _fuse_with_liger(model, device)
@@ -130,6 +130,11 @@ def absolute(name: str) -> str:
     return str(folder.absolute()) if name not in ALIASES and folder.is_dir() else name
 
 
+def cache_folder() -> Path:
+    """What can be made again lies here: the bundled model's folder, states of frozen layers."""
+    return Path(os.environ.get("ILORA_CACHE") or Path.home() / ".cache" / "ilora")
+
+
 def _fuse_with_liger(model: nn.Module, device: torch.device) -> None:
     """Not its cross-entropies: methods need the logits, and we make them for the answers' columns only."""
     if importlib.util.find_spec("liger_kernel") is None:
@@ -167,8 +172,7 @@ def _bundled(name: str, alias: Alias) -> str:
     spec = importlib.util.find_spec(alias.package)
     if spec is None or spec.origin is None:
         return alias.hub_id
-    cache = Path(os.environ.get("ILORA_CACHE") or Path.home() / ".cache" / "ilora")
-    folder = cache / "models" / name
+    folder = cache_folder() / "models" / name
     if not (folder / "config.json").is_file():
         _convert(Path(spec.origin).parent, alias.gguf, folder)
     return str(folder)

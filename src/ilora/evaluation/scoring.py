@@ -42,11 +42,17 @@ def prepare(
     limit = answer_limit(task, max_new_tokens, max((len(example.answer) for example in train), default=0))
     examples = encoder.encode(task, split)
     if task.scoring == "rank":
-        choices = encoder.choices(task, split)
+        # An over-long prompt is cut to what the longest choice leaves, so that all are asked the same.
+        choices = [_same_prompt(row) for row in encoder.choices(task, split)]
         cut = sum(any(example.cut for example in row) for row in choices)
         return EvaluationSet(task, split, examples, choices, limit, cut)
     cut = sum(example.cut or len(example.prompt) > encoder.room(limit) for example in examples)
     return EvaluationSet(task, split, examples, [], limit, cut)
+
+
+def _same_prompt(choices: list[Example]) -> list[Example]:
+    shortest = min(choices, key=lambda choice: len(choice.prompt))
+    return [replace(choice, prompt=shortest.prompt, cut=shortest.cut) for choice in choices]
 
 
 def evaluate(
@@ -131,8 +137,7 @@ def _until(ids: list[int], end: int) -> list[int]:
 def _rank(data: EvaluationSet, rows: list[int], learner: Learner, encoder: Encoder) -> list[str]:
     """For each row the choice of the highest total log-likelihood, end-of-text included (first one on a tie)."""
     choices = [data.choices[index] for index in rows]
-    # An over-long prompt is cut to what the longest choice leaves, so that all are asked the same.
-    prompts = [replace(min(row, key=lambda choice: len(choice.prompt)), answer=[]) for row in choices]
+    prompts = [replace(row[0], answer=[]) for row in choices]
     batch = collate(prompts, pad=encoder.pad, device=learner.device)
     scores = learner.likelihoods(batch, [[choice.answer for choice in row] for row in choices]).tolist()
     return [data.task.choices[row.index(max(row))] for row in scores]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,13 +21,14 @@ from ilora import adapters
 from ilora.config import TrainingConfig
 from ilora.data.examples import IGNORED, Batch, Example, collate
 from ilora.kernels.attention import GROUPED
+from ilora.kernels.below import Below
 from ilora.kernels.losses import token_losses
 from ilora.kernels.packing import Packing
 from ilora.memory import ReplayMemory
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
 Route = Callable[[Batch], list[str]]  # the adapter for every row
-Layers = Literal["last", "all"]  # which layers' outputs; the embedding's is none of them: no adapter changes it
+Layers = Literal["last", "all"]  # which layers' outputs; all: those that an adapter changes (not the embedding's)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Learner:
     seed: int
     pad: int
     merge: bool = False
+    adapted: int = 0  # the last so many layers carry the adapter; 0: all
+    below: Below | None = None  # the states of the layers under them
     task: str = ""  # name of the task in training ("joint" for a joint stream)
     current_tasks: frozenset[str] = frozenset()
     task_index: int = 0  # counts from 1
@@ -92,9 +95,9 @@ class Learner:
         packing = self._pack(inputs)
         if self._slices_logits:
             inputs["logits_to_keep"] = packing.columns(batch.keep) if packing else batch.keep
-        with self._training(dropout), self._watched(hidden == "last") as seen:
+        with self._training(dropout), self._watched(hidden == "last") as seen, self._layers(inputs):
             result = self.model(**inputs, use_cache=False, output_hidden_states=hidden == "all")
-        layers = result.hidden_states[1:] if hidden == "all" else tuple(seen)
+        layers = self._adapted(result.hidden_states) if hidden == "all" else tuple(seen)
         logits = result.logits.view(packing.rows, batch.keep, -1) if packing else result.logits[:, -batch.keep :]
         return Output(logits, _rows(layers, packing, prefix))
 
@@ -102,11 +105,21 @@ class Learner:
         """The layers' outputs alone, as `forward` returns them: no logits are made, and no other layer is kept."""
         inputs, prefix = self._inputs(batch)
         packing = self._pack(inputs)
-        with self._training(dropout):
+        with self._training(dropout), self._layers(inputs):
             decoder = self.core.get_decoder()  # type: ignore[operator]
             result = decoder(**inputs, use_cache=False, output_hidden_states=layers == "all")
-        found = result.hidden_states[1:] if layers == "all" else (result.last_hidden_state,)
+        found = self._adapted(result.hidden_states) if layers == "all" else (result.last_hidden_state,)
         return _rows(found, packing, prefix)
+
+    def _adapted(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return states[-self.adapted :] if self.adapted else states[1:]
+
+    @contextmanager
+    def _layers(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Only the upper layers where the inputs are the states below them already (`_inputs`)."""
+        known = self.below is not None and self._prefix is None and "inputs_embeds" in inputs
+        with self.below.skipped() if self.below is not None and known else nullcontext():
+            yield
 
     @contextmanager
     def _watched(self, wanted: bool) -> Iterator[list[Tensor]]:
@@ -124,7 +137,7 @@ class Learner:
 
     def generate(self, batch: Batch, settings: GenerationConfig) -> Tensor:
         """New token ids (rows, up to max_new_tokens), with the active adapter, soft prompt or routes."""
-        inputs, _ = self._inputs(batch)
+        inputs, _ = self._inputs(batch, whole=True)
         inputs.pop("position_ids", None)  # generation counts on from the mask itself
         made: Tensor = self.model.generate(**inputs, generation_config=settings)
         # From embeddings, generation returns the new tokens alone.
@@ -135,10 +148,13 @@ class Learner:
 
         batch: prompts without answers, which are read once for all choices; choices: token ids, as many for each row.
         """
-        inputs, _ = self._inputs(batch)
+        rows = [example.prompt for example in batch.examples]
+        behind = [[*row, *ids] for row, found in zip(rows, choices, strict=True) for ids in found]
+        inputs, _ = self._inputs(batch, whole=not self._known(behind))
         if self._slices_logits:
             inputs["logits_to_keep"] = 1
-        read = self.model(**inputs, use_cache=True)
+        with self._layers(inputs):
+            read = self.model(**inputs, use_cache=True)
         first, cache = read.logits[:, -1:], read.past_key_values
         # Sliding windows and recurrent states cannot go back: there each choice gets a copy.
         crops = all(type(layer) is DynamicLayer for layer in cache.layers)
@@ -149,29 +165,43 @@ class Learner:
             labels = torch.tensor(filled, device=self.device)
             logits = first
             if width > 1:
-                behind = cache if crops else deepcopy(cache)
-                logits = torch.cat([first, self._go_on(inputs, labels[:, :-1].clamp(min=0), behind)], dim=1)
+                read_so_far = cache if crops else deepcopy(cache)
+                logits = torch.cat([first, self._go_on(inputs, rows, labels[:, :-1], read_so_far)], dim=1)
                 if crops:
                     cache.crop(1 - width)
             found.append(-token_losses(logits, labels).sum(1))
         return torch.stack(found, dim=1)
 
-    def _go_on(self, inputs: dict[str, Any], tokens: Tensor, cache: Any) -> Tensor:
-        """Logits (rows, columns, vocabulary) after each of these tokens behind what the cache holds."""
+    def _go_on(self, inputs: dict[str, Any], rows: Sequence[Sequence[int]], tokens: Tensor, cache: Any) -> Tensor:
+        """Logits (rows, columns, vocabulary) after each of these tokens behind what the cache holds.
+
+        rows: the token ids that were read. tokens: IGNORED where a row has no more of them.
+        """
+        width = tokens.shape[1]
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], dim=1)
-        more: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "past_key_values": cache}
+        more: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache}
+        if "inputs_embeds" in inputs and self._prefix is None:
+            assert self.below is not None
+            more["inputs_embeds"] = self.below.behind(rows, tokens)
+        else:
+            more["input_ids"] = tokens.clamp(min=0)
         if self._takes_positions:
-            more["position_ids"] = (mask.cumsum(1) - 1)[:, -tokens.shape[1] :]
+            more["position_ids"] = (mask.cumsum(1) - 1)[:, -width:]
         if "adapter_names" in inputs:
             more["adapter_names"] = inputs["adapter_names"]
-        logits: Tensor = self.model(**more, use_cache=True).logits
+        with self._layers(more):
+            logits: Tensor = self.model(**more, use_cache=True).logits
         return logits
 
-    def _inputs(self, batch: Batch) -> tuple[dict[str, Any], int]:
+    def _known(self, rows: Sequence[Sequence[int]]) -> bool:
+        """Whether the states below are at hand for all of these."""
+        return self.below is not None and all(row in self.below for row in rows)
+
+    def _inputs(self, batch: Batch, *, whole: bool = False) -> tuple[dict[str, Any], int]:
         """What goes into the model, and how many columns of soft prompt stand before the rows.
 
         The soft prompt stands before the padding. Padding is masked and positions skip it, so the model sees the
-        soft prompt next to the first token.
+        soft prompt next to the first token. whole: through all layers, even where the states below are at hand.
         """
         if not torch.is_inference_mode_enabled():  # what evaluation does is not a cost of training
             self.passes["forward"] += len(batch.examples)
@@ -179,15 +209,18 @@ class Learner:
         if self._route is not None:
             inputs["adapter_names"] = self._route(batch)
         length = 0
-        if self._prefix is None:
-            inputs["input_ids"] = batch.input_ids
-        else:
+        rows = [example.prompt + example.answer for example in batch.examples]
+        if self._prefix is not None:
             prefix = self._prefix(batch)
             length = prefix.shape[1]
             tokens = self.core.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
             inputs["inputs_embeds"] = torch.cat([prefix.to(tokens.dtype), tokens], dim=1)
             ones = batch.attention_mask.new_ones(prefix.shape[:2])
             inputs["attention_mask"] = torch.cat([ones, batch.attention_mask], dim=1)
+        elif self.below is not None and not whole and self._known(rows):
+            inputs["inputs_embeds"] = self.below.states(rows, length=batch.input_ids.shape[1], device=self.device)
+        else:
+            inputs["input_ids"] = batch.input_ids
         if self._takes_positions:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         return inputs, length

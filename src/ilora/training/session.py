@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch import nn
 
 from ilora import adapters, model
 from ilora.config import Config
@@ -23,6 +24,7 @@ from ilora.errors import IloraError, InputError
 from ilora.evaluation.perplexity import perplexity, read_text
 from ilora.evaluation.scoring import EvaluationSet, evaluate, prepare
 from ilora.memory import ReplayMemory
+from ilora.kernels.below import Below
 from ilora.methods import method_class
 from ilora.progress import Bar, Display
 from ilora.results import (
@@ -82,12 +84,24 @@ class Session:
             seed=config.seed,
             pad=self.encoder.pad,
             merge=config.evaluation.merge,
+            adapted=config.adapter.layers or 0,
+            below=self._below(base) if config.adapter.keep_below else None,
         )
         if config.model.gradient_checkpointing:
             self.learner.core.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         self.method = method_class(config.method.name)(self.learner, config.method)
         optimizer = make_optimizer(self.method.trainable, config.training)
         self.state = State(config, tasks, self.learner, self.method, optimizer)
+
+    def _below(self, base: nn.Module) -> Below:
+        """The frozen layers under the adapter, with the states of all rows that are trained on or ranked."""
+        below = Below(base, above=self.config.adapter.layers or 0, folder=model.cache_folder() / "below")
+        with self.accelerator.main_process_first():
+            for task in self.tasks:
+                ranked = [choice for row in self.evaluation_sets[task.name].choices for choice in row]
+                for rows in (self.train_sets[task.name], ranked):
+                    below.prepare(rows)
+        return below
 
     def execute(self) -> dict[str, Any]:
         """Do all that is left to do; returns the content of results.json."""

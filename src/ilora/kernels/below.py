@@ -1,0 +1,155 @@
+"""What lies below the first adapted layer is the same in every step: computed once for each row, then read back.
+
+With `adapter.layers: n` only the last n layers carry the adapter. Neither the embedding nor the layers under them ever
+change, so a row's states there are a function of its tokens alone. They are kept in a file of the user's cache, named
+after the weights and the rows it was made from, and shared by all runs on the same rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ilora.data.examples import Example
+from ilora.errors import InputError
+
+Ids = Sequence[int]
+# A stack of like layers between an embedding and a norm; attention without caps, sinks or biases of its own.
+PLAIN = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
+
+
+class Below:
+    """A decoder in two parts: the frozen layers below, whose states are kept, and the last `above` ones.
+
+    folder: of the user's cache. Raises InputError for an architecture whose layers cannot be taken apart like this.
+    """
+
+    def __init__(self, core: nn.Module, *, above: int, folder: Path) -> None:
+        config: Any = core.config
+        if config.model_type not in PLAIN:
+            known = ", ".join(sorted(PLAIN))
+            raise InputError(f"adapter.keep_below: not for models of type {config.model_type}; it knows {known}")
+        if len(set(getattr(config, "layer_types", None) or [])) > 1:
+            raise InputError("adapter.keep_below: not for a model whose layers attend in different ways")
+        self.decoder: nn.Module = core.get_decoder()  # type: ignore[operator]
+        self.whole: nn.ModuleList = self.decoder.layers  # type: ignore[assignment]
+        self.lower, self.upper = self.whole[:-above], self.whole[-above:]
+        self.folder = folder
+        self.kept: dict[tuple[int, ...], Tensor] = {}
+
+    def __contains__(self, row: Ids) -> bool:
+        return tuple(row) in self.kept
+
+    def prepare(self, rows: Sequence[Example]) -> None:
+        """Have the states of these rows at hand, whole, without their end-of-text and without their answer.
+
+        They come from the file, or are computed now: each row by itself, so that its states do not depend on which
+        others are there.
+        """
+        prompts = {(*row.prompt, *row.answer): len(row.prompt) for row in rows}
+        if not prompts:
+            return
+        file = self.folder / f"{self._digest(list(prompts))}.safetensors"
+        states = _read(file)
+        if states is None:
+            states = torch.cat([self._compute(ids) for ids in prompts])
+            _write(file, states)
+        for (ids, length), found in zip(prompts.items(), states.split([len(ids) for ids in prompts]), strict=True):
+            for end in (len(ids), len(ids) - 1, length):  # a token's state depends on those before it only
+                self.kept[ids[:end]] = found[:end]
+
+    def states(self, rows: Sequence[Ids], *, length: int, device: torch.device) -> Tensor:
+        """(rows, length, features), zero in the padding on the left."""
+        found = [self.kept[tuple(row)] for row in rows]
+        made = found[0].new_zeros(len(rows), length, found[0].shape[1])
+        for place, state in zip(made, found, strict=True):
+            place[length - len(state) :] = state
+        return made.to(device)
+
+    def behind(self, rows: Sequence[Ids], tokens: Tensor) -> Tensor:
+        """The states of further tokens behind rows: (rows, columns, features), zero where `tokens` is negative."""
+        made = []
+        for row, ids in zip(rows, tokens.tolist(), strict=True):
+            more = [token for token in ids if token >= 0]
+            states = self.kept[*row, *more][len(row) :]
+            made.append(nn.functional.pad(states, (0, 0, 0, len(ids) - len(more))))
+        return torch.stack(made).to(tokens.device)
+
+    @contextmanager
+    def skipped(self) -> Iterator[None]:
+        """Inside the block the decoder is its upper layers alone, and its input embeddings are these states."""
+        self.decoder.layers = self.upper
+        try:
+            with _numbered(self.upper):
+                yield
+        finally:
+            self.decoder.layers = self.whole
+
+    @torch.inference_mode()
+    def _compute(self, row: Ids) -> Tensor:
+        """(tokens, features)."""
+        norm = self.decoder.norm
+        self.decoder.layers, self.decoder.norm = self.lower, nn.Identity()
+        try:
+            device = next(self.decoder.parameters()).device
+            ids = torch.tensor([list(row)], device=device)
+            states: Tensor = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0]
+        finally:
+            self.decoder.layers, self.decoder.norm = self.whole, norm
+        return states.cpu()
+
+    def _digest(self, rows: Sequence[Ids]) -> str:
+        """Of the weights below and the rows."""
+        made = hashlib.blake2b(digest_size=16)
+        attention = self.decoder.config._attn_implementation  # type: ignore[union-attr]
+        made.update(f"1/{attention}/{torch.__version__}/{self.decoder.config.to_json_string()}".encode())  # type: ignore[union-attr,operator]
+        for part in (self.decoder.get_input_embeddings(), self.lower):  # type: ignore[operator]
+            for tensor in part.state_dict().values():
+                made.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        for row in rows:
+            made.update(torch.tensor([len(row), *row], dtype=torch.int32).numpy().tobytes())
+        return made.hexdigest()
+
+
+@contextmanager
+def _numbered(layers: nn.ModuleList) -> Iterator[None]:
+    """Inside the block these layers count from 0: a cache of keys and values asks layer 0 how long it is."""
+    attentions = [layer.self_attn for layer in layers]
+    before = [attention.layer_idx for attention in attentions]
+    for number, attention in enumerate(attentions):
+        attention.layer_idx = number  # type: ignore[union-attr,assignment]
+    try:
+        yield
+    finally:
+        for attention, number in zip(attentions, before, strict=True):
+            attention.layer_idx = number  # type: ignore[union-attr,assignment]
+
+
+def _read(file: Path) -> Tensor | None:
+    """None where it is missing or damaged: then it is made again."""
+    try:
+        return load_file(file)["states"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
+
+
+def _write(file: Path, states: Tensor) -> None:
+    """Complete or not there at all; two processes may write the same."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    os.close(handle)
+    try:
+        save_file({"states": states.contiguous()}, scratch)
+        os.replace(scratch, file)
+    finally:
+        Path(scratch).unlink(missing_ok=True)

@@ -1,0 +1,158 @@
+"""States of the frozen layers below the adapter: the same run, without computing them again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from ilora import RunResult, resume, run
+from ilora.config import load_config
+from ilora.data.examples import Example
+from ilora.errors import InputError
+from ilora.kernels.below import Below
+from ilora.methods import METHODS
+from ilora.training.learner import Learner
+from tests.conftest import MakeConfig
+from tests.methods.conftest import settings
+from tests.methods.test_contract import difference, run_killed, weights
+
+LAST_LAYER = ("adapter.layers=1", "adapter.dropout=0")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ILORA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def ranked(make_config: MakeConfig, *overrides: str, **sections: Any) -> Any:
+    config = make_config(*LAST_LAYER, *overrides, **sections).dump()
+    for task in config["data"]["tasks"]:
+        task["scoring"] = "rank"
+    return load_config(config)
+
+
+def scores(result: RunResult) -> dict[str, Any]:
+    return {name: variant["R"] for name, variant in result.results["variants"].items()}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_run_is_the_same(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
+    plain = run(ranked(make_config, method=settings(name)), tmp_path / "plain", quiet=True)
+    kept = run(ranked(make_config, "adapter.keep_below=true", method=settings(name)), tmp_path / "kept", quiet=True)
+    if METHODS[name].trains:
+        assert difference(weights(plain.path), weights(kept.path)) <= 1e-5
+    assert scores(plain) == scores(kept)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_the_lower_layers_are_never_run_again(
+    layers: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = settings("ilora") | {"consistency_layers": layers}
+    config = ranked(make_config, "adapter.keep_below=true", method=method)
+    first = run(config, tmp_path / "first", quiet=True)
+    seen: list[int] = []
+    plain = Learner.forward
+
+    def forward(self: Learner, *args: Any, **kwargs: Any) -> Any:
+        assert self.below is not None
+        handle = self.below.lower[0].register_forward_hook(lambda *_: seen.append(1))
+        try:
+            return plain(self, *args, **kwargs)
+        finally:
+            handle.remove()
+
+    def compute(self: Below, row: Any) -> Any:
+        raise AssertionError("these states were there")
+
+    monkeypatch.setattr(Learner, "forward", forward)
+    monkeypatch.setattr(Below, "_compute", compute)
+    again = run(config, tmp_path / "again", quiet=True)
+    assert not seen
+    assert difference(weights(first.path), weights(again.path)) == 0.0
+    assert first.results["variants"] == again.results["variants"]
+
+
+def test_resume_gives_the_same_bits_even_without_the_files(
+    make_config: MakeConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ranked(make_config, "adapter.keep_below=true", method=settings("ilora"))
+    whole = run(config, tmp_path / "whole", quiet=True)
+    run_killed(config, tmp_path / "killed", monkeypatch, where="_step", count=10)
+    shutil.rmtree(cache / "below")
+    resumed = resume(tmp_path / "killed", quiet=True)
+    assert difference(weights(whole.path), weights(resumed.path)) == 0.0
+    assert resumed.results["variants"] == whole.results["variants"]
+
+
+def test_a_damaged_file_is_made_again(make_config: MakeConfig, cache: Path, tmp_path: Path) -> None:
+    config = ranked(make_config, "adapter.keep_below=true")
+    first = run(config, tmp_path / "first", quiet=True)
+    files = sorted((cache / "below").iterdir())
+    assert files
+    sound = [file.read_bytes() for file in files]
+    for file, content in zip(files, sound, strict=True):
+        file.write_bytes(content[: len(content) // 2])
+    second = run(config, tmp_path / "second", quiet=True)
+    assert [file.read_bytes() for file in files] == sound
+    assert difference(weights(first.path), weights(second.path)) == 0.0
+
+
+def tiny(tiny_model: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_model)
+
+
+def test_the_file_is_of_these_weights_and_these_rows(tiny_model: Path, cache: Path) -> None:
+    rows = [Example("one", "0", [5, 6, 7], [8, 1]), Example("one", "1", [9, 4], [3, 1])]
+    core = tiny(tiny_model)
+    Below(core, above=1, folder=cache).prepare(rows)
+    Below(tiny(tiny_model), above=1, folder=cache).prepare(rows)
+    assert len(list(cache.iterdir())) == 1
+    Below(core, above=1, folder=cache).prepare(rows[:1])
+    assert len(list(cache.iterdir())) == 2
+    with torch.no_grad():
+        core.model.layers[1].mlp.up_proj.weight.add_(1)  # above: the states below are as before
+    Below(core, above=1, folder=cache).prepare(rows)
+    assert len(list(cache.iterdir())) == 2
+    with torch.no_grad():
+        core.model.layers[0].mlp.up_proj.weight.add_(1)
+    Below(core, above=1, folder=cache).prepare(rows)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_states_are_those_of_the_whole_model(tiny_model: Path, cache: Path) -> None:
+    rows = [Example("one", "0", [5, 6, 7], [8, 1]), Example("one", "1", [9, 4], [3, 2, 1])]
+    core = tiny(tiny_model)
+    kept = Below(core, above=1, folder=cache)
+    kept.prepare(rows)
+    for row in rows:
+        ids = row.prompt + row.answer
+        expected = core.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0]
+        torch.testing.assert_close(kept.kept[tuple(ids)], expected, atol=1e-6, rtol=1e-5)
+    ids = [[*row.prompt, *row.answer] for row in rows]
+    padded = kept.states(ids, length=6, device=torch.device("cpu"))
+    assert padded.shape == (2, 6, 32)
+    assert not padded[:, 0].any()
+    more = kept.behind([row.prompt for row in rows], torch.tensor([[8, -100], [3, 2]]))
+    torch.testing.assert_close(more[0, 0], padded[0, 4])
+    torch.testing.assert_close(more[1], padded[1, 3:5])
+    assert not more[0, 1].any()
+
+
+def test_what_cannot_be_kept_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"adapter.*needs `layers`"):
+        make_config("adapter.keep_below=true")
+    core = AutoModelForCausalLM.from_config(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=20))
+    with pytest.raises(InputError, match=r"adapter.keep_below: not for models of type gpt2; it knows llama"):
+        Below(core, above=1, folder=tmp_path)
+
+
+def test_more_layers_than_there_are(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"adapter.layers: 3, but this model has 2 layers"):
+        run(make_config("adapter.layers=3"), tmp_path / "run", quiet=True)
