@@ -29,15 +29,14 @@ _WRAPPER = "base_model.model."  # what PEFT puts before the base model's own mod
 
 def attach(model: nn.Module, config: AdapterConfig, *, name: str, seed: int) -> PeftModel:
     """Wrap the model and add the first adapter, trainable, initialised from `seed` (A random, B zero: no change)."""
-    there = int(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr,operator]
-    if config.layers is not None and config.layers > there:
-        raise InputError(f"adapter.layers: {config.layers}, but this model has {there} layers")
-    last = None if config.layers in (None, there) else list(range(there - config.layers, there))
+    modules, last = config.target_modules, _last_layers(model, config.layers)
+    if last is not None and isinstance(modules, str):  # PEFT takes its own name for all of them in all layers only
+        modules = [name for name in _linear_layers(model) if name != "lm_head"]
     lora = LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=config.target_modules,
+        target_modules=modules,
         layers_to_transform=last,
         task_type="CAUSAL_LM",
     )
@@ -45,14 +44,26 @@ def attach(model: nn.Module, config: AdapterConfig, *, name: str, seed: int) -> 
         try:
             return get_peft_model(model, fuse(lora), adapter_name=name)
         except ValueError as error:
-            linear = sorted(
-                {key.rpartition(".")[2] for key, module in model.named_modules() if isinstance(module, nn.Linear)}
-            )
             raise InputError(
                 f"adapter.target_modules: {config.target_modules} do not fit this model "
                 f"({str(error).splitlines()[0]}); "
-                f"its linear layers are {', '.join(linear)}; 'all-linear' takes them all"
+                f"its linear layers are {', '.join(_linear_layers(model))}; 'all-linear' takes them all"
             ) from error
+
+
+def _last_layers(model: nn.Module, count: int | None) -> list[int] | None:
+    """The numbers of the last `count` layers; None: all."""
+    there = int(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr,operator]
+    if count is None or count == there:
+        return None
+    if count > there:
+        raise InputError(f"adapter.layers: {count}, but this model has {there} layers")
+    return list(range(there - count, there))
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Their names within a layer."""
+    return sorted({key.rpartition(".")[2] for key, module in model.named_modules() if isinstance(module, nn.Linear)})
 
 
 def add(model: PeftModel, name: str, *, like: str, seed: int = 0) -> None:
@@ -91,6 +102,11 @@ def _initialising(seed: int) -> Iterator[None]:
 def names(model: PeftModel) -> list[str]:
     """The adapters that the model holds."""
     return list(model.peft_config)
+
+
+def dropout(model: PeftModel) -> float:
+    """The dropout of the adapter in training."""
+    return max(float(config.lora_dropout) for config in model.peft_config.values())
 
 
 def parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:

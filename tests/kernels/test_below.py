@@ -68,7 +68,7 @@ def test_the_lower_layers_are_never_run_again(
         finally:
             handle.remove()
 
-    def compute(self: Below, row: Any) -> Any:
+    def compute(self: Below, *_: Any) -> Any:
         raise AssertionError("these states were there")
 
     monkeypatch.setattr(Learner, "forward", forward)
@@ -94,7 +94,7 @@ def test_resume_gives_the_same_bits_even_without_the_files(
 def test_a_damaged_file_is_made_again(make_config: MakeConfig, cache: Path, tmp_path: Path) -> None:
     config = ranked(make_config, "adapter.keep_below=true")
     first = run(config, tmp_path / "first", quiet=True)
-    files = sorted((cache / "below").iterdir())
+    files = sorted((cache / "below").glob("*.safetensors"))
     assert files
     sound = [file.read_bytes() for file in files]
     for file, content in zip(files, sound, strict=True):
@@ -113,21 +113,26 @@ def test_the_file_is_of_these_weights_and_these_rows(tiny_model: Path, cache: Pa
     core = tiny(tiny_model)
     Below(core, above=1, folder=cache).prepare(rows)
     Below(tiny(tiny_model), above=1, folder=cache).prepare(rows)
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.safetensors"))) == 1
     Below(core, above=1, folder=cache).prepare(rows[:1])
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.safetensors"))) == 2
     with torch.no_grad():
         core.model.layers[1].mlp.up_proj.weight.add_(1)  # above: the states below are as before
     Below(core, above=1, folder=cache).prepare(rows)
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.safetensors"))) == 2
     with torch.no_grad():
         core.model.layers[0].mlp.up_proj.weight.add_(1)
     Below(core, above=1, folder=cache).prepare(rows)
-    assert len(list(cache.iterdir())) == 3
+    assert len(list(cache.glob("*.safetensors"))) == 3
 
 
 def test_states_are_those_of_the_whole_model(tiny_model: Path, cache: Path) -> None:
-    rows = [Example("one", "0", [5, 6, 7], [8, 1]), Example("one", "1", [9, 4], [3, 2, 1])]
+    rows = [
+        Example("one", "0", [5, 6, 7], [8, 1]),
+        Example("one", "1", [9, 4], [3, 2, 1]),
+        Example("one", "1", [9, 4], [8, 1]),
+        Example("one", "1", [9, 4], [7, 7, 7, 1]),
+    ]
     core = tiny(tiny_model)
     kept = Below(core, above=1, folder=cache)
     kept.prepare(rows)
@@ -135,11 +140,11 @@ def test_states_are_those_of_the_whole_model(tiny_model: Path, cache: Path) -> N
         ids = row.prompt + row.answer
         expected = core.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0]
         torch.testing.assert_close(kept.kept[tuple(ids)], expected, atol=1e-6, rtol=1e-5)
-    ids = [[*row.prompt, *row.answer] for row in rows]
+    ids = [[*row.prompt, *row.answer] for row in rows[:2]]
     padded = kept.states(ids, length=6, device=torch.device("cpu"))
     assert padded.shape == (2, 6, 32)
     assert not padded[:, 0].any()
-    more = kept.behind([row.prompt for row in rows], torch.tensor([[8, -100], [3, 2]]))
+    more = kept.behind([row.prompt for row in rows[:2]], torch.tensor([[8, -100], [3, 2]]))
     torch.testing.assert_close(more[0, 0], padded[0, 4])
     torch.testing.assert_close(more[1], padded[1, 3:5])
     assert not more[0, 1].any()

@@ -22,8 +22,8 @@ from tests.kernels.test_kernels import CLOSE, apart, llama
 ROWS = [([5, 6, 7, 8, 9], [10, 1]), ([11], [12, 13, 1]), ([14, 15, 16], [1])]
 
 
-def batch() -> Batch:
-    return collate([Example("one", str(n), prompt, answer) for n, (prompt, answer) in enumerate(ROWS)], pad=0)
+def batch(rows: list[tuple[list[int], list[int]]] = ROWS) -> Batch:
+    return collate([Example("one", str(n), prompt, answer) for n, (prompt, answer) in enumerate(rows)], pad=0)
 
 
 def learner(attention: str, dtype: torch.dtype = torch.float32) -> Learner:
@@ -36,6 +36,9 @@ def learner(attention: str, dtype: torch.dtype = torch.float32) -> Learner:
     return Learner(model, ReplayMemory(0, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=0)
 
 
+SHARED = [([5, 6, 7, 8], [10, 1]), ([5, 6, 7, 9, 9], [10, 1]), ([5, 6, 7, 9], [10, 1]), ([6, 5], [1]), ([5, 6], [1])]
+
+
 def count_tokens(learner: Learner) -> list[int]:
     """Tokens that go through the first feed-forward layer, call by call."""
     seen: list[int] = []
@@ -45,9 +48,11 @@ def count_tokens(learner: Learner) -> list[int]:
     return seen
 
 
-def outcome(learner: Learner, hidden: Literal["last", "all"], prefix: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def outcome(
+    learner: Learner, hidden: Literal["last", "all"], prefix: Tensor | None, rows: Batch | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, hidden states at real tokens, the adapter's gradients of both."""
-    rows = batch()
+    rows = rows or batch()
     soft = None if prefix is None else (lambda b: prefix.expand(len(b.examples), -1, -1))
     with learner.prefixed(soft):
         output = learner.forward(rows, hidden=hidden)
@@ -77,6 +82,40 @@ def test_packed_rows_are_the_padded_ones(hidden: Literal["last", "all"], dtype: 
         assert apart(mine, reference) < CLOSE[dtype]
 
 
+@pytest.mark.parametrize("hidden", ["last", "all"])
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_what_rows_begin_with_is_computed_once(hidden: Literal["last", "all"], dtype: torch.dtype) -> None:
+    packed, padded = learner(GROUPED, dtype), learner("eager", dtype)
+    tokens = count_tokens(packed)
+    ours, theirs = outcome(packed, hidden, None, batch(SHARED)), outcome(padded, hidden, None, batch(SHARED))
+    assert set(tokens) == {3 + 3 + 2 + 2 + 2 + 3 + 1}  # the common 5 6 7, then what each row has of its own
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert apart(mine, reference) < CLOSE[dtype]
+
+
+def test_with_dropout_or_a_soft_prompt_every_row_is_its_own() -> None:
+    made = learner(GROUPED)
+    everything = sum(len(prompt) + len(answer) for prompt, answer in SHARED)
+    made.model.peft_config["fast"].lora_dropout = 0.1
+    tokens = count_tokens(made)
+    made.forward(batch(SHARED))
+    made.forward(batch(SHARED), dropout=False)
+    with made.prefixed(lambda rows: torch.zeros(len(rows.examples), 1, 32)):
+        made.forward(batch(SHARED))
+    assert tokens == [everything, 16, everything + len(SHARED)]
+
+
+def test_ranking_reads_what_prompts_begin_with_once() -> None:
+    packed, padded = learner(GROUPED), learner("eager")
+    tokens = count_tokens(packed)
+    rows = batch([(prompt, []) for prompt, _ in SHARED])
+    choices = [[[10, 11, 1], [12, 1], [13, 1]]] * len(SHARED)
+    with torch.inference_mode():
+        ours, theirs = packed.likelihoods(rows, choices), padded.likelihoods(rows, choices)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert tokens[0] == 3 + 1 + 2 + 2  # 9 9 and 9 share their first
+
+
 def test_with_gradient_checkpointing_too() -> None:
     results = []
     for checkpointing in (False, True):
@@ -98,6 +137,16 @@ def test_rows_of_one_length_and_routed_rows_stay_as_they_are() -> None:
     assert tokens == [6, 21]
 
 
+def test_shared_beginnings_by_hand() -> None:
+    mask, ids = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 1, 1]]), torch.tensor([[9, 5, 6], [5, 6, 6], [5, 7, 6]])
+    found = Packing.of(mask, ids)
+    assert found.taken.tolist() == [1, 2, 5, 7, 8]
+    assert found.token_at.tolist() == [0, 0, 1, 0, 1, 2, 0, 3, 4]
+    assert found.again.tolist() == [3, 4, 6]
+    assert found.pack(ids[..., None]).flatten().tolist() == [5, 6, 6, 7, 6]
+    assert found.spread(found.pack(ids[..., None]))[..., 0].tolist() == [[0, 5, 6], [5, 6, 6], [5, 7, 6]]
+
+
 def packing() -> Packing:
     return Packing.of(torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]]))
 
@@ -117,11 +166,13 @@ def test_the_mask_is_causal_and_leaves_padding_out() -> None:
     assert seen[2].tolist() == [[False, False, False], [False, True, False], [False, True, True]]
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("step", ["spread and weigh", "gather"])
-def test_gradients_are_those_of_finite_differences(step: str) -> None:
+def test_gradients_are_those_of_finite_differences(step: str, shared: bool) -> None:
     torch.manual_seed(0)
-    found = packing()
     mask = torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=torch.float64)
+    found = Packing.of(mask, torch.tensor([[0, 0, 5], [5, 6, 7], [0, 5, 6]]) if shared else None)
+    assert len(found.taken) == (3 if shared else 6)
 
     def weighed(packed: Tensor) -> Any:  # what padding holds is masked before anyone looks
         return Spread.apply(packed, found) * mask[:, None, :, None]
@@ -130,7 +181,7 @@ def test_gradients_are_those_of_finite_differences(step: str) -> None:
         inputs = torch.randn(3, 3, 2, 4, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda padded: Gather.apply(padded, found), (inputs,))
     else:
-        inputs = torch.randn(1, 2, 6, 4, dtype=torch.float64, requires_grad=True)
+        inputs = torch.randn(1, 2, len(found.taken), 4, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(weighed, (inputs,))
 
 

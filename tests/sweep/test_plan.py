@@ -130,4 +130,5 @@ def test_shipped_sweeps_load(file: Path, tmp_path: Path) -> None:
             rows = [{"prompt": f"{split} {n}", "answer": "A" if n % 2 else "B"} for n in range(4)]
             (tmp_path / task["name"] / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
     jobs = jobs_of(file, f"data.path={tmp_path}", f"model.name={tmp_path}")
-    assert len(jobs) == len(content["methods"]) * len(content["orders"]) * len(content["seeds"])
+    orders, seeds = (n if isinstance(n, int) else len(n) for n in (content["orders"], content["seeds"]))
+    assert len(jobs) == len(content["methods"]) * orders * seeds

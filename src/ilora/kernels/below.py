@@ -7,6 +7,7 @@ after the weights and the rows it was made from, and shared by all runs on the s
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from ilora.data.examples import Example
 from ilora.errors import InputError
@@ -53,17 +55,21 @@ class Below:
     def prepare(self, rows: Sequence[Example]) -> None:
         """Have the states of these rows at hand, whole, without their end-of-text and without their answer.
 
-        They come from the file, or are computed now: each row by itself, so that its states do not depend on which
+        They come from the file, or are computed now: each prompt by itself, so that its states do not depend on which
         others are there.
         """
-        prompts = {(*row.prompt, *row.answer): len(row.prompt) for row in rows}
+        answers: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}  # by prompt; both without repetitions
+        for row in rows:
+            answers.setdefault(tuple(row.prompt), {})[tuple(row.answer)] = None
+        prompts = {prompt + answer: len(prompt) for prompt, found in answers.items() for answer in found}
         if not prompts:
             return
         file = self.folder / f"{self._digest(list(prompts))}.safetensors"
-        states = _read(file)
-        if states is None:
-            states = torch.cat([self._compute(ids) for ids in prompts])
-            _write(file, states)
+        with _alone(file):  # the other runs of a sweep wait, and read what this one has made
+            states = _load(file)
+            if states is None:
+                states = torch.cat([self._compute(prompt, list(found)) for prompt, found in answers.items()])
+                _save(file, states)
         for (ids, length), found in zip(prompts.items(), states.split([len(ids) for ids in prompts]), strict=True):
             for end in (len(ids), len(ids) - 1, length):  # a token's state depends on those before it only
                 self.kept[ids[:end]] = found[:end]
@@ -96,17 +102,27 @@ class Below:
             self.decoder.layers = self.whole
 
     @torch.inference_mode()
-    def _compute(self, row: Ids) -> Tensor:
-        """(tokens, features)."""
+    def _compute(self, prompt: Ids, answers: Sequence[Ids]) -> Tensor:
+        """(tokens, features) of the prompt with the first answer, with the second one, ...; the prompt is read once."""
         norm = self.decoder.norm
         self.decoder.layers, self.decoder.norm = self.lower, nn.Identity()
         try:
-            device = next(self.decoder.parameters()).device
-            ids = torch.tensor([list(row)], device=device)
-            states: Tensor = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0]
+            if len(answers) == 1:
+                return self._read(torch.tensor([[*prompt, *answers[0]]]), None)
+            made, cache = [], DynamicCache()
+            head = self._read(torch.tensor([list(prompt)]), cache)
+            for answer in answers:
+                made += [head, self._read(torch.tensor([list(answer)]), cache)]
+                cache.crop(-len(answer))
+            return torch.cat(made)
         finally:
             self.decoder.layers, self.decoder.norm = self.whole, norm
-        return states.cpu()
+
+    def _read(self, ids: Tensor, cache: DynamicCache | None) -> Tensor:
+        device = next(self.decoder.parameters()).device
+        read = self.decoder(input_ids=ids.to(device), past_key_values=cache, use_cache=cache is not None)
+        states: Tensor = read.last_hidden_state[0].cpu()
+        return states
 
     def _digest(self, rows: Sequence[Ids]) -> str:
         """Of the weights below and the rows."""
@@ -135,7 +151,15 @@ def _numbered(layers: nn.ModuleList) -> Iterator[None]:
             attention.layer_idx = number  # type: ignore[union-attr,assignment]
 
 
-def _read(file: Path) -> Tensor | None:
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (file.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _load(file: Path) -> Tensor | None:
     """None where it is missing or damaged: then it is made again."""
     try:
         return load_file(file)["states"]
@@ -143,9 +167,8 @@ def _read(file: Path) -> Tensor | None:
         return None
 
 
-def _write(file: Path, states: Tensor) -> None:
-    """Complete or not there at all; two processes may write the same."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+def _save(file: Path, states: Tensor) -> None:
+    """Complete or not there at all."""
     handle, scratch = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
     os.close(handle)
     try:

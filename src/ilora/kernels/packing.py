@@ -1,6 +1,8 @@
 """Rows of several lengths as one long row without padding; attention alone sees them row by row.
 
-Linear layers, norms and rotations work token by token, so whatever is padding there is work for nothing.
+Linear layers, norms and rotations work token by token, so whatever is padding there is work for nothing. So is what
+several rows begin with: an instruction that all rows of a task share is computed once for the whole batch, since a
+token's state depends on the tokens before it only.
 """
 
 from __future__ import annotations
@@ -15,19 +17,36 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class Packing:
-    """taken: (tokens,) the place of each token among rows · length. token_at: (rows · length,) back; 0 at padding."""
+    """Places among rows · length, and the tokens that stand there.
+
+    taken: (tokens,) the place of each token, the first one where rows share it. token_at: (rows · length,) back; 0 at
+    padding. real: (rows · length,) whether there is a token at all. again: the places of shared tokens but the first.
+    """
 
     taken: Tensor
     token_at: Tensor
+    real: Tensor
+    again: Tensor
     rows: int
     length: int
 
     @staticmethod
-    def of(mask: Tensor) -> Packing:
-        """mask: (rows, length), 1 where there is a token."""
-        flat = mask.flatten().bool()
-        token_at = (flat.cumsum(0) - 1).clamp(min=0).masked_fill(~flat, 0)
-        return Packing(flat.nonzero()[:, 0], token_at, *mask.shape)
+    def of(mask: Tensor, ids: Tensor | None = None) -> Packing:
+        """mask: (rows, length), 1 where there is a token. ids: the tokens, if equal beginnings are to be shared."""
+        real = mask.flatten().bool()
+        if ids is None:
+            taken = real.nonzero()[:, 0]
+            token_at = (real.cumsum(0) - 1).clamp(min=0).masked_fill(~real, 0)
+            return Packing(taken, token_at, real, taken[:0], *mask.shape)
+        first, at = _shared_beginnings(mask.tolist(), ids.tolist())
+        taken, token_at = (torch.tensor(numbers, device=mask.device) for numbers in (first, at))
+        again = real.index_fill(0, taken, False).nonzero()[:, 0]
+        return Packing(taken, token_at, real, again, *mask.shape)
+
+    @property
+    def saves(self) -> bool:
+        """Whether there are fewer tokens than places."""
+        return len(self.taken) < len(self.real)
 
     def pack(self, padded: Tensor) -> Tensor:
         """(rows, length, ...) -> (1, tokens, ...)."""
@@ -35,8 +54,9 @@ class Packing:
 
     def spread(self, packed: Tensor) -> Tensor:
         """(1, tokens, ...) -> (rows, length, ...), zero at padding."""
-        empty = packed.new_zeros(self.rows * self.length, *packed.shape[2:])
-        return empty.index_copy(0, self.taken, packed[0]).view(self.rows, self.length, *packed.shape[2:])
+        places = packed[0].index_select(0, self.token_at)
+        real = self.real.view(-1, *[1] * (places.dim() - 1))
+        return places.masked_fill(~real, 0).view(self.rows, self.length, *packed.shape[2:])
 
     def columns(self, count: int) -> Tensor:
         """(rows · count,): which token stands in each row's last columns; token 0 where there is padding."""
@@ -44,11 +64,9 @@ class Packing:
 
     def attention_mask(self, dtype: torch.dtype) -> Tensor:
         """(rows, 1, length, length), to be added to scores: earlier tokens of the same row only."""
-        real = torch.zeros(self.rows * self.length, dtype=torch.bool, device=self.taken.device)
-        real[self.taken] = True
-        earlier = torch.ones(self.length, self.length, dtype=torch.bool, device=real.device).tril()
-        allowed = earlier & real.view(self.rows, 1, 1, self.length)
-        return torch.zeros(allowed.shape, dtype=dtype, device=real.device).masked_fill_(
+        earlier = torch.ones(self.length, self.length, dtype=torch.bool, device=self.real.device).tril()
+        allowed = earlier & self.real.view(self.rows, 1, 1, self.length)
+        return torch.zeros(allowed.shape, dtype=dtype, device=self.real.device).masked_fill_(
             ~allowed, torch.finfo(dtype).min
         )
 
@@ -69,8 +87,12 @@ class Spread(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """What padding got is dropped: nobody reads it."""
-        tokens = grad.transpose(1, 2).flatten(0, 1).index_select(0, ctx.packing.taken)
+        """What padding got is dropped: nobody reads it. What a shared token got in several rows is added up."""
+        packing, places = ctx.packing, grad.transpose(1, 2).flatten(0, 1)
+        tokens = places.index_select(0, packing.taken)
+        if len(packing.again):
+            owners = packing.token_at.index_select(0, packing.again)
+            tokens.index_add_(0, owners, places.index_select(0, packing.again))
         return tokens.transpose(0, 1).unsqueeze(0), None
 
 
@@ -79,12 +101,31 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, packing: Packing) -> Tensor:
-        """The real tokens."""
+        """The real tokens; of a shared one, what its first row has: the others have the same."""
         ctx.packing = packing
         return packing.pack(padded)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Zero at padding: its queries look at real keys."""
-        return ctx.packing.spread(grad), None
+        """Back to where it was taken from, zero elsewhere."""
+        packing = ctx.packing
+        places = grad.new_zeros(packing.rows * packing.length, *grad.shape[2:])
+        places.index_copy_(0, packing.taken, grad[0])
+        return places.view(packing.rows, packing.length, *grad.shape[2:]), None
+
+
+def _shared_beginnings(mask: list[list[int]], ids: list[list[int]]) -> tuple[list[int], list[int]]:
+    """`taken` and `token_at` of rows in which a token is new where what stands before it, or it itself, is."""
+    known: dict[tuple[int, int], int] = {}  # (the token before, an id): the token
+    taken: list[int] = []
+    token_at: list[int] = []
+    for marks, row in zip(mask, ids, strict=True):
+        before = -1
+        for mark, token in zip(marks, row, strict=True):
+            if mark and (before, token) not in known:
+                known[before, token] = len(taken)
+                taken.append(len(token_at))
+            before = known[before, token] if mark else -1
+            token_at.append(max(before, 0))
+    return taken, token_at

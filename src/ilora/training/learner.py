@@ -23,7 +23,7 @@ from ilora.data.examples import IGNORED, Batch, Example, collate
 from ilora.kernels.attention import GROUPED
 from ilora.kernels.below import Below
 from ilora.kernels.losses import token_losses
-from ilora.kernels.packing import Packing
+from ilora.kernels.packing import Packing, Spread
 from ilora.memory import ReplayMemory
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
@@ -92,7 +92,7 @@ class Learner:
         dropout: False computes as at inference.
         """
         inputs, prefix = self._inputs(batch)
-        packing = self._pack(inputs)
+        packing = self._pack(inputs, batch, dropout=dropout)
         if self._slices_logits:
             inputs["logits_to_keep"] = packing.columns(batch.keep) if packing else batch.keep
         with self._training(dropout), self._watched(hidden == "last") as seen, self._layers(inputs):
@@ -104,7 +104,7 @@ class Learner:
     def states(self, batch: Batch, *, layers: Layers = "last", dropout: bool = True) -> tuple[Tensor, ...]:
         """The layers' outputs alone, as `forward` returns them: no logits are made, and no other layer is kept."""
         inputs, prefix = self._inputs(batch)
-        packing = self._pack(inputs)
+        packing = self._pack(inputs, batch, dropout=dropout)
         with self._training(dropout), self._layers(inputs):
             decoder = self.core.get_decoder()  # type: ignore[operator]
             result = decoder(**inputs, use_cache=False, output_hidden_states=layers == "all")
@@ -151,11 +151,15 @@ class Learner:
         rows = [example.prompt for example in batch.examples]
         behind = [[*row, *ids] for row, found in zip(rows, choices, strict=True) for ids in found]
         inputs, _ = self._inputs(batch, whole=not self._known(behind))
+        before, packing = dict(inputs), self._pack(inputs, batch)
         if self._slices_logits:
-            inputs["logits_to_keep"] = 1
+            inputs["logits_to_keep"] = packing.columns(1) if packing else 1
         with self._layers(inputs):
             read = self.model(**inputs, use_cache=True)
         first, cache = read.logits[:, -1:], read.past_key_values
+        if packing:
+            first = read.logits.view(packing.rows, 1, -1)
+            _spread_cache(cache, packing)
         # Sliding windows and recurrent states cannot go back: there each choice gets a copy.
         crops = all(type(layer) is DynamicLayer for layer in cache.layers)
         found = []
@@ -166,7 +170,7 @@ class Learner:
             logits = first
             if width > 1:
                 read_so_far = cache if crops else deepcopy(cache)
-                logits = torch.cat([first, self._go_on(inputs, rows, labels[:, :-1], read_so_far)], dim=1)
+                logits = torch.cat([first, self._go_on(before, rows, labels[:, :-1], read_so_far)], dim=1)
                 if crops:
                     cache.crop(1 - width)
             found.append(-token_losses(logits, labels).sum(1))
@@ -175,7 +179,7 @@ class Learner:
     def _go_on(self, inputs: dict[str, Any], rows: Sequence[Sequence[int]], tokens: Tensor, cache: Any) -> Tensor:
         """Logits (rows, columns, vocabulary) after each of these tokens behind what the cache holds.
 
-        rows: the token ids that were read. tokens: IGNORED where a row has no more of them.
+        inputs: what was read, padded. rows: the same as token ids. tokens: IGNORED where a row has no more of them.
         """
         width = tokens.shape[1]
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], dim=1)
@@ -225,13 +229,17 @@ class Learner:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         return inputs, length
 
-    def _pack(self, inputs: dict[str, Any]) -> Packing | None:
-        """Change inputs with padding into one long row, where our own attention is at work; None: left as they are."""
+    def _pack(self, inputs: dict[str, Any], batch: Batch, *, dropout: bool = False) -> Packing | None:
+        """Change inputs into one long row without repetitions, where our own attention is at work; None: left alone."""
         mask = inputs["attention_mask"]
         ours = self.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
-        if not ours or "adapter_names" in inputs or bool(mask.all()):
+        if not ours or "adapter_names" in inputs:
             return None
-        packing = Packing.of(mask)
+        # Rows with dropout masks of their own, or another soft prompt each, differ from their first token on.
+        noisy = dropout and self.model.training and adapters.dropout(self.model) > 0
+        packing = Packing.of(mask, None if noisy or self._prefix is not None else batch.input_ids)
+        if not packing.saves:
+            return None
         for name in ("input_ids", "inputs_embeds", "position_ids"):
             if name in inputs:
                 inputs[name] = packing.pack(inputs[name])
@@ -305,6 +313,14 @@ class Learner:
             yield
         finally:
             self.model.train()
+
+
+def _spread_cache(cache: Any, packing: Packing) -> None:
+    """Keys and values of one long row to those of its rows, in place."""
+    for layer in cache.layers:
+        if layer.is_initialized:
+            layer.keys = Spread.apply(layer.keys, packing)  # type: ignore[no-untyped-call]
+            layer.values = Spread.apply(layer.values, packing)  # type: ignore[no-untyped-call]
 
 
 def _rows(layers: Sequence[Tensor], packing: Packing | None, prefix: int) -> tuple[Tensor, ...]:
