@@ -201,11 +201,16 @@ def evaluate(
 
 @app.command()
 def compare(
-    places: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run folders, or folders of them (a sweep).")],
+    places: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Run folders, folders of them (a sweep), files of --save.")
+    ],
     baseline: Annotated[
         str | None, typer.Option(help="The row to set the others beside (default sequential, else the first).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default comparison, in PATH).")] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what was compared in one file without the data.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Many runs side by side: means with intervals, paired differences, no ranking that the data do not carry."""
@@ -214,11 +219,13 @@ def compare(
     from ilora.compare.command import compare as compare_them
     from ilora.compare.texts import terminal
 
-    comparison, folder = compare_them(places, baseline=baseline, out=out)
+    comparison, folder = compare_them(places, baseline=baseline, out=out, save=save)
     if not quiet:
         console = Console(highlight=False)
         console.print(terminal(comparison))
         console.print(f"page:     {folder / 'index.html'}", markup=False, soft_wrap=True)
+        if save is not None:
+            console.print(f"evidence: {save}", markup=False, soft_wrap=True)
 
 
 @app.command()

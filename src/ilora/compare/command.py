@@ -1,4 +1,4 @@
-"""What `ilora compare` does: gather, compute, write every form of it."""
+"""What `ilora compare` does: gather, compute, write every form of it, and the evidence."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ilora.compare.comparison import compare_runs
+from ilora.compare.evidence import refuse_other, write_evidence
 from ilora.compare.gather import gather
 from ilora.compare.page import page
 from ilora.compare.texts import as_csv, as_latex, as_markdown
@@ -16,19 +17,30 @@ from ilora.training.checkpoint import write_atomic
 
 
 def compare(
-    places: Sequence[str | Path], *, baseline: str | None = None, out: str | Path | None = None
+    places: Sequence[str | Path],
+    *,
+    baseline: str | None = None,
+    out: str | Path | None = None,
+    save: str | Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Compare the runs in or below `places`; returns the content of comparison.json and the folder it is in.
 
-    baseline: a row's name or label (default `sequential`, else the first row). out: default `comparison` below the
-    first place. Raises InputError for a place without runs, runs that cannot be compared, and an unknown baseline.
+    places: folders, and files that `save` made. baseline: a row's name or label (default `sequential`, else the first
+    row). out: default `comparison` below the first place, beside a file `<its name>-comparison`. save: a file for what
+    was compared, without the data. Raises InputError for a place without runs, runs that cannot be compared, an
+    unknown baseline, and a `save` that would replace another file.
     """
     if not places:
-        raise InputError("no folder to compare; give run folders, or folders below which run folders lie")
-    folder = Path(out) if out is not None else Path(places[0]) / "comparison"
+        raise InputError("nothing to compare; give run folders, folders below which run folders lie, or evidence files")
+    folder = Path(out) if out is not None else _folder(Path(places[0]))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: not a folder; --out names another one")
-    comparison = compare_runs(gather([Path(place) for place in places]), baseline)
+    if save is not None:
+        refuse_other(Path(save))
+    gathered = gather([Path(place) for place in places])
+    comparison = compare_runs(gathered, baseline)
+    if save is not None:
+        write_evidence(Path(save), gathered.runs)
     texts = {
         "comparison.json": json.dumps(comparison, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
         "comparison.csv": as_csv(comparison),
@@ -39,3 +51,7 @@ def compare(
     for name, text in texts.items():
         write_atomic(folder / name, text.encode("utf-8", errors="replace"))
     return comparison, folder
+
+
+def _folder(place: Path) -> Path:
+    return place.with_name(f"{place.stem}-comparison") if place.is_file() else place / "comparison"

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ilora.compare.budget import budget, cost
-from ilora.compare.gather import Gathered, Run
+from ilora.compare.gather import Gathered
 from ilora.compare.items import item_values, measures
+from ilora.compare.run import Run
 from ilora.compare.statistics import (
     LEVEL,
     RESAMPLES,
@@ -26,7 +27,7 @@ from ilora.compare.statistics import (
 from ilora.errors import InputError
 from ilora.evaluation.matrix import overall_performance
 from ilora.registry import did_you_mean
-from ilora.report.tables import SUMMARY, learning_row, matrix, plain, zero_shot_scores
+from ilora.report.tables import SUMMARY, learning_row, matrix, plain
 
 SCHEMA = 1
 Pairing = tuple[tuple[str, ...], int]  # the order and the seed of a run
@@ -133,7 +134,7 @@ def _task(run: Run, label: str, items: int) -> dict[str, Any]:
 
 
 def _run(run: Run, orders: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    return {"folder": str(run.path), "order": 1 + orders.index(run.order), "seed": run.seed}
+    return {"folder": run.place, "order": 1 + orders.index(run.order), "seed": run.seed}
 
 
 # -- means over runs -----------------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def _matrices(line: Line, orders: Sequence[tuple[str, ...]]) -> list[dict[str, A
     for number, order in enumerate(orders, 1):
         runs = [run for run in line.runs.values() if run.order == order]
         if runs:
-            tables = [[zero_shot_scores(r.results, line.variant), *matrix(r.results, line.variant)] for r in runs]
+            tables = [run.rows(line.variant) for run in runs]
             mean = [[_mean(cells) for cells in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
             phases = [plain(phase) for phase in runs[0].results["phases"]]
             made.append({"order": number, "seeds": len(runs), "phases": phases, "rows": mean})

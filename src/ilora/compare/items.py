@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ilora.compare.gather import Run
+from ilora.compare.run import Run
 from ilora.compare.statistics import Floats
 from ilora.errors import InputError
 from ilora.evaluation.matrix import ALL, summarise
@@ -57,25 +57,25 @@ def item_values(run: Run, variant: str, tasks: Sequence[str]) -> dict[str, Float
     The measure is the sum over tasks of the mean over a task's items. Raises InputError for a prediction file that is
     missing, has other rows than the other runs' or does not give the score in results.json.
     """
-    scores, before = matrix(run.results, variant), zero_shot_scores(run.results, variant)
-    weights = coefficients(scores, measures(run, variant))
-    rows = [before, *scores]
+    weights = coefficients(matrix(run.results, variant), measures(run, variant))
     blocks: dict[str, list[Floats]] = {key: [] for key in weights}
     for label in tasks:
         place = run.order.index(label)
-        used = [stage for stage in range(len(rows)) if any(table[stage, place] for table in weights.values())]
-        cells = {stage: _cell(run, variant, stage, label, rows[stage][place]) for stage in used}
+        used = sorted({int(stage) for table in weights.values() for stage in np.flatnonzero(table[:, place])})
+        cells = {stage: cell_scores(run, variant, stage, label) for stage in used}
         for key, table in weights.items():
             zeros = np.zeros(len(run.items.ids[label]))
             blocks[key].append(sum((table[stage, place] * cells[stage] for stage in used), zeros))
     return {key: np.concatenate(parts) for key, parts in blocks.items()}
 
 
-def _cell(run: Run, variant: str, stage: int, label: str, expected: float | None) -> Floats:
-    scores, file = run.scores(stage, variant, label)
+def cell_scores(run: Run, variant: str, stage: int, label: str) -> Floats:
+    """(items,): the scores after a stage (0: the base model). Raises InputError where they do not give that of R."""
+    scores, source = run.scores(stage, variant, label)
+    expected = run.rows(variant)[stage][run.order.index(label)]
     if expected is None or abs(float(scores.mean()) - expected) > 1e-6:
         raise InputError(
-            f"{file}: its mean score is {scores.mean():.6f}, but {run.path / 'results.json'} says {expected}; "
+            f"{source}: its mean score is {scores.mean():.6f}, but the results of {run.place} say {expected}; "
             "one of them is not this run's"
         )
     return scores

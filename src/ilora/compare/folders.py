@@ -1,0 +1,159 @@
+"""Run folders: found below a place, and read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ilora.compare.run import Cell, Items, Run, used_results, used_settings
+from ilora.data.stream import Phase
+from ilora.data.task import Task
+from ilora.errors import InputError
+from ilora.report.html import read_results
+from ilora.report.tables import Results, number, plain, task_labels
+from ilora.results import BASE, prediction_file, read_records
+
+
+def run_folders(place: Path) -> list[Path]:
+    """Those in or below `place`. Raises InputError where there is none."""
+    if not place.is_dir():
+        raise InputError(
+            f"{place}: no such folder or file; give a run folder, one below which run folders lie, "
+            "or a file that --save made"
+        )
+    found = list(_below(place))
+    if not found:
+        raise InputError(f"{place}: no run folder in it (a run folder has config.yaml and results.json)")
+    return found
+
+
+def _below(place: Path) -> Iterable[Path]:
+    for here, inner, files in os.walk(place):
+        inner.sort()
+        if "config.yaml" in files:
+            yield Path(here)
+        if "config.yaml" in files and "results.json" in files:
+            inner[:] = [name for name in inner if name == "contrast"]
+        else:
+            inner[:] = [name for name in inner if not name.startswith(".")]
+
+
+def read_folder(folder: Path, place: Path) -> Run | str:
+    """The run in `folder`, which lies in or below `place`; of an unfinished one why it cannot be compared.
+
+    Raises InputError for a damaged file.
+    """
+    if not (folder / "results.json").is_file():
+        return "not finished: no results.json yet"
+    results = read_results(folder)
+    if not results.get("complete"):
+        rows = len(results["variants"][results["answers_with"]]["R"])
+        return f"not finished: {rows} of {len(results['tasks'])} tasks"
+    results = used_results(results, str(folder / "results.json"))
+    return Run(
+        place=str(folder),
+        name=plain("/".join(filter(None, (place.resolve().name, *folder.relative_to(place).parts)))),
+        own_label=_label(folder, results),
+        results=results,
+        settings=_settings(folder / "config.yaml"),
+        items=_items(folder, results),
+        cells=partial(_cell, folder, results),
+    )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping of settings at the top level")
+    return used_settings(dict(_flat(content)))
+
+
+def _flat(content: dict[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+# -- its label -----------------------------------------------------------------------------------------------------
+
+
+def _label(folder: Path, results: Results) -> str:
+    """The label in its sweep, else the method's name (`joint`: plain training on all tasks at once)."""
+    method = str(results.get("method", "?"))
+    if results.get("stream") == "joint" and method == "sequential":
+        method = "joint"
+    return plain(_label_in_sweep(folder.absolute()) or method, 60)
+
+
+def _label_in_sweep(folder: Path) -> str | None:
+    """Of DIR/runs/<label>/<run>: what DIR/sweep.json calls it, else the folder's name; None outside a sweep."""
+    if len(folder.parents) < 3 or folder.parents[1].name != "runs":
+        return None
+    sweep = folder.parents[2]
+    path = sweep / "sweep.json"
+    if not path.is_file():
+        return None
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        pairs = entries.items() if isinstance(entries, dict) else ((entry["folder"], entry) for entry in entries)
+        labels = {(sweep / str(place)).resolve(): str(entry["label"]) for place, entry in pairs}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error!r}); expected 'runs', each with 'folder' and 'label'"
+        ) from None
+    return labels.get(folder.resolve(), folder.parent.name)
+
+
+# -- its test rows -------------------------------------------------------------------------------------------------
+
+
+def _items(folder: Path, results: Results) -> Items:
+    """The test rows, as the answers after the last phase have them."""
+    items = Items()
+    for label in task_labels(results):
+        file = _file(folder, results, len(results["phases"]), results["answers_with"], label)
+        records = _records(file)
+        ids = [record["id"] for record in records]
+        if not ids or len(set(ids)) < len(ids):
+            raise InputError(f"{file}: {'an id stands twice' if ids else 'no rows'}")
+        asked = sorted((record["id"], record.get("prompt"), record.get("reference")) for record in records)
+        items.ids[label] = ids
+        items.digests[label] = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    return items
+
+
+def _cell(folder: Path, results: Results, stage: int, variant: str, label: str) -> Cell:
+    file = _file(folder, results, stage, variant, label)
+    records = _records(file)
+    return Cell(str(file), [record["id"] for record in records], [record["score"] for record in records])
+
+
+def _file(folder: Path, results: Results, stage: int, variant: str, label: str) -> Path:
+    phase = Phase(stage, str(results["phases"][stage - 1]), ()).label if stage else BASE
+    return prediction_file(folder, phase, variant, Task(label, {}), answering=results["answers_with"])
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    try:
+        records = read_records(file)
+    except FileNotFoundError:
+        raise InputError(f"{file}: file not found; the scores of single test rows are compared") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+    for line, record in enumerate(records, 1):
+        score = number(record.get("score")) if isinstance(record, dict) else None
+        if score is None or not 0 <= score <= 1 or not isinstance(record.get("id"), str):
+            raise InputError(f"{file}, row {line}: expected an object with an 'id' and a 'score' between 0 and 1")
+    return records

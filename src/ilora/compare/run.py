@@ -1,0 +1,179 @@
+"""A run to compare, wherever it was read: what counts of its results and settings, and its scores of test rows.
+
+Nothing in a `Run` is of the data or says where something lies on this machine, except `place`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ilora.compare.statistics import Floats
+from ilora.errors import InputError
+from ilora.report.tables import Results, matrix, number, task_labels, zero_shot_scores
+
+DIGITS = 6  # of a test row's score: enough for its mean, and every form of a run gives the same numbers
+_USED = ("schema", "method", "model", "seed", "stream", "phases", "answers_with")
+_USED_OF_TASKS = ("name", "label", "metric", "scoring")
+# What may differ between runs of one label: it is averaged over, or changes no score.
+_ASIDE = (
+    "name", "seed", "contrast", "trackers", "data.tasks", "data.path", "model.name", "model.attention",
+    "model.gradient_checkpointing", "training.micro_batch_size", "training.checkpoint_every", "training.trajectory",
+    "evaluation.batch_size", "evaluation.merge", "evaluation.zero_shot", "evaluation.unseen",
+    "evaluation.perplexity_file", "evaluation.perplexity_tokens",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Items:
+    """The test rows that all runs have in common: their ids and a digest of what they ask, by the task's label."""
+
+    ids: dict[str, list[str]] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+
+class Cell(NamedTuple):
+    """What is behind one entry of R: a score (0..1) for each id. `source`: where it is from, for messages."""
+
+    source: str
+    ids: Sequence[str]
+    scores: Sequence[float]
+
+
+Cells = Callable[[int, str, str], Cell]
+"""The cell of a stage (0: the base model), a variant and a task's label. Raises InputError where it cannot be read."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    place: where it is, for messages. name: its path without what lies above the given place.
+    own_label, apart: its label, and the settings that tell it from other runs of that label. settings: flat, with
+    dotted keys.
+    """
+
+    place: str
+    name: str
+    own_label: str
+    results: Results
+    settings: dict[str, Any]
+    items: Items
+    cells: Cells
+    apart: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What its row is called."""
+        return " ".join([self.own_label, *self.apart])
+
+    @property
+    def seed(self) -> int:
+        """Of everything random in it."""
+        return int(self.results["seed"])
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The labels of its tasks."""
+        return tuple(task_labels(self.results))
+
+    @property
+    def variants(self) -> list[str]:
+        """The answering one first."""
+        return sorted(self.results["variants"], key=lambda name: name != self.results["answers_with"])
+
+    def rows(self, variant: str) -> list[list[float | None]]:
+        """(1 + stages, tasks): R below the zero-shot row."""
+        return [zero_shot_scores(self.results, variant), *matrix(self.results, variant)]
+
+    def scores(self, stage: int, variant: str, label: str) -> tuple[Floats, str]:
+        """The items' scores after a stage (0: the base model), in the common order, and where they are from."""
+        cell, ids = self.cells(stage, variant, label), self.items.ids[label]
+        if cell.ids != ids and sorted(cell.ids) != sorted(ids):
+            raise InputError(f"{cell.source}: not the test rows of task {label!r} in the other prediction files")
+        found = dict(zip(cell.ids, cell.scores, strict=True))
+        scores: Floats = np.array([found[key] for key in ids], dtype=np.float64)
+        return scores.round(DIGITS), cell.source
+
+
+# -- what counts ---------------------------------------------------------------------------------------------------
+
+
+def used_results(results: Results, place: str) -> Results:
+    """What a comparison uses of a finished run's results (in the form that `check_results` has seen).
+
+    Raises InputError naming `place` for results that cannot be compared.
+    """
+    variants = {
+        name: {"zero_shot": _scores(variant.get("zero_shot")), "R": [_scores(row) for row in variant["R"]]}
+        for name, variant in results["variants"].items()
+    }
+    used = {
+        **portable({key: results[key] for key in _USED if key in results}),
+        "tasks": portable([{key: task[key] for key in _USED_OF_TASKS if key in task} for task in results["tasks"]]),
+        "answers_with": str(results["answers_with"]),
+        "variants": variants,
+        "cost": _numbers(results.get("cost") or {}),
+    }
+    _check(used, place)
+    return used
+
+
+def _scores(values: Sequence[object] | None) -> list[float | None] | None:
+    return [number(value) for value in values] if values else None
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _numbers(inner) for key, inner in value.items()}
+    return None if number(value) is None else value
+
+
+def _check(results: Results, place: str) -> None:
+    seed, labels = results.get("seed"), task_labels(results)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"{place}: 'seed' must be a whole number, found {seed!r}")
+    if len(set(labels)) < len(labels):
+        raise InputError(f"{place}: two of its tasks have one label")
+    for kind, names in (("task's label", labels), ("variant", results["variants"])):
+        for unsafe in (name for name in names if not _is_file_name(name)):
+            raise InputError(f"{place}: {unsafe!r} cannot be a {kind}: it would leave the run folder")
+    rows = 1 if results.get("stream") == "joint" else len(labels)
+    for name, variant in results["variants"].items():
+        if len(variant["R"]) != rows or len(results.get("phases") or ()) != rows:
+            raise InputError(f"{place}: 'phases' and variants.{name}.R must have {rows} rows, one for each phase")
+        if None in variant["R"][-1]:
+            raise InputError(f"{place}: variants.{name}.R: a task has no score after the last phase")
+        for score in (score for row in (variant["zero_shot"] or [], *variant["R"]) for score in row):
+            if score is not None and not 0 <= score <= 1:
+                raise InputError(f"{place}: variants.{name}: the score {score} is not between 0 and 1")
+
+
+def _is_file_name(name: str) -> bool:
+    return PureWindowsPath(name).name == name and name not in ("", "..")  # which knows both kinds of slash
+
+
+def used_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a flat configuration that runs of one label have in common."""
+    return {key: portable(value) for key, value in settings.items() if key not in _ASIDE}
+
+
+def portable(value: Any) -> Any:
+    """A value as JSON can hold it; of an absolute path its last part and a digest, so that others stay others."""
+    if isinstance(value, Mapping):
+        return {str(key): portable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(inner) for inner in value]
+    if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    text = str(value)
+    for path in (PurePosixPath(text), PureWindowsPath(text)):
+        if path.is_absolute() and path.name:
+            return f"{path.name} ({hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]})"
+    return text

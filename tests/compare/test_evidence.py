@@ -1,0 +1,338 @@
+"""Evidence files: the same comparison without the data, collected over time, and refused where damaged."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from ilora import InputError
+from ilora.cli import app
+from ilora.compare.command import compare
+from ilora.compare.gather import gather
+from ilora.config import load_config
+from tests.compare.fake_runs import Method, write_run, write_sweep
+
+Json = dict[str, Any]
+METHODS = {
+    "sequential": Method(level=0.7, loss=0.25),
+    "two": Method(level=0.7, loss=0.05, variants={"slow": 0.0, "fast": 0.1}),
+}
+SHORT = ("one", "two")
+
+
+def without_places(comparison: Json) -> str:
+    """All of a comparison's text but where its runs are."""
+    rows = [row | {"runs": [{**run, "folder": ""} for run in row["runs"]]} for row in comparison["rows"]]
+    return json.dumps(comparison | {"rows": rows, "left_out": []})
+
+
+def partly_right(folder: Path) -> None:
+    """Scores of a run that are not 0 or 1, in its results too."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    for stage, phase in enumerate(("00-base", *(f"{n:02d}-{name}" for n, name in enumerate(results["phases"], 1)))):
+        for place, task in enumerate(results["tasks"]):
+            file = folder / "predictions" / f"after-{phase}" / f"{task['label']}.jsonl"
+            if file.is_file():
+                lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+                scores = [(line["score"] + n / len(lines)) / 3 for n, line in enumerate(lines)]
+                made = [json.dumps(line | {"score": score}) for line, score in zip(lines, scores, strict=True)]
+                file.write_text("\n".join(made) + "\n", encoding="utf-8")
+                variant = results["variants"]["fast"]
+                (variant["R"][stage - 1] if stage else variant["zero_shot"])[place] = sum(scores) / len(scores)
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep with two variants, two orders and two seeds, and beside it a joint run and one with partial scores."""
+    folder = tmp_path_factory.mktemp("evidence") / "all"
+    write_sweep(folder / "sweep", METHODS, seeds=(0, 1), items=30)
+    for seed in (0, 1):
+        write_run(folder / f"joint{seed}", "sequential", Method(level=0.9), seed=seed, items=30, joint=True)
+        partly_right(write_run(folder / f"part{seed}", "partial", Method(), seed=seed, items=30))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(many: Path) -> tuple[Json, Path]:
+    """The comparison of all folders, and the evidence of it."""
+    file = many.parent / "all.json"
+    return compare([many], save=file)[0], file
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small runs."""
+    folder = tmp_path_factory.mktemp("small") / "runs"
+    for seed in (0, 1):
+        write_run(folder / f"{seed}", "er", Method(), seed=seed, order=SHORT, items=6)
+    compare([folder], save=folder / "small.json")
+    return folder
+
+
+@pytest.fixture
+def small(pair: Path, tmp_path: Path) -> Path:
+    """Their evidence, to be changed."""
+    return Path(shutil.copy(pair / "small.json", tmp_path))
+
+
+def test_a_file_gives_the_same_comparison_as_the_folders(whole: tuple[Json, Path]) -> None:
+    found, file = whole
+    again, folder = compare([file])
+    assert without_places(again) == without_places(found)
+    assert folder == file.parent / "all-comparison"
+    assert {row["name"] for row in again["rows"]} >= {"two (slow)", "two (fast)", "joint", "partial"}
+    assert again["rows"][0]["runs"][0]["folder"] == f"{file}: all/sweep/runs/sequential/1-0"
+
+
+def test_a_saved_file_saved_again_is_the_same(whole: tuple[Json, Path], tmp_path: Path) -> None:
+    compare([whole[1]], save=tmp_path / "again.json", out=tmp_path / "out")
+    assert (tmp_path / "again.json").read_bytes() == whole[1].read_bytes()
+
+
+def test_every_run_has_a_line_and_scores_of_0_and_1_are_digits(whole: tuple[Json, Path]) -> None:
+    lines = whole[1].read_text(encoding="utf-8").splitlines()
+    runs = [json.loads(line.removesuffix(",")) for line in lines if line.startswith('{"name"')]
+    assert len(runs) == 12
+    scores = {run["label"]: run["scores"] for run in runs}
+    assert re.fullmatch("[01]{30}", scores["two"]["slow"][3][0])
+    assert re.fullmatch("[01]{30}", scores["joint"]["fast"][1][2])
+    assert scores["partial"]["fast"][1][2] is None  # not evaluated so early
+    assert len(json.dumps(scores["partial"]["fast"][1][0])) < 30 * len("0.123456, ") + 2
+    tasks = json.loads("\n".join(lines))["tasks"]
+    assert tasks["one"] == {"digest": tasks["one"]["digest"], "ids": "one/test/", "rows": 30}
+
+
+def test_files_and_folders_mix_and_merge(many: Path, whole: tuple[Json, Path], tmp_path: Path) -> None:
+    old, parts = tmp_path / "old.json", [many / "sweep" / "runs" / "sequential", many / "sweep" / "runs" / "two"]
+    rest = [many / name for name in ("joint0", "joint1", "part0", "part1")]
+    compare(rest[:2], save=old, out=tmp_path / "out")
+    compare([old, *rest[2:]], save=old, out=tmp_path / "out")
+    assert len(gather([old]).runs) == 4
+    compare(parts, save=tmp_path / "sweep.json", out=tmp_path / "out")
+    merged, _ = compare([tmp_path / "sweep.json", old, old], save=old, out=tmp_path / "out")
+    assert len(gather([old]).runs) == 12
+    ordered, _ = compare([*parts, *rest], out=tmp_path / "out")
+    assert without_places(merged) == without_places(ordered)
+    mixed, _ = compare([tmp_path / "sweep.json", *rest])
+    assert without_places(mixed) == without_places(ordered)
+
+
+def test_labels_get_their_settings_anew_with_every_merge(tmp_path: Path) -> None:
+    for size in (10, 20, 30):
+        write_run(tmp_path / f"{size}", "er", Method(settings={"memory_size": size}), order=SHORT)
+    file, out = tmp_path / "e.json", tmp_path / "out"
+    compare([tmp_path / "10", tmp_path / "20"], save=file, out=out)
+    compare([file, tmp_path / "30"], save=file, out=out)
+    assert [run.label for run in gather([file]).runs] == [f"er memory_size={size}" for size in (10, 20, 30)]
+
+
+def test_runs_of_folders_with_one_name_stay_apart(tmp_path: Path) -> None:
+    for seed, above in enumerate(("x", "y", "z")):
+        write_run(tmp_path / above / "run", "er", Method(), seed=seed, order=SHORT)
+    file = tmp_path / "e.json"
+    compare([tmp_path / above / "run" for above in ("x", "y", "z")], save=file)
+    assert [run.name for run in gather([file]).runs] == ["run", "run-2", "run-3"]
+
+
+def test_rows_in_another_order_and_ids_of_another_form(tmp_path: Path) -> None:
+    order = np.random.default_rng(0).permutation(20)
+    for seed in (0, 1):
+        folder = write_run(tmp_path / f"{seed}", "er", Method(), seed=seed, order=SHORT, items=20)
+        for file in folder.rglob("*.jsonl"):
+            lines = file.read_text(encoding="utf-8").replace("/test/", "/test-").splitlines()
+            file.write_text("\n".join(lines[n] for n in order) + "\n" if seed else "\n".join(lines), encoding="utf-8")
+    found, _ = compare([tmp_path / "0", tmp_path / "1"], out=tmp_path / "out")
+    for folders in (["0"], ["1"]):
+        compare([tmp_path / name for name in folders], save=tmp_path / f"{folders[0]}.json", out=tmp_path / "out")
+    tasks = json.loads((tmp_path / "1.json").read_text(encoding="utf-8"))["tasks"]
+    assert tasks["one"]["ids"] == [f"one/test-{n}" for n in order]
+    for places in (["0.json", "1.json"], ["0", "1.json"], ["0.json", "1"]):
+        again, _ = compare([tmp_path / name for name in places], out=tmp_path / "out")
+        assert without_places(again) == without_places(found)
+
+
+def test_nothing_of_the_data_and_no_place_of_this_machine_is_in_it(tmp_path: Path) -> None:
+    folder = write_run(
+        tmp_path / "SECRET-ABOVE" / "run",
+        "er",
+        Method(settings={"cache": "/SECRET/own/cache", "list": ["/SECRET/list/x"]}),
+        order=SHORT,
+        model="/SECRET/models/tiny",
+        base_model="/SECRET/base",
+        name="SECRET-NAME",
+    )
+    for file in folder.rglob("*.jsonl"):
+        text = file.read_text(encoding="utf-8")
+        text = text.replace("Which one", "SECRET prompt").replace('"A"', '"SECRET-A"').replace('"B"', '"SECRET-B"')
+        file.write_text(text, encoding="utf-8")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results["tasks"][0]["source"] = "/SECRET/source"
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config["model"]["name"] = "/SECRET/models/tiny"
+    config["data"] |= {"path": "/SECRET/data", "benchmark": None}
+    config["data"]["tasks"][0] |= {"path": "/SECRET/task", "train": "/SECRET/train", "choices": ["SECRET-A"]}
+    config["evaluation"]["perplexity_file"] = "/SECRET/text"
+    config["contrast"] = [{"name": "ilora", "cache": "/SECRET/contrast"}]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    found, _ = compare([folder], save=tmp_path / "e.json", out=tmp_path / "out")
+    text = (tmp_path / "e.json").read_text(encoding="utf-8")
+    assert "SECRET" not in text
+    assert str(tmp_path) not in text
+    assert re.findall(r'"/[^"]*', text) == []
+    assert '"method.cache":"cache (' in text
+    assert re.fullmatch(r"tiny \([0-9a-f]{8}\)", found["model"])
+    assert without_places(compare([tmp_path / "e.json"])[0]) == without_places(found)
+
+
+def test_what_cannot_be_compared_is_refused_between_files_and_folders(small: Path, pair: Path, tmp_path: Path) -> None:
+    first = f"{small}: runs/0"
+    more = {"order": SHORT, "items": 6}
+    for name, other, message in [
+        ("rows", {"items": 5}, "other test rows of task 'one': 6 rows / 5 rows"),
+        ("tasks", {"order": ("one",)}, "other tasks: one, two / one"),
+        ("model", {"model": "big"}, "other models: tiny / big"),
+    ]:
+        folder = write_run(tmp_path / name, "der", Method(), **(more | other))  # type: ignore[arg-type]
+        file = tmp_path / f"{name}.json"
+        compare([folder], save=file, out=tmp_path / "out")
+        for place, named in ((folder, str(folder)), (file, f"{file}: {name}")):
+            with pytest.raises(InputError, match=re.escape(f"{first} and {named} cannot stand in one comparison: ")):
+                compare([small, place], out=tmp_path / "out")
+            with pytest.raises(InputError, match=message):
+                compare([small, place], out=tmp_path / "out")
+    with pytest.raises(InputError, match=re.escape(f"{first} and {pair / '0'}: both are 'er'")):
+        compare([small, pair], out=tmp_path / "out")
+
+
+def test_save_replaces_nothing_but_evidence(small: Path, tmp_path: Path) -> None:
+    other = tmp_path / "mine.json"
+    other.write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"mine\.json: exists and is not evidence; --save names a new file"):
+        compare([small], save=other)
+    with pytest.raises(InputError, match="a folder; --save names a file"):
+        compare([small], save=tmp_path)
+    other.write_text("", encoding="utf-8")
+    compare([small], save=other)
+    compare([small], save=other)
+    assert other.read_bytes() == small.read_bytes()
+
+
+def test_the_folders_must_give_the_scores_that_are_saved(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "er", Method(), items=9)
+    next(folder.glob("predictions/after-02-*/one.jsonl")).unlink()
+    with pytest.raises(InputError, match="file not found"):
+        compare([folder], save=tmp_path / "e.json")
+    assert not (tmp_path / "e.json").exists()
+
+
+Change = Callable[[Json], object]
+
+
+def run_of(content: Json) -> Any:
+    return content["runs"][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(kind="comparison"), "not evidence; `ilora compare RUN... --save FILE` makes a file of it"),
+        (lambda c: c.update(schema=2), "schema 2 is unknown; this version reads 1: a newer ilora wrote it"),
+        (lambda c: c.update(schema="1"), "schema '1' is unknown; this version reads 1: the file is damaged"),
+        (lambda c: c.update(tasks=[]), "'tasks' must be an object with something in it"),
+        (lambda c: c.update(runs=[]), "'runs' must be a list with something in it"),
+        (lambda c: c["tasks"].update(one=3), "tasks.one: expected an object with 'digest' and 'ids'"),
+        (lambda c: c["tasks"]["one"].update(digest="12"), "tasks.one: 'digest' must be a SHA-256"),
+        (lambda c: c["tasks"]["one"].update(rows=10**12), "'rows' must be the number of test rows, found '10000000000"),
+        (lambda c: c["tasks"]["one"].update(ids=["a", "a"]), "'ids' must be a text, or a list of different texts"),
+        (lambda c: c["tasks"].pop("two"), "runs/0: the task 'two' is not among the file's tasks: one"),
+        (lambda c: c["runs"].append(7), "run 3: expected an object with name, label, results, settings and scores"),
+        (lambda c: run_of(c).update(name="../b"), "run 2: 'name' must be a relative path without '..', found '../b'"),
+        (lambda c: run_of(c).update(name="/b"), "run 2: 'name' must be a relative path without '..', found '/b'"),
+        (lambda c: run_of(c).update(name="runs/0"), "two of its runs have one name"),
+        (lambda c: run_of(c).update(label=None), "runs/1: 'label' must be a text, found None"),
+        (lambda c: run_of(c).update(settings=[]), "runs/1: 'settings' must be an object"),
+        (lambda c: run_of(c).pop("results"), "runs/1: results: expected an object, found NoneType"),
+        (lambda c: run_of(c)["results"].update(seed=None), "runs/1: results: 'seed' must be a whole number"),
+        (lambda c: run_of(c)["results"].update(phases=["one"]), "runs/1: results: 'phases' and variants.fast.R must"),
+        (
+            lambda c: run_of(c)["results"]["variants"]["fast"]["R"][0].__setitem__(0, 1.5),
+            "runs/1: results: variants.fast: the score 1.5 is not between 0 and 1",
+        ),
+        (
+            lambda c: run_of(c)["results"]["variants"].update({"../x": run_of(c)["results"]["variants"]["fast"]}),
+            "runs/1: results: '../x' cannot be a variant",
+        ),
+        (
+            lambda c: run_of(c)["results"]["tasks"][0].update(label=".."),
+            "runs/1: results: '..' cannot be a task's label",
+        ),
+        (lambda c: run_of(c).update(scores={}), "runs/1: scores: expected those of the variants fast"),
+        (lambda c: run_of(c)["scores"]["fast"].pop(), "scores.fast: expected 3 rows of 2 cells: the zero-shot row"),
+        (lambda c: run_of(c)["scores"]["fast"].append("01"), "scores.fast: expected 3 rows of 2 cells"),
+        (lambda c: run_of(c)["scores"]["fast"][2].pop(), "scores.fast: expected 3 rows of 2 cells"),
+        *(
+            (
+                lambda c, cell=cell: run_of(c)["scores"]["fast"][2].__setitem__(1, cell),
+                "runs/1: scores.fast, stage 2, task 'two': expected 6 scores: a text of 0 and 1, or a list of numbers",
+            )
+            for cell in ("01", "012345", [0.5] * 5, [0.5] * 5 + [1.1], [0.5] * 5 + ["1"], None, {}, 6)
+        ),
+        (
+            lambda c: run_of(c)["scores"]["fast"][2].__setitem__(1, [0.123456] * 6),
+            "runs/1: scores.fast, stage 2, task 'two': its mean score is 0.123456, but the results of",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(small: Path, change: Change, message: str) -> None:
+    content = json.loads(small.read_text(encoding="utf-8"))
+    change(content)
+    small.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=f"^{re.escape(str(small))}.*{re.escape(message)}"):
+        compare([small])
+
+
+@pytest.mark.parametrize("content", [b"", b'{"kind"', b"\xff\xfe", b"[" * 100_000, b'{"kind": 1' + b"0" * 5000 + b"}"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "e.json"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"e\.json: cannot be read: "):
+        compare([file])
+
+
+def test_a_score_where_the_results_have_none_is_refused(small: Path, tmp_path: Path) -> None:
+    content = json.loads(small.read_text(encoding="utf-8"))
+    for run in content["runs"]:
+        run["results"]["variants"]["fast"]["zero_shot"] = None
+    small.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match="stage 0, task 'one': expected null, as results have no score there"):
+        compare([small])
+
+
+def test_a_large_sweep_stays_small(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", {"er": Method()}, seeds=range(6), orders=(SHORT, SHORT[::-1]), items=200)
+    values = {"data": {"path": "data", "tasks": list(SHORT)}, "evaluation": {"max_new_tokens": 4}}
+    for number, file in enumerate(sorted(folder.rglob("config.yaml"))):
+        config = load_config(values, [f"seed={number % 6}", "method=ilora"]).dump()
+        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    compare([folder], save=tmp_path / "e.json")  # 12 runs of 6 cells of 200 rows; a sweep of 120 has ten times that
+    assert (tmp_path / "e.json").stat().st_size < 50_000
+
+
+def test_the_command(small: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    new = tmp_path / "new.json"
+    found = CliRunner().invoke(app, ["compare", str(small), "--save", str(new)])
+    assert found.exit_code == 0, found.output
+    assert f"evidence: {new}" in found.output
+    assert new.read_bytes() == small.read_bytes()
