@@ -108,21 +108,23 @@ class Below:
         self.decoder.layers, self.decoder.norm = self.lower, nn.Identity()
         try:
             if len(answers) == 1:
-                return self._read(torch.tensor([[*prompt, *answers[0]]]), None)
-            made, cache = [], DynamicCache()
-            head = self._read(torch.tensor([list(prompt)]), cache)
-            for answer in answers:
-                made += [head, self._read(torch.tensor([list(answer)]), cache)]
-                cache.crop(-len(answer))
-            return torch.cat(made)
+                return self._read([[*prompt, *answers[0]]], None)[0]
+            cache = DynamicCache()
+            (head,) = self._read([prompt], cache)
+            cache.batch_repeat_interleave(len(answers))
+            width = max(map(len, answers))  # what stands behind a shorter answer is never looked at
+            tails = self._read([[*answer, *answer[-1:] * (width - len(answer))] for answer in answers], cache)
+            return torch.cat([torch.cat([head, tail[: len(ids)]]) for tail, ids in zip(tails, answers, strict=True)])
         finally:
             self.decoder.layers, self.decoder.norm = self.whole, norm
 
-    def _read(self, ids: Tensor, cache: DynamicCache | None) -> Tensor:
-        device = next(self.decoder.parameters()).device
-        read = self.decoder(input_ids=ids.to(device), past_key_values=cache, use_cache=cache is not None)
-        states: Tensor = read.last_hidden_state[0].cpu()
-        return states
+    def _read(self, rows: Sequence[Ids], cache: DynamicCache | None) -> Tensor:
+        """(rows, tokens, features) behind what the cache holds."""
+        ids = torch.tensor([list(row) for row in rows], device=next(self.decoder.parameters()).device)
+        states: Tensor = self.decoder(
+            input_ids=ids, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state
+        return states.cpu()
 
     def _digest(self, rows: Sequence[Ids]) -> str:
         """Of the weights below and the rows."""
