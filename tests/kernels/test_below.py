@@ -132,6 +132,7 @@ def test_states_are_those_of_the_whole_model(tiny_model: Path, cache: Path) -> N
         Example("one", "1", [9, 4], [3, 2, 1]),
         Example("one", "1", [9, 4], [8, 1]),
         Example("one", "1", [9, 4], [7, 7, 7, 1]),
+        Example("one", "1", [9, 4, 7], [7, 7, 1]),  # the row before, divided in another way
     ]
     core = tiny(tiny_model)
     kept = Below(core, above=1, folder=cache)

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 from ilora.data.examples import Example
 from ilora.errors import InputError
 
-Ids = Sequence[int]
+Ids = tuple[int, ...]
 # A stack of like layers between an embedding and a norm; attention without caps, sinks or biases of its own.
 PLAIN = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
 
@@ -43,13 +43,13 @@ class Below:
             raise InputError(f"adapter.keep_below: not for models of type {config.model_type}; it knows {known}")
         if len(set(getattr(config, "layer_types", None) or [])) > 1:
             raise InputError("adapter.keep_below: not for a model whose layers attend in different ways")
-        self.decoder: nn.Module = core.get_decoder()  # type: ignore[operator]
-        self.whole: nn.ModuleList = self.decoder.layers  # type: ignore[assignment]
+        self.decoder: Any = core.get_decoder()  # type: ignore[operator]
+        self.whole: nn.ModuleList = self.decoder.layers
         self.lower, self.upper = self.whole[:-above], self.whole[-above:]
         self.folder = folder
-        self.kept: dict[tuple[int, ...], Tensor] = {}
+        self.kept: dict[Ids, Tensor] = {}
 
-    def __contains__(self, row: Ids) -> bool:
+    def __contains__(self, row: Sequence[int]) -> bool:
         return tuple(row) in self.kept
 
     def prepare(self, rows: Sequence[Example]) -> None:
@@ -58,23 +58,26 @@ class Below:
         They come from the file, or are computed now: each prompt by itself, so that its states do not depend on which
         others are there.
         """
-        answers: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}  # by prompt; both without repetitions
+        answers: dict[Ids, dict[Ids, None]] = {}  # by prompt; both without repetitions
         for row in rows:
             answers.setdefault(tuple(row.prompt), {})[tuple(row.answer)] = None
-        prompts = {prompt + answer: len(prompt) for prompt, found in answers.items() for answer in found}
-        if not prompts:
+        pairs = [(prompt, answer) for prompt, found in answers.items() for answer in found]
+        if not pairs:
             return
-        file = self.folder / f"{self._digest(list(prompts))}.safetensors"
+        file = self.folder / f"{self._digest(pairs)}.safetensors"
         with _alone(file):  # the other runs of a sweep wait, and read what this one has made
             states = _load(file)
             if states is None:
                 states = torch.cat([self._compute(prompt, list(found)) for prompt, found in answers.items()])
                 _save(file, states)
-        for (ids, length), found in zip(prompts.items(), states.split([len(ids) for ids in prompts]), strict=True):
-            for end in (len(ids), len(ids) - 1, length):  # a token's state depends on those before it only
-                self.kept[ids[:end]] = found[:end]
+        start = 0
+        for prompt, answer in pairs:
+            ids = prompt + answer
+            for end in (len(ids), len(ids) - 1, len(prompt)):  # a token's state depends on those before it only
+                self.kept[ids[:end]] = states[start : start + end]
+            start += len(ids)
 
-    def states(self, rows: Sequence[Ids], *, length: int, device: torch.device) -> Tensor:
+    def states(self, rows: Sequence[Sequence[int]], *, length: int, device: torch.device) -> Tensor:
         """(rows, length, features), zero in the padding on the left."""
         found = [self.kept[tuple(row)] for row in rows]
         made = found[0].new_zeros(len(rows), length, found[0].shape[1])
@@ -82,7 +85,7 @@ class Below:
             place[length - len(state) :] = state
         return made.to(device)
 
-    def behind(self, rows: Sequence[Ids], tokens: Tensor) -> Tensor:
+    def behind(self, rows: Sequence[Sequence[int]], tokens: Tensor) -> Tensor:
         """The states of further tokens behind rows: (rows, columns, features), zero where `tokens` is negative."""
         made = []
         for row, ids in zip(rows, tokens.tolist(), strict=True):
@@ -108,12 +111,12 @@ class Below:
         self.decoder.layers, self.decoder.norm = self.lower, nn.Identity()
         try:
             if len(answers) == 1:
-                return self._read([[*prompt, *answers[0]]], None)[0]
+                return self._read([prompt + answers[0]], None)[0]
             cache = DynamicCache()
             (head,) = self._read([prompt], cache)
             cache.batch_repeat_interleave(len(answers))
             width = max(map(len, answers))  # what stands behind a shorter answer is never looked at
-            tails = self._read([[*answer, *answer[-1:] * (width - len(answer))] for answer in answers], cache)
+            tails = self._read([answer + answer[-1:] * (width - len(answer)) for answer in answers], cache)
             return torch.cat([torch.cat([head, tail[: len(ids)]]) for tail, ids in zip(tails, answers, strict=True)])
         finally:
             self.decoder.layers, self.decoder.norm = self.whole, norm
@@ -126,31 +129,31 @@ class Below:
         ).last_hidden_state
         return states.cpu()
 
-    def _digest(self, rows: Sequence[Ids]) -> str:
+    def _digest(self, pairs: Sequence[tuple[Ids, Ids]]) -> str:
         """Of the weights below and the rows."""
         made = hashlib.blake2b(digest_size=16)
-        attention = self.decoder.config._attn_implementation  # type: ignore[union-attr]
-        made.update(f"1/{attention}/{torch.__version__}/{self.decoder.config.to_json_string()}".encode())  # type: ignore[union-attr,operator]
-        for part in (self.decoder.get_input_embeddings(), self.lower):  # type: ignore[operator]
+        config = self.decoder.config
+        made.update(f"1/{config._attn_implementation}/{torch.__version__}/{config.to_json_string()}".encode())
+        for part in (self.decoder.get_input_embeddings(), self.lower):
             for tensor in part.state_dict().values():
                 made.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
-        for row in rows:
-            made.update(torch.tensor([len(row), *row], dtype=torch.int32).numpy().tobytes())
+        for prompt, answer in pairs:
+            made.update(torch.tensor([len(prompt), len(answer), *prompt, *answer], dtype=torch.int32).numpy().tobytes())
         return made.hexdigest()
 
 
 @contextmanager
 def _numbered(layers: nn.ModuleList) -> Iterator[None]:
     """Inside the block these layers count from 0: a cache of keys and values asks layer 0 how long it is."""
-    attentions = [layer.self_attn for layer in layers]
+    attentions: list[Any] = [layer.self_attn for layer in layers]
     before = [attention.layer_idx for attention in attentions]
     for number, attention in enumerate(attentions):
-        attention.layer_idx = number  # type: ignore[union-attr,assignment]
+        attention.layer_idx = number
     try:
         yield
     finally:
         for attention, number in zip(attentions, before, strict=True):
-            attention.layer_idx = number  # type: ignore[union-attr,assignment]
+            attention.layer_idx = number
 
 
 @contextmanager
@@ -175,6 +178,6 @@ def _save(file: Path, states: Tensor) -> None:
     os.close(handle)
     try:
         save_file({"states": states.contiguous()}, scratch)
-        os.replace(scratch, file)
+        Path(scratch).replace(file)
     finally:
         Path(scratch).unlink(missing_ok=True)

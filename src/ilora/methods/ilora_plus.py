@@ -30,7 +30,7 @@ class ILoRAPlus(ILoRA):
     """I-LoRA with interpolation at a task's end.
 
     t: a number, `mean` (1 / number of tasks so far: every task's minimum counts alike) or `memory` (the point at which
-    the memory's rows, those of each task counting alike, have the least loss).
+    the memory's rows, those of each task counting alike, have the least loss; without memory the new minimum).
     """
 
     title = "I-LoRA+"
@@ -58,22 +58,24 @@ class ILoRAPlus(ILoRA):
         """t of this task."""
         if self.config.t == "mean":
             return 1.0 / self.learner.task_index
-        return self._best() if self.config.t == "memory" else float(self.config.t)
+        if self.config.t == "memory":
+            return self._best() if self.learner.memory.examples else 1.0
+        return float(self.config.t)
 
     @torch.no_grad()
     def _best(self) -> float:
         """The first t of least loss on the memory; the adapters stay as they are."""
         slow = adapters.parameters(self.learner.model, "slow")
         ends = [(value, old, value.clone()) for value, old in zip(slow.values(), self._old(), strict=True)]
-        losses = []
-        for step in range(self.config.path_points):
-            t = step / (self.config.path_points - 1)
+        losses: list[float] = []
+        last: int = self.config.path_points - 1
+        for step in range(last + 1):
             for value, old, new in ends:
-                value.copy_(old.lerp(new, t))
+                value.copy_(old.lerp(new, step / last))
             losses.append(self._loss_of_memory())
         for value, _, new in ends:
             value.copy_(new)
-        return losses.index(min(losses)) / (self.config.path_points - 1)
+        return losses.index(min(losses)) / last
 
     def _old(self) -> list[torch.Tensor]:
         return list(adapters.parameters(self.learner.model, OLD).values())
@@ -92,4 +94,4 @@ class ILoRAPlus(ILoRA):
                     total += token_losses(logits[:, :-1], batch.targets).sum() / Totals.of(rows).current.labels
                 found.append(total)
         learner.add_up(found)
-        return float(torch.stack(found).mean()) if found else 0.0
+        return float(torch.stack(found).mean())

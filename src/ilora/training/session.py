@@ -23,8 +23,8 @@ from ilora.data.task import Task
 from ilora.errors import IloraError, InputError
 from ilora.evaluation.perplexity import perplexity, read_text
 from ilora.evaluation.scoring import EvaluationSet, evaluate, prepare
-from ilora.memory import ReplayMemory
 from ilora.kernels.below import Below
+from ilora.memory import ReplayMemory
 from ilora.methods import method_class
 from ilora.progress import Bar, Display
 from ilora.results import (
