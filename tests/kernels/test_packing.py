@@ -76,7 +76,7 @@ def test_packed_rows_are_the_padded_ones(hidden: Literal["last", "all"], dtype: 
     tokens, all_places = count_tokens(packed), count_tokens(padded)
     ours, theirs = outcome(packed, hidden, prefix), outcome(padded, hidden, prefix)
     real = sum(len(prompt) + len(answer) for prompt, answer in ROWS) + 2 * len(ROWS) * soft
-    assert set(tokens) == {real}
+    assert set(tokens) == {real - 2 * (len(ROWS) - 1) * soft}  # the soft prompt once
     assert set(all_places) == {len(ROWS) * (7 + 2 * soft)}
     for mine, reference in zip(ours, theirs, strict=True):
         assert apart(mine, reference) < CLOSE[dtype]
@@ -84,16 +84,19 @@ def test_packed_rows_are_the_padded_ones(hidden: Literal["last", "all"], dtype: 
 
 @pytest.mark.parametrize("hidden", ["last", "all"])
 @pytest.mark.parametrize("dtype", CLOSE)
-def test_what_rows_begin_with_is_computed_once(hidden: Literal["last", "all"], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_rows_begin_with_is_computed_once(hidden: Literal["last", "all"], dtype: torch.dtype, soft: bool) -> None:
+    torch.manual_seed(5)
+    prefix = torch.randn(1, 2, 32).to(dtype) if soft else None
     packed, padded = learner(GROUPED, dtype), learner("eager", dtype)
     tokens = count_tokens(packed)
-    ours, theirs = outcome(packed, hidden, None, batch(SHARED)), outcome(padded, hidden, None, batch(SHARED))
-    assert set(tokens) == {3 + 3 + 2 + 2 + 2 + 3 + 1}  # the common 5 6 7, then what each row has of its own
+    ours, theirs = outcome(packed, hidden, prefix, batch(SHARED)), outcome(padded, hidden, prefix, batch(SHARED))
+    assert set(tokens) == {3 + 3 + 2 + 2 + 2 + 3 + 1 + 2 * soft}  # the common 5 6 7, then what each row has of its own
     for mine, reference in zip(ours, theirs, strict=True):
         assert apart(mine, reference) < CLOSE[dtype]
 
 
-def test_with_dropout_or_a_soft_prompt_every_row_is_its_own() -> None:
+def test_with_dropout_or_soft_prompts_of_their_own_rows_share_nothing() -> None:
     made = learner(GROUPED)
     everything = sum(len(prompt) + len(answer) for prompt, answer in SHARED)
     made.model.peft_config["fast"].lora_dropout = 0.1
@@ -102,7 +105,13 @@ def test_with_dropout_or_a_soft_prompt_every_row_is_its_own() -> None:
     made.forward(batch(SHARED), dropout=False)
     with made.prefixed(lambda rows: torch.zeros(len(rows.examples), 1, 32)):
         made.forward(batch(SHARED))
-    assert tokens == [everything, 16, everything + len(SHARED)]
+    made.model.eval()
+    with made.prefixed(lambda rows: torch.zeros(len(rows.examples), 1, 32)):
+        made.forward(batch(SHARED))
+    with made.prefixed(lambda rows: torch.zeros(1, 1, 32).expand(len(rows.examples), -1, -1)):
+        made.forward(batch(SHARED))  # one soft prompt for all
+    own = everything + len(SHARED)
+    assert tokens == [everything, 16, own, own, 17]
 
 
 def test_ranking_reads_what_prompts_begin_with_once() -> None:

@@ -123,9 +123,12 @@ def _shared_beginnings(mask: list[list[int]], ids: list[list[int]]) -> tuple[lis
     for marks, row in zip(mask, ids, strict=True):
         before = -1
         for mark, token in zip(marks, row, strict=True):
-            if mark and (before, token) not in known:
+            if not mark:  # padding may also stand behind a soft prompt
+                token_at.append(0)
+                continue
+            if (before, token) not in known:
                 known[before, token] = len(taken)
                 taken.append(len(token_at))
-            before = known[before, token] if mark else -1
-            token_at.append(max(before, 0))
+            before = known[before, token]
+            token_at.append(before)
     return taken, token_at

@@ -91,8 +91,8 @@ class Learner:
         hidden: also return these layers' outputs, each (rows, length, features), without the soft prompt's columns.
         dropout: False computes as at inference.
         """
-        inputs, prefix = self._inputs(batch)
-        packing = self._pack(inputs, batch, dropout=dropout)
+        inputs, prefix, names = self._inputs(batch)
+        packing = self._pack(inputs, names, dropout=dropout)
         if self._slices_logits:
             inputs["logits_to_keep"] = packing.columns(batch.keep) if packing else batch.keep
         with self._training(dropout), self._watched(hidden == "last") as seen, self._layers(inputs):
@@ -103,8 +103,8 @@ class Learner:
 
     def states(self, batch: Batch, *, layers: Layers = "last", dropout: bool = True) -> tuple[Tensor, ...]:
         """The layers' outputs alone, as `forward` returns them: no logits are made, and no other layer is kept."""
-        inputs, prefix = self._inputs(batch)
-        packing = self._pack(inputs, batch, dropout=dropout)
+        inputs, prefix, names = self._inputs(batch)
+        packing = self._pack(inputs, names, dropout=dropout)
         with self._training(dropout), self._layers(inputs):
             decoder = self.core.get_decoder()  # type: ignore[operator]
             result = decoder(**inputs, use_cache=False, output_hidden_states=layers == "all")
@@ -137,7 +137,7 @@ class Learner:
 
     def generate(self, batch: Batch, settings: GenerationConfig) -> Tensor:
         """New token ids (rows, up to max_new_tokens), with the active adapter, soft prompt or routes."""
-        inputs, _ = self._inputs(batch, whole=True)
+        inputs, _, _ = self._inputs(batch, whole=True)
         inputs.pop("position_ids", None)  # generation counts on from the mask itself
         made: Tensor = self.model.generate(**inputs, generation_config=settings)
         # From embeddings, generation returns the new tokens alone.
@@ -150,8 +150,8 @@ class Learner:
         """
         rows = [example.prompt for example in batch.examples]
         behind = [[*row, *ids] for row, found in zip(rows, choices, strict=True) for ids in found]
-        inputs, _ = self._inputs(batch, whole=not self._known(behind))
-        before, packing = dict(inputs), self._pack(inputs, batch)
+        inputs, _, names = self._inputs(batch, whole=not self._known(behind))
+        before, packing = dict(inputs), self._pack(inputs, names)
         if self._slices_logits:
             inputs["logits_to_keep"] = packing.columns(1) if packing else 1
         with self._layers(inputs):
@@ -201,8 +201,10 @@ class Learner:
         """Whether the states below are at hand for all of these."""
         return self.below is not None and all(row in self.below for row in rows)
 
-    def _inputs(self, batch: Batch, *, whole: bool = False) -> tuple[dict[str, Any], int]:
-        """What goes into the model, and how many columns of soft prompt stand before the rows.
+    def _inputs(self, batch: Batch, *, whole: bool = False) -> tuple[dict[str, Any], int, Tensor | None]:
+        """What goes into the model, how many columns of soft prompt stand before the rows, and a name for each column.
+
+        Columns of one name are the same; None: rows have soft prompts of their own.
 
         The soft prompt stands before the padding. Padding is masked and positions skip it, so the model sees the
         soft prompt next to the first token. whole: through all layers, even where the states below are at hand.
@@ -213,6 +215,7 @@ class Learner:
         if self._route is not None:
             inputs["adapter_names"] = self._route(batch)
         length = 0
+        names: Tensor | None = batch.input_ids
         rows = [example.prompt + example.answer for example in batch.examples]
         if self._prefix is not None:
             prefix = self._prefix(batch)
@@ -221,23 +224,26 @@ class Learner:
             inputs["inputs_embeds"] = torch.cat([prefix.to(tokens.dtype), tokens], dim=1)
             ones = batch.attention_mask.new_ones(prefix.shape[:2])
             inputs["attention_mask"] = torch.cat([ones, batch.attention_mask], dim=1)
+            soft = -1 - torch.arange(length, device=self.device).expand(len(batch.examples), -1)
+            same = prefix.stride(0) == 0  # one prompt, expanded over all rows
+            names = torch.cat([soft, batch.input_ids], dim=1) if same else None
         elif self.below is not None and not whole and self._known(rows):
             inputs["inputs_embeds"] = self.below.states(rows, length=batch.input_ids.shape[1], device=self.device)
         else:
             inputs["input_ids"] = batch.input_ids
         if self._takes_positions:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        return inputs, length
+        return inputs, length, names
 
-    def _pack(self, inputs: dict[str, Any], batch: Batch, *, dropout: bool = False) -> Packing | None:
+    def _pack(self, inputs: dict[str, Any], names: Tensor | None, *, dropout: bool = False) -> Packing | None:
         """Change inputs into one long row without repetitions, where our own attention is at work; None: left alone."""
         mask = inputs["attention_mask"]
         ours = self.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
         if not ours or "adapter_names" in inputs:
             return None
-        # Rows with dropout masks of their own, or another soft prompt each, differ from their first token on.
+        # Rows with dropout masks of their own differ from their first token on.
         noisy = dropout and self.model.training and adapters.dropout(self.model) > 0
-        packing = Packing.of(mask, None if noisy or self._prefix is not None else batch.input_ids)
+        packing = Packing.of(mask, None if noisy else names)
         if not packing.saves:
             return None
         for name in ("input_ids", "inputs_embeds", "position_ids"):
