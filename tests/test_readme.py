@@ -56,7 +56,7 @@ def test_make_targets_and_files_exist() -> None:
 
 def test_every_method_has_its_row() -> None:
     rows = re.findall(
-        r"^\| `(\w+)` \| (\w+) \|.*?\]\(\.\./src/ilora/methods/(\w+)\.py\)", METHODS_PAGE, flags=re.MULTILINE
+        r"^\| `([\w+]+)` \| (\w+) \|.*?\]\(\.\./src/ilora/methods/(\w+)\.py\)", METHODS_PAGE, flags=re.MULTILINE
     )
     assert sorted(name for name, _, _ in rows) == sorted(METHODS)
     for name, family, file in rows:
@@ -76,7 +76,7 @@ def test_every_setting_has_its_default_and_reason() -> None:
         for key, field in METHODS[name].Config.model_fields.items():
             if key == "name" or (key == "learning_rate" and field.default is None):
                 continue
-            if name == "ilora":
+            if name in ("ilora", "ilora+"):
                 assert f"`{key}`" in ilora, key
             else:
                 assert told[name, key] == str(field.default), (name, key)

@@ -34,6 +34,7 @@ SEQUENTIAL, REPLAY = {"name": "sequential"}, {"name": "er", "memory_size": 20}
 NEUTRAL = {
     "er": ({"memory_size": 0}, SEQUENTIAL),
     "ilora": ({"memory_size": 20, "strength": 0}, REPLAY),
+    "ilora+": ({"memory_size": 20, "strength": 0, "next_task_from": "fast"}, REPLAY),
     "derpp": ({"memory_size": 20, "strength": 0}, REPLAY),
     "ewc": ({"strength": 0}, SEQUENTIAL),
     "lwf": ({"strength": 0}, SEQUENTIAL),
@@ -178,7 +179,9 @@ def test_cost_is_reported(name: str, whole_run: WholeRun) -> None:
         value.nbytes for key, value in weights(whole_run("sequential").path).items() if key.startswith("adapters/01")
     )
     held = {"zero_shot": 0, "l2p": 0, "progressive_prompts": 0, "individual": 3, "router": 3, "olora": 3}
-    assert stored.get("adapters", 0) == one * held.get(name, len(whole_run(name).results["variants"]) + (name == "lwf"))
+    assert stored.get("adapters", 0) == one * held.get(
+        name, len(whole_run(name).results["variants"]) + (name in ("lwf", "ilora+"))
+    )
     assert (stored["memory"] > 0) == ("memory_size" in method.Config.model_fields)
     extra = {"l2p": {"prompts"}, "progressive_prompts": {"prompts"}, "router": {"prototype"}}
     extra |= {"ewc": {"importance", "anchor"}, "derpp": {"logits", "entries"}}
