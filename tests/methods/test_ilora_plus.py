@@ -125,7 +125,14 @@ def test_at_t_1_it_is_ilora_with_a_slow_start(make_config: MakeConfig, tmp_path:
     assert difference(weights(plus.path), weights(plain.path)) == 0.0
 
 
-@pytest.mark.parametrize("t", ["best", 1.5, -0.1])
-def test_bad_t(make_config: MakeConfig, t: Any) -> None:
-    with pytest.raises(InputError, match=r"method\.t"):
-        make_config(method={"name": "ilora+", "t": t})
+@pytest.mark.parametrize(
+    ("key", "value"), [("t", "best"), ("t", 1.5), ("t", -0.1), ("path_points", 1), ("inference", "fast")]
+)
+def test_bad_settings(make_config: MakeConfig, key: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"method\.{key}"):
+        make_config(method={"name": "ilora+", key: value})
+
+
+def test_results_say_where_tasks_ended(make_config: MakeConfig, tmp_path: Path) -> None:
+    made = run(make_config(method={"name": "ilora+", "memory_size": 20}), tmp_path / "run", quiet=True)
+    assert made.results["notes"] == {"t": {"two": 0.5, "three": pytest.approx(1 / 3)}}

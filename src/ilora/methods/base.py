@@ -97,6 +97,10 @@ class Method:
         """Write what answers: an ordinary PEFT folder `folder/<variant>` each."""
         adapters.save(self.learner.model, folder, self.variants)
 
+    def notes(self) -> dict[str, Any]:
+        """What a reader of results.json may want to know of how it went, as plain JSON values."""
+        return {}
+
     def stored(self) -> dict[str, int]:
         """Bytes by kind that must be kept from task to task, the replay memory aside."""
         sizes = {"adapters": sum(tensor.nbytes for tensor in adapters.state(self.learner.model).values())}

@@ -1,7 +1,7 @@
 """I-LoRA+: I-LoRA that ends every task on the path between the old minimum and the new one, and goes on from there.
 
 Modes that are connected have a path of low loss between them, and the best point on it is rarely an end (arXiv
-2402.18865, section 3). So when a task ends, the answering adapter becomes that point,
+2402.18865, section 3). So when a task ends, the slow adapter, which answers, becomes such a point,
 
     slow <- (1 - t) · slow before the task + t · slow now,      for A and B each on their own,
 
@@ -10,17 +10,18 @@ and the next task's fast adapter starts from it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
 from ilora import adapters
-from ilora.config import Count, Fraction
+from ilora.config import Fraction
 from ilora.data.examples import Example, Totals
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS
 from ilora.methods.ilora import ILoRA
+from ilora.training.learner import Learner
 
 OLD = "old"  # the answering adapter as the task found it
 
@@ -29,8 +30,10 @@ OLD = "old"  # the answering adapter as the task found it
 class ILoRAPlus(ILoRA):
     """I-LoRA with interpolation at a task's end.
 
-    t: a number, `mean` (1 / number of tasks so far: every task's minimum counts alike) or `memory` (the point at which
-    the memory's rows, those of each task counting alike, have the least loss; without memory the new minimum).
+    t: `mean` is 1 / (number of tasks so far), the least sum of the tasks' losses on the path if the old minimum serves
+    each earlier task, the new one the new task, and all curve alike: (i - 1) t² + (1 - t)² is least at 1 / i. `memory`
+    takes the point at which the memory's rows, those of each task counting alike, have the least loss; without memory
+    the new minimum. (Replayed rows are soon known by heart, so that it nearly always is the new minimum: docs/log.md.)
     """
 
     title = "I-LoRA+"
@@ -41,8 +44,13 @@ class ILoRAPlus(ILoRA):
         """I-LoRA's, with another start of a task, and the interpolation."""
 
         next_task_from: Literal["fast", "slow"] = Field("slow", description="weights with which the next task begins")
-        t: Fraction | Literal["mean", "memory"] = Field("memory", description="where on the path from old to new")
-        path_points: Count = Field(11, description="points that `memory` compares, both ends included", ge=2)
+        inference: Literal["slow"] = Field("slow", description="the adapter that answers; both are evaluated")
+        t: Fraction | Literal["mean", "memory"] = Field("mean", description="where on the path from old to new")
+        path_points: int = Field(11, ge=2, description="points that `memory` compares, both ends included")
+
+    def __init__(self, learner: Learner, config: Any) -> None:
+        super().__init__(learner, config)
+        self.t_of: dict[str, float] = {}  # by task
 
     def begin_task(self) -> None:
         """The slow adapter, from which this task starts, is one end of the path."""
@@ -52,7 +60,8 @@ class ILoRAPlus(ILoRA):
     def end_task(self) -> None:
         """Move the slow adapter to the chosen point; the first task's minimum is taken as it is."""
         if self.learner.task_index > 1:
-            adapters.ema(self.learner.model, slow="slow", fast=OLD, decay=self.chosen())
+            t = self.t_of[self.learner.task] = self.chosen()
+            adapters.ema(self.learner.model, slow="slow", fast=OLD, decay=t)
 
     def chosen(self) -> float:
         """t of this task."""
@@ -76,6 +85,18 @@ class ILoRAPlus(ILoRA):
         for value, _, new in ends:
             value.copy_(new)
         return losses.index(min(losses)) / last
+
+    def notes(self) -> dict[str, Any]:
+        """Where each task ended."""
+        return {"t": dict(self.t_of)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """t of the finished tasks."""
+        return {"t": dict(self.t_of)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.t_of = dict(state["t"])
 
     def _old(self) -> list[torch.Tensor]:
         return list(adapters.parameters(self.learner.model, OLD).values())

@@ -394,6 +394,7 @@ class Session:
             "answers_with": variants[0],
             "variants": {},
             "perplexity": None,
+            "notes": self.method.notes(),
             "cost": self._cost(),
             "adapter": f"adapters/{last.label}/{variants[0]}" if self.method.one_adapter_answers else None,
         }
