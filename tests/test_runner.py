@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ilora import InputError, add, resume, run
-from ilora.training import session
+from ilora.training import checkpoint, session
 from ilora.training.checkpoint import load_latest
 from tests.conftest import MakeConfig, task_rows, write_task
 from tests.methods.test_contract import difference, run_killed, weights
@@ -331,3 +331,14 @@ def test_metrics_cut_off_within_a_character_do_not_stop_a_resume(
         file.write('{"time": 1.0, "task": "é'.encode()[:-1])
     resume(tmp_path / "run", quiet=True)
     assert [line["step"] for line in records(tmp_path / "run/metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_run_from_before_a_setting_goes_on(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A setting that came in later counts as its default, in the checkpoint's configuration too."""
+    made = run(make_config("training.epochs=1"), tmp_path / "run", quiet=True)
+    for file in made.path.glob("checkpoints/*/state.json"):
+        state = json.loads(file.read_text(encoding="utf-8"))
+        adapter = state["values"]["config"]["adapter"]
+        del state["sha256"], adapter["layers"], adapter["keep_below"]
+        file.write_text(json.dumps(state | {"sha256": checkpoint._digest(state)}), encoding="utf-8")
+    assert resume(made.path, quiet=True).results["complete"]

@@ -19,6 +19,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ilora.config import AdapterConfig
 from ilora.errors import InputError
@@ -63,7 +64,8 @@ def _last_layers(model: nn.Module, count: int | None) -> list[int] | None:
 
 def _linear_layers(model: nn.Module) -> list[str]:
     """Their names within a layer."""
-    return sorted({key.rpartition(".")[2] for key, module in model.named_modules() if isinstance(module, nn.Linear)})
+    linear = [key for key, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    return sorted({key.rpartition(".")[2] for key in linear})
 
 
 def add(model: PeftModel, name: str, *, like: str, seed: int = 0) -> None:

@@ -17,8 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from ilora.config import ModelConfig
 from ilora.errors import InputError
-from ilora.kernels.attention import GROUPED
-from ilora.kernels.below import PLAIN
+from ilora.kernels.attention import GROUPED, PLAIN
 
 _SHORT = 512  # tokens: above, the (length x length) weights of `grouped` cost more than they save
 

@@ -157,6 +157,7 @@ def _execute(
                 settings, folder, tasks, accelerator=accelerator, display=display, stop=stop, answers_of_base=base
             )
 
+        _use_threads(path)
         first = session(path, config.model_copy(update={"contrast": []}))
         first.refuse_changes()
         if begin is not None:
@@ -164,7 +165,6 @@ def _execute(
             for line in warnings(tasks):
                 display.say(line)
         _on_main(accelerator, lambda: _note_environment(path, accelerator, display))
-        _use_threads(path)
         outcomes = [_perform(first, path)]
         del first  # one model in memory at a time
         for method in config.contrast:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from ilora import RunResult, resume, run
@@ -15,7 +17,6 @@ from ilora.config import load_config
 from ilora.data.examples import Example
 from ilora.errors import InputError
 from ilora.kernels.below import Below
-from ilora.methods import METHODS
 from ilora.training.learner import Learner
 from tests.conftest import MakeConfig
 from tests.methods.conftest import settings
@@ -41,12 +42,15 @@ def scores(result: RunResult) -> dict[str, Any]:
     return {name: variant["R"] for name, variant in result.results["variants"].items()}
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+# Each calls the model in a way of its own; the others do as one of these.
+CALLS = ["derpp", "ewc", "gem", "ilora", "ilora+", "individual", "l2p", "lwf", "olora", "progressive_prompts", "router"]
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_a_run_is_the_same(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
     plain = run(ranked(make_config, method=settings(name)), tmp_path / "plain", quiet=True)
     kept = run(ranked(make_config, "adapter.keep_below=true", method=settings(name)), tmp_path / "kept", quiet=True)
-    if METHODS[name].trains:
-        assert difference(weights(plain.path), weights(kept.path)) <= 1e-5
+    assert difference(weights(plain.path), weights(kept.path)) <= 1e-5
     assert scores(plain) == scores(kept)
 
 
@@ -140,15 +144,51 @@ def test_states_are_those_of_the_whole_model(tiny_model: Path, cache: Path) -> N
     for row in rows:
         ids = row.prompt + row.answer
         expected = core.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0]
-        torch.testing.assert_close(kept.kept[tuple(ids)], expected, atol=1e-6, rtol=1e-5)
-    ids = [[*row.prompt, *row.answer] for row in rows[:2]]
-    padded = kept.states(ids, length=6, device=torch.device("cpu"))
+        found = kept.states([row], length=len(ids), device=torch.device("cpu"))[0]
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        assert kept.knows(row)
+        assert kept.knows(replace(row, answer=[]))
+        assert not kept.knows(replace(row, answer=[2]))
+    padded = kept.states(rows[:2], length=6, device=torch.device("cpu"))
     assert padded.shape == (2, 6, 32)
     assert not padded[:, 0].any()
-    more = kept.behind([row.prompt for row in rows[:2]], torch.tensor([[8, -100], [3, 2]]))
-    torch.testing.assert_close(more[0, 0], padded[0, 4])
-    torch.testing.assert_close(more[1], padded[1, 3:5])
-    assert not more[0, 1].any()
+    more = kept.behind(rows[:2], 2, torch.device("cpu"))
+    torch.testing.assert_close(more, torch.stack([padded[0, 4:6], padded[1, 3:5]]))
+    wide = kept.behind(rows[:2], 3, torch.device("cpu"))
+    assert not wide[0, 2].any()
+
+
+def test_a_prompt_is_stored_once_for_all_its_answers(tiny_model: Path, cache: Path) -> None:
+    prompt, answers = [5, 6, 7, 8, 9], [[8, 1], [7, 1], [6, 5, 1]]
+    Below(tiny(tiny_model), above=1, folder=cache).prepare([Example("one", "0", prompt, ids) for ids in answers])
+    (file,) = cache.glob("*.safetensors")
+    assert load_file(file)["states"].shape == (5 + 2 + 2 + 3, 32)
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    rows = [Example("one", "0", [5, 6, 7], [8, 1])]
+    kept = Below(tiny(tiny_model), above=1, folder=tmp_path / "file" / "below")
+    with pytest.warns(UserWarning, match="states cannot be kept"):
+        kept.prepare(rows)
+    assert kept.knows(rows[0])
+
+
+def test_a_stop_ends_the_work(tiny_model: Path, cache: Path) -> None:
+    def stop(rows: int) -> None:
+        raise KeyboardInterrupt
+
+    kept = Below(tiny(tiny_model), above=1, folder=cache)
+    with pytest.raises(KeyboardInterrupt):
+        kept.prepare([Example("one", "0", [5, 6, 7], [8, 1])], advance=stop)
+    assert not list(cache.glob("*.safetensors"))
+    assert len(kept.decoder.layers) == 2
+
+
+def test_an_adapter_below_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    modules = "adapter.target_modules=[q_proj, model.layers.0.self_attn.v_proj]"
+    with pytest.raises(InputError, match="target_modules reaches below the last layers"):
+        run(make_config(*LAST_LAYER, "adapter.keep_below=true", modules), tmp_path / "run", quiet=True)
 
 
 def test_what_cannot_be_kept_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -62,10 +62,11 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
     named = []
     for run in runs:
         same = [other for other in runs if other.own_label == run.own_label]
-        keys = [key for key in run.settings if len({_text(o.settings[key]) for o in same if key in o.settings}) > 1]
+        known = dict.fromkeys(key for other in same for key in other.settings)
+        keys = [key for key in known if len({_text(other.settings.get(key, "unset")) for other in same}) > 1]
         short = [key.rpartition(".")[2] for key in keys]
         parts = [
-            f"{name if short.count(name) == 1 else key}={plain(_text(run.settings[key]), 24)}"
+            f"{name if short.count(name) == 1 else key}={plain(_text(run.settings.get(key, 'unset')), 24)}"
             for key, name in zip(keys, short, strict=True)
         ]
         named.append(replace(run, apart=tuple(parts)))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ilora.compare.statistics import Floats
+from ilora.config import AdapterConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from ilora.errors import InputError
 from ilora.report.tables import Results, matrix, number, task_labels, zero_shot_scores
 
@@ -26,8 +27,9 @@ _ASIDE = (
     "name", "seed", "contrast", "trackers", "data.tasks", "data.path", "model.name", "model.attention",
     "model.gradient_checkpointing", "training.micro_batch_size", "training.checkpoint_every", "training.trajectory",
     "evaluation.batch_size", "evaluation.merge", "evaluation.zero_shot", "evaluation.unseen",
-    "evaluation.perplexity_file", "evaluation.perplexity_tokens",
+    "evaluation.perplexity_file", "evaluation.perplexity_tokens", "adapter.keep_below",
 )  # fmt: skip
+_SECTIONS = {"model": ModelConfig, "adapter": AdapterConfig, "training": TrainingConfig, "evaluation": EvaluationConfig}
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,14 @@ def _is_file_name(name: str) -> bool:
 
 
 def used_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a flat configuration that runs of one label have in common."""
-    return {key: portable(value) for key, value in settings.items() if key not in _ASIDE}
+    """Those of a flat configuration that runs of one label have in common; newer ones than the run by default."""
+    defaults = {
+        f"{name}.{key}": value
+        for name, section in _SECTIONS.items()
+        for key, value in section().model_dump(mode="json").items()
+        if any(setting.startswith(f"{name}.") for setting in settings)
+    }
+    return {key: portable(value) for key, value in (defaults | dict(settings)).items() if key not in _ASIDE}
 
 
 def portable(value: Any) -> Any:

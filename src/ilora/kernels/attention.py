@@ -16,6 +16,8 @@ from transformers.masking_utils import eager_mask
 from ilora.kernels.packing import Gather, Packing, Spread
 
 GROUPED = "grouped"  # the name under which transformers knows it
+# A stack of like layers between an embedding and a norm; attention without caps, sinks or biases of its own.
+PLAIN = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
 
 
 def grouped_attention(

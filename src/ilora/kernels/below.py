@@ -11,8 +11,10 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,75 +26,73 @@ from transformers import DynamicCache
 
 from ilora.data.examples import Example
 from ilora.errors import InputError
+from ilora.kernels.attention import PLAIN
 
 Ids = tuple[int, ...]
-# A stack of like layers between an embedding and a norm; attention without caps, sinks or biases of its own.
-PLAIN = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
+Answers = dict[Ids, dict[Ids, None]]  # by prompt; both without repetitions
+
+
+@dataclass
+class Kept:
+    """A prompt's states, (tokens, features), and those of each answer behind it."""
+
+    prompt: Tensor
+    answers: dict[Ids, Tensor] = field(default_factory=dict)
 
 
 class Below:
     """A decoder in two parts: the frozen layers below, whose states are kept, and the last `above` ones.
 
-    folder: of the user's cache. Raises InputError for an architecture whose layers cannot be taken apart like this.
+    folder: of the user's cache. Raises InputError for an architecture whose layers cannot be taken apart like this, and
+    where something below is trained.
     """
 
     def __init__(self, core: nn.Module, *, above: int, folder: Path) -> None:
-        config: Any = core.config
-        if config.model_type not in PLAIN:
-            known = ", ".join(sorted(PLAIN))
-            raise InputError(f"adapter.keep_below: not for models of type {config.model_type}; it knows {known}")
-        if len(set(getattr(config, "layer_types", None) or [])) > 1:
-            raise InputError("adapter.keep_below: not for a model whose layers attend in different ways")
+        _refuse(core.config)
         self.decoder: Any = core.get_decoder()  # type: ignore[operator]
         self.whole: nn.ModuleList = self.decoder.layers
         self.lower, self.upper = self.whole[:-above], self.whole[-above:]
         self.folder = folder
-        self.kept: dict[Ids, Tensor] = {}
+        self.kept: dict[Ids, Kept] = {}
+        self._weights = self._digest_of_weights()
 
-    def __contains__(self, row: Sequence[int]) -> bool:
-        return tuple(row) in self.kept
+    def knows(self, row: Example) -> bool:
+        """Whether the states of its prompt and answer are at hand; a prompt may stand alone."""
+        kept = self.kept.get(tuple(row.prompt))
+        return kept is not None and (not row.answer or tuple(row.answer) in kept.answers)
 
-    def prepare(self, rows: Sequence[Example]) -> None:
-        """Have the states of these rows at hand, whole, without their end-of-text and without their answer.
+    def prepare(self, rows: Sequence[Example], *, advance: Callable[[int], None] = lambda _: None) -> None:
+        """Have the states of these rows at hand: from the file, or computed now.
 
-        They come from the file, or are computed now: each prompt by itself, so that its states do not depend on which
-        others are there.
+        Each prompt is computed by itself, so that its states do not depend on which others are there. advance: called
+        with a number of rows that are done; what it raises ends the work.
         """
-        answers: dict[Ids, dict[Ids, None]] = {}  # by prompt; both without repetitions
+        answers: Answers = {}
         for row in rows:
             answers.setdefault(tuple(row.prompt), {})[tuple(row.answer)] = None
-        pairs = [(prompt, answer) for prompt, found in answers.items() for answer in found]
-        if not pairs:
+        if not answers:
             return
-        file = self.folder / f"{self._digest(pairs)}.safetensors"
-        with _alone(file):  # the other runs of a sweep wait, and read what this one has made
-            states = _load(file)
-            if states is None:
-                states = torch.cat([self._compute(prompt, list(found)) for prompt, found in answers.items()])
-                _save(file, states)
-        start = 0
-        for prompt, answer in pairs:
-            ids = prompt + answer
-            for end in (len(ids), len(ids) - 1, len(prompt)):  # a token's state depends on those before it only
-                self.kept[ids[:end]] = states[start : start + end]
-            start += len(ids)
+        sizes = [size for prompt, found in answers.items() for size in (len(prompt), *map(len, found))]
+        parts = iter(torch.split(self._states(answers, sum(sizes), advance), sizes))
+        for prompt, found in answers.items():
+            kept = self.kept.setdefault(prompt, Kept(next(parts)))
+            kept.answers |= {answer: next(parts) for answer in found}
 
-    def states(self, rows: Sequence[Sequence[int]], *, length: int, device: torch.device) -> Tensor:
+    def states(self, rows: Sequence[Example], *, length: int, device: torch.device) -> Tensor:
         """(rows, length, features), zero in the padding on the left."""
-        found = [self.kept[tuple(row)] for row in rows]
-        made = found[0].new_zeros(len(rows), length, found[0].shape[1])
-        for place, state in zip(made, found, strict=True):
-            place[length - len(state) :] = state
+        kept = [self.kept[tuple(row.prompt)] for row in rows]
+        made = kept[0].prompt.new_zeros(len(rows), length, kept[0].prompt.shape[1])
+        for place, row, found in zip(made, rows, kept, strict=True):
+            start = length - len(row)
+            place[start : start + len(row.prompt)] = found.prompt
+            if row.answer:
+                place[start + len(row.prompt) :] = found.answers[tuple(row.answer)]
         return made.to(device)
 
-    def behind(self, rows: Sequence[Sequence[int]], tokens: Tensor) -> Tensor:
-        """The states of further tokens behind rows: (rows, columns, features), zero where `tokens` is negative."""
-        made = []
-        for row, ids in zip(rows, tokens.tolist(), strict=True):
-            more = [token for token in ids if token >= 0]
-            states = self.kept[*row, *more][len(row) :]
-            made.append(nn.functional.pad(states, (0, 0, 0, len(ids) - len(more))))
-        return torch.stack(made).to(tokens.device)
+    def behind(self, rows: Sequence[Example], width: int, device: torch.device) -> Tensor:
+        """The states of each row's first `width` answer tokens: (rows, width, features), zero behind the last one."""
+        found = [self.kept[tuple(row.prompt)].answers[tuple(row.answer)][:width] for row in rows]
+        return torch.stack([nn.functional.pad(part, (0, 0, 0, width - len(part))) for part in found]).to(device)
 
     @contextmanager
     def skipped(self) -> Iterator[None]:
@@ -104,42 +104,87 @@ class Below:
         finally:
             self.decoder.layers = self.whole
 
+    # -- made once -------------------------------------------------------------------------------------------------
+
+    def _states(self, answers: Answers, tokens: int, advance: Callable[[int], None]) -> Tensor:
+        """(tokens, features) of every prompt and its answers one after another."""
+        file = self.folder / f"{self._digest(answers)}.safetensors"
+        made = _load(file, tokens)
+        if made is None:
+            try:
+                with _alone(file):  # other runs wait, and read what this one has made
+                    made = _load(file, tokens)
+                    if made is None:
+                        made = self._compute(answers, advance)
+                        _save(file, made)
+            except (OSError, SafetensorError) as error:
+                warnings.warn(f"{file}: states cannot be kept ({error}): every run computes them", stacklevel=2)
+        return self._compute(answers, advance) if made is None else made
+
     @torch.inference_mode()
-    def _compute(self, prompt: Ids, answers: Sequence[Ids]) -> Tensor:
-        """(tokens, features) of the prompt with the first answer, with the second one, ...; the prompt is read once."""
+    def _compute(self, answers: Answers, advance: Callable[[int], None]) -> Tensor:
         norm = self.decoder.norm
         self.decoder.layers, self.decoder.norm = self.lower, nn.Identity()
         try:
-            if len(answers) == 1:
-                return self._read([prompt + answers[0]], None)[0]
-            cache = DynamicCache()
-            (head,) = self._read([prompt], cache)
-            cache.batch_repeat_interleave(len(answers))
-            width = max(map(len, answers))  # what stands behind a shorter answer is never looked at
-            tails = self._read([answer + answer[-1:] * (width - len(answer)) for answer in answers], cache)
-            return torch.cat([torch.cat([head, tail[: len(ids)]]) for tail, ids in zip(tails, answers, strict=True)])
+            made = []
+            for prompt, found in answers.items():
+                made += self._row(prompt, list(found))
+                advance(len(found))
+            return torch.cat(made)
         finally:
             self.decoder.layers, self.decoder.norm = self.whole, norm
+
+    def _row(self, prompt: Ids, answers: Sequence[Ids]) -> list[Tensor]:
+        """The prompt's states, and those of each answer behind it; the prompt is read once."""
+        if len(answers) == 1:
+            (row,) = self._read([prompt + answers[0]], None)
+            return [row[: len(prompt)], row[len(prompt) :]]
+        cache = DynamicCache()
+        (head,) = self._read([prompt], cache)
+        cache.batch_repeat_interleave(len(answers))
+        width = max(map(len, answers))  # what stands behind a shorter answer is never looked at
+        tails = self._read([answer + answer[-1:] * (width - len(answer)) for answer in answers], cache)
+        return [head, *(tail[: len(ids)] for tail, ids in zip(tails, answers, strict=True))]
 
     def _read(self, rows: Sequence[Ids], cache: DynamicCache | None) -> Tensor:
         """(rows, tokens, features) behind what the cache holds."""
         ids = torch.tensor([list(row) for row in rows], device=next(self.decoder.parameters()).device)
-        states: Tensor = self.decoder(
-            input_ids=ids, past_key_values=cache, use_cache=cache is not None
-        ).last_hidden_state
-        return states.cpu()
+        read = self.decoder(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+        states: Tensor = read.last_hidden_state.cpu()
+        return states
 
-    def _digest(self, pairs: Sequence[tuple[Ids, Ids]]) -> str:
-        """Of the weights below and the rows."""
-        made = hashlib.blake2b(digest_size=16)
-        config = self.decoder.config
-        made.update(f"1/{config._attn_implementation}/{torch.__version__}/{config.to_json_string()}".encode())
+    def _digest_of_weights(self) -> Any:
+        """Of all that decides a state's last bits, the rows aside."""
+        made, config = hashlib.blake2b(digest_size=16), self.decoder.config
+        device = next(self.decoder.parameters()).device.type
+        about = (2, config._attn_implementation, torch.__version__, device, torch.get_num_threads())
+        made.update(f"{about} {config.to_json_string()}".encode())
         for part in (self.decoder.get_input_embeddings(), self.lower):
-            for tensor in part.state_dict().values():
+            for name, tensor in part.state_dict().items():
+                if "lora_" in name:
+                    raise InputError(
+                        "adapter.keep_below: adapter.target_modules reaches below the last layers; name modules of a "
+                        "layer without its number, or leave keep_below out"
+                    )
                 made.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
-        for prompt, answer in pairs:
-            made.update(torch.tensor([len(prompt), len(answer), *prompt, *answer], dtype=torch.int32).numpy().tobytes())
-        return made.hexdigest()
+        return made
+
+    def _digest(self, answers: Answers) -> str:
+        made = self._weights.copy()
+        for prompt, found in answers.items():
+            for ids in (prompt, *found):
+                made.update(torch.tensor([len(found), len(ids), *ids], dtype=torch.int32).numpy().tobytes())
+        return str(made.hexdigest())
+
+
+def _refuse(config: Any) -> None:
+    if config.model_type not in PLAIN:
+        known = ", ".join(sorted(PLAIN))
+        raise InputError(f"adapter.keep_below: not for models of type {config.model_type}; it knows {known}")
+    if len(set(getattr(config, "layer_types", None) or [])) > 1:
+        raise InputError("adapter.keep_below: not for a model whose layers attend in different ways")
+    if getattr(config, "attention_dropout", 0):
+        raise InputError("adapter.keep_below: not for a model with attention_dropout: its states differ every time")
 
 
 @contextmanager
@@ -159,17 +204,18 @@ def _numbered(layers: nn.ModuleList) -> Iterator[None]:
 @contextmanager
 def _alone(file: Path) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with (file.parent / ".lock").open("w") as lock:
+    with file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _load(file: Path) -> Tensor | None:
+def _load(file: Path, tokens: int) -> Tensor | None:
     """None where it is missing or damaged: then it is made again."""
     try:
-        return load_file(file)["states"]
-    except (FileNotFoundError, SafetensorError, KeyError):
+        states: Tensor = load_file(file)["states"]
+    except (OSError, SafetensorError, KeyError):
         return None
+    return states if len(states) == tokens else None
 
 
 def _save(file: Path, states: Tensor) -> None:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,20 @@ class Output:
 
     logits: Tensor
     hidden: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class Inputs:
+    """What the model is called with.
+
+    soft: columns of soft prompt before the rows. names: (rows, columns), the same where columns are the same; None:
+    rows have soft prompts of their own. upper: the embeddings are states from below the adapted layers.
+    """
+
+    arguments: dict[str, Any]
+    soft: int
+    names: Tensor | None
+    upper: bool
 
 
 @dataclass
@@ -91,34 +105,32 @@ class Learner:
         hidden: also return these layers' outputs, each (rows, length, features), without the soft prompt's columns.
         dropout: False computes as at inference.
         """
-        inputs, prefix, names = self._inputs(batch)
-        packing = self._pack(inputs, names, dropout=dropout)
+        inputs = self._inputs(batch)
+        packing = self._pack(inputs, dropout=dropout)
         if self._slices_logits:
-            inputs["logits_to_keep"] = packing.columns(batch.keep) if packing else batch.keep
-        with self._training(dropout), self._watched(hidden == "last") as seen, self._layers(inputs):
-            result = self.model(**inputs, use_cache=False, output_hidden_states=hidden == "all")
+            inputs.arguments["logits_to_keep"] = packing.columns(batch.keep) if packing else batch.keep
+        with self._training(dropout), self._watched(hidden == "last") as seen, self._layers(inputs.upper):
+            result = self.model(**inputs.arguments, use_cache=False, output_hidden_states=hidden == "all")
         layers = self._adapted(result.hidden_states) if hidden == "all" else tuple(seen)
         logits = result.logits.view(packing.rows, batch.keep, -1) if packing else result.logits[:, -batch.keep :]
-        return Output(logits, _rows(layers, packing, prefix))
+        return Output(logits, _rows(layers, packing, inputs.soft))
 
     def states(self, batch: Batch, *, layers: Layers = "last", dropout: bool = True) -> tuple[Tensor, ...]:
         """The layers' outputs alone, as `forward` returns them: no logits are made, and no other layer is kept."""
-        inputs, prefix, names = self._inputs(batch)
-        packing = self._pack(inputs, names, dropout=dropout)
-        with self._training(dropout), self._layers(inputs):
+        inputs = self._inputs(batch)
+        packing = self._pack(inputs, dropout=dropout)
+        with self._training(dropout), self._layers(inputs.upper):
             decoder = self.core.get_decoder()  # type: ignore[operator]
-            result = decoder(**inputs, use_cache=False, output_hidden_states=layers == "all")
+            result = decoder(**inputs.arguments, use_cache=False, output_hidden_states=layers == "all")
         found = self._adapted(result.hidden_states) if layers == "all" else (result.last_hidden_state,)
-        return _rows(found, packing, prefix)
+        return _rows(found, packing, inputs.soft)
 
     def _adapted(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return states[-self.adapted :] if self.adapted else states[1:]
 
     @contextmanager
-    def _layers(self, inputs: dict[str, Any]) -> Iterator[None]:
-        """Only the upper layers where the inputs are the states below them already (`_inputs`)."""
-        known = self.below is not None and self._prefix is None and "inputs_embeds" in inputs
-        with self.below.skipped() if self.below is not None and known else nullcontext():
+    def _layers(self, upper: bool) -> Iterator[None]:
+        with self.below.skipped() if self.below is not None and upper else nullcontext():
             yield
 
     @contextmanager
@@ -137,7 +149,7 @@ class Learner:
 
     def generate(self, batch: Batch, settings: GenerationConfig) -> Tensor:
         """New token ids (rows, up to max_new_tokens), with the active adapter, soft prompt or routes."""
-        inputs, _, _ = self._inputs(batch, whole=True)
+        inputs = self._inputs(batch, whole=True).arguments
         inputs.pop("position_ids", None)  # generation counts on from the mask itself
         made: Tensor = self.model.generate(**inputs, generation_config=settings)
         # From embeddings, generation returns the new tokens alone.
@@ -148,14 +160,14 @@ class Learner:
 
         batch: prompts without answers, which are read once for all choices; choices: token ids, as many for each row.
         """
-        rows = [example.prompt for example in batch.examples]
-        behind = [[*row, *ids] for row, found in zip(rows, choices, strict=True) for ids in found]
-        inputs, _, names = self._inputs(batch, whole=not self._known(behind))
-        before, packing = dict(inputs), self._pack(inputs, names)
+        pairs = zip(batch.examples, choices, strict=True)
+        answered = [[replace(row, answer=list(ids)) for ids in found] for row, found in pairs]
+        inputs = self._inputs(batch, whole=not self._known([example for row in answered for example in row]))
+        padded, packing = replace(inputs, arguments=dict(inputs.arguments)), self._pack(inputs)
         if self._slices_logits:
-            inputs["logits_to_keep"] = packing.columns(1) if packing else 1
-        with self._layers(inputs):
-            read = self.model(**inputs, use_cache=True)
+            inputs.arguments["logits_to_keep"] = packing.columns(1) if packing else 1
+        with self._layers(inputs.upper):
+            read = self.model(**inputs.arguments, use_cache=True)
         first, cache = read.logits[:, -1:], read.past_key_values
         if packing:
             first = read.logits.view(packing.rows, 1, -1)
@@ -163,94 +175,90 @@ class Learner:
         # Sliding windows and recurrent states cannot go back: there each choice gets a copy.
         crops = all(type(layer) is DynamicLayer for layer in cache.layers)
         found = []
-        for ids in zip(*choices, strict=True):
-            width = max(map(len, ids))
-            filled = [[*row, *[IGNORED] * (width - len(row))] for row in ids]
+        for rows in zip(*answered, strict=True):
+            width = max(len(row.answer) for row in rows)
+            filled = [[*row.answer, *[IGNORED] * (width - len(row.answer))] for row in rows]
             labels = torch.tensor(filled, device=self.device)
             logits = first
             if width > 1:
                 read_so_far = cache if crops else deepcopy(cache)
-                logits = torch.cat([first, self._go_on(before, rows, labels[:, :-1], read_so_far)], dim=1)
+                logits = torch.cat([first, self._go_on(padded, rows, labels[:, :-1], read_so_far)], dim=1)
                 if crops:
                     cache.crop(1 - width)
             found.append(-token_losses(logits, labels).sum(1))
         return torch.stack(found, dim=1)
 
-    def _go_on(self, inputs: dict[str, Any], rows: Sequence[Sequence[int]], tokens: Tensor, cache: Any) -> Tensor:
-        """Logits (rows, columns, vocabulary) after each of these tokens behind what the cache holds.
+    def _go_on(self, inputs: Inputs, rows: Sequence[Example], tokens: Tensor, cache: Any) -> Tensor:
+        """Logits (rows, columns, vocabulary) after each of the answers' tokens behind what the cache holds.
 
-        inputs: what was read, padded. rows: the same as token ids. tokens: IGNORED where a row has no more of them.
+        inputs: the prompts as they were read, padded. tokens: IGNORED where an answer has no more of them.
         """
         width = tokens.shape[1]
-        mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], dim=1)
+        mask = torch.cat([inputs.arguments["attention_mask"], torch.ones_like(tokens)], dim=1)
         more: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache}
-        if "inputs_embeds" in inputs and self._prefix is None:
-            assert self.below is not None
-            more["inputs_embeds"] = self.below.behind(rows, tokens)
+        if self.below is not None and inputs.upper:
+            more["inputs_embeds"] = self.below.behind(rows, width, self.device)
         else:
             more["input_ids"] = tokens.clamp(min=0)
         if self._takes_positions:
             more["position_ids"] = (mask.cumsum(1) - 1)[:, -width:]
-        if "adapter_names" in inputs:
-            more["adapter_names"] = inputs["adapter_names"]
-        with self._layers(more):
+        if "adapter_names" in inputs.arguments:
+            more["adapter_names"] = inputs.arguments["adapter_names"]
+        with self._layers(inputs.upper):
             logits: Tensor = self.model(**more, use_cache=True).logits
         return logits
 
-    def _known(self, rows: Sequence[Sequence[int]]) -> bool:
+    def _known(self, rows: Sequence[Example]) -> bool:
         """Whether the states below are at hand for all of these."""
-        return self.below is not None and all(row in self.below for row in rows)
+        return self.below is not None and all(map(self.below.knows, rows))
 
-    def _inputs(self, batch: Batch, *, whole: bool = False) -> tuple[dict[str, Any], int, Tensor | None]:
-        """What goes into the model, how many columns of soft prompt stand before the rows, and a name for each column.
-
-        Columns of one name are the same; None: rows have soft prompts of their own.
-
-        The soft prompt stands before the padding. Padding is masked and positions skip it, so the model sees the
-        soft prompt next to the first token. whole: through all layers, even where the states below are at hand.
+    def _inputs(self, batch: Batch, *, whole: bool = False) -> Inputs:
+        """A soft prompt stands before the padding: that is masked and positions skip it, so the model sees the soft
+        prompt next to the first token. whole: through all layers, even where the states below are at hand.
         """
         if not torch.is_inference_mode_enabled():  # what evaluation does is not a cost of training
             self.passes["forward"] += len(batch.examples)
         inputs: dict[str, Any] = {"attention_mask": batch.attention_mask}
+        made = Inputs(inputs, soft=0, names=batch.input_ids, upper=False)
         if self._route is not None:
             inputs["adapter_names"] = self._route(batch)
-        length = 0
-        names: Tensor | None = batch.input_ids
-        rows = [example.prompt + example.answer for example in batch.examples]
         if self._prefix is not None:
             prefix = self._prefix(batch)
-            length = prefix.shape[1]
+            made.soft = prefix.shape[1]
             tokens = self.core.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
             inputs["inputs_embeds"] = torch.cat([prefix.to(tokens.dtype), tokens], dim=1)
             ones = batch.attention_mask.new_ones(prefix.shape[:2])
             inputs["attention_mask"] = torch.cat([ones, batch.attention_mask], dim=1)
-            soft = -1 - torch.arange(length, device=self.device).expand(len(batch.examples), -1)
+            soft = -1 - torch.arange(made.soft, device=self.device).expand(len(batch.examples), -1)
             same = prefix.stride(0) == 0  # one prompt, expanded over all rows
-            names = torch.cat([soft, batch.input_ids], dim=1) if same else None
-        elif self.below is not None and not whole and self._known(rows):
-            inputs["inputs_embeds"] = self.below.states(rows, length=batch.input_ids.shape[1], device=self.device)
+            made.names = torch.cat([soft, batch.input_ids], dim=1) if same else None
+        elif self.below is not None and not whole and self._known(batch.examples):
+            made.upper = True
+            length = batch.input_ids.shape[1]
+            inputs["inputs_embeds"] = self.below.states(batch.examples, length=length, device=self.device)
         else:
             inputs["input_ids"] = batch.input_ids
         if self._takes_positions:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        return inputs, length, names
+        return made
 
-    def _pack(self, inputs: dict[str, Any], names: Tensor | None, *, dropout: bool = False) -> Packing | None:
+    def _pack(self, inputs: Inputs, *, dropout: bool = False) -> Packing | None:
         """Change inputs into one long row without repetitions, where our own attention is at work; None: left alone."""
-        mask = inputs["attention_mask"]
+        arguments = inputs.arguments
         ours = self.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
-        if not ours or "adapter_names" in inputs:
+        if not ours or "adapter_names" in arguments:
             return None
         # Rows with dropout masks of their own differ from their first token on.
-        noisy = dropout and self.model.training and adapters.dropout(self.model) > 0
-        packing = Packing.of(mask, None if noisy else names)
+        own = getattr(self.core.config, "attention_dropout", 0.0)
+        noisy = dropout and self.model.training and max(own, adapters.dropout(self.model)) > 0
+        packing = Packing.of(arguments["attention_mask"], None if noisy else inputs.names)
         if not packing.saves:
             return None
         for name in ("input_ids", "inputs_embeds", "position_ids"):
-            if name in inputs:
-                inputs[name] = packing.pack(inputs[name])
+            if name in arguments:
+                arguments[name] = packing.pack(arguments[name])
         weights = self.core.get_input_embeddings().weight  # type: ignore[operator]
-        inputs |= {"attention_mask": packing.attention_mask(weights.dtype), "packing": packing}
+        arguments |= {"attention_mask": packing.attention_mask(weights.dtype), "packing": packing}
         return packing
 
     @contextmanager

@@ -96,11 +96,19 @@ class Session:
     def _below(self, base: nn.Module) -> Below:
         """The frozen layers under the adapter, with the states of all rows that are trained on or ranked."""
         below = Below(base, above=self.config.adapter.layers or 0, folder=model.cache_folder() / "below")
-        with self.accelerator.main_process_first():
-            for task in self.tasks:
-                ranked = [choice for row in self.evaluation_sets[task.name].choices for choice in row]
-                for rows in (self.train_sets[task.name], ranked):
-                    below.prepare(rows)
+        sets = [[choice for row in self.evaluation_sets[task.name].choices for choice in row] for task in self.tasks]
+        if method_class(self.config.method.name).trains:
+            sets += self.train_sets.values()
+        title = f"{self.config.method.name}: states below the adapter"
+        with self.display.bar(title, sum(map(len, sets))) as bar, self.accelerator.main_process_first():
+
+            def advance(rows: int) -> None:
+                bar.advance(rows)
+                if self.stop.requested:
+                    raise KeyboardInterrupt
+
+            for rows in sets:
+                below.prepare(rows, advance=advance)
         return below
 
     def execute(self) -> dict[str, Any]:

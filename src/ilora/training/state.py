@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ilora import adapters
-from ilora.config import Config
+from ilora.config import Config, load_config
 from ilora.data.stream import fingerprint
 from ilora.data.task import Task
 from ilora.errors import InputError
@@ -112,7 +112,8 @@ class State:
 
     def refuse_changes(self, found: Checkpoint) -> None:
         """New tasks at the end of a sequential stream are what `add` does; any other change would mix two runs."""
-        before, fingerprints = found.values["config"], found.values["fingerprints"]
+        fingerprints = found.values["fingerprints"]
+        before = load_config(found.values["config"]).dump()  # with defaults for settings that are newer than the run
         now = self.config.dump()
         # How much of the way is kept changes no result, and runs begun before there was the setting have none.
         before, now = (dump | {"training": {**dump["training"], "trajectory": None}} for dump in (before, now))
