@@ -100,6 +100,23 @@ def test_memory_chooses_the_point_of_least_loss(tiny_model: Path, seed: int) -> 
     assert torch.equal(values(method, "slow"), slow)  # choosing moves nothing
 
 
+def test_held_out_rows_judge_and_are_never_replayed(tiny_model: Path) -> None:
+    method = made(tiny_model, t="memory", path_points=6, held_out=0.5)
+    learner = method.learner
+    judges = [row.id for row in ROWS if not method.replays(row)]
+    assert 0 < len(judges) < len(ROWS)
+    learner.current_tasks = frozenset(["three"])
+    new = [Example("three", f"n{n}", [5, n], [9, 1]) for n in range(4, 8)]
+    for learner.step in range(1, 20):
+        learner.epoch = 1
+        replayed = method.extend_batch(list(new))[len(new) :]
+        assert replayed
+        assert not {row.id for row in replayed} & set(judges)
+    before = method._loss_of_memory()
+    learner.memory.examples = [row for row in learner.memory.examples if row.id in judges]
+    assert method._loss_of_memory() == before  # the others have no say
+
+
 def test_without_memory_there_is_nothing_to_choose_by(tiny_model: Path) -> None:
     method = made(tiny_model, t="memory")
     method.learner.memory.examples.clear()

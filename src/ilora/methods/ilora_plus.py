@@ -10,6 +10,7 @@ and the next task's fast adapter starts from it.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, Literal
 
 import torch
@@ -47,10 +48,24 @@ class ILoRAPlus(ILoRA):
         inference: Literal["slow"] = Field("slow", description="the adapter that answers; both are evaluated")
         t: Fraction | Literal["mean", "memory"] = Field("mean", description="where on the path from old to new")
         path_points: int = Field(11, ge=2, description="points that `memory` compares, both ends included")
+        held_out: float = Field(
+            0.0, ge=0, lt=1, description="share of the memory that is never replayed, so that it can judge the path"
+        )
 
     def __init__(self, learner: Learner, config: Any) -> None:
         super().__init__(learner, config)
         self.t_of: dict[str, float] = {}  # by task
+
+    def replays(self, example: Example) -> bool:
+        """Not the rows that judge: by their id, so that it is settled once for all."""
+        return not self._held_out(example)
+
+    def _held_out(self, example: Example) -> bool:
+        share: float = self.config.held_out
+        return zlib.crc32(example.id.encode()) % 1000 < 1000 * share
+
+    def _judges(self, example: Example) -> bool:
+        return not self.config.held_out or self._held_out(example)
 
     def begin_task(self) -> None:
         """The slow adapter, from which this task starts, is one end of the path."""
@@ -68,7 +83,7 @@ class ILoRAPlus(ILoRA):
         if self.config.t == "mean":
             return 1.0 / self.learner.task_index
         if self.config.t == "memory":
-            return self._best() if self.learner.memory.examples else 1.0
+            return self._best() if any(map(self._judges, self.learner.memory.examples)) else 1.0
         return float(self.config.t)
 
     @torch.no_grad()
@@ -106,7 +121,8 @@ class ILoRAPlus(ILoRA):
         learner, found = self.learner, []
         groups: dict[str, list[Example]] = {}
         for example in learner.memory.examples:
-            groups.setdefault(example.task, []).append(example)
+            if self._judges(example):
+                groups.setdefault(example.task, []).append(example)
         with adapters.active(learner.model, "slow"):
             for rows in groups.values():
                 total = torch.zeros((), device=learner.device)
