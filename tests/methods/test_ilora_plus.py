@@ -151,5 +151,5 @@ def test_bad_settings(make_config: MakeConfig, key: str, value: Any) -> None:
 
 
 def test_results_say_where_tasks_ended(make_config: MakeConfig, tmp_path: Path) -> None:
-    made = run(make_config(method={"name": "ilora+", "memory_size": 20}), tmp_path / "run", quiet=True)
+    made = run(make_config(method={"name": "ilora+", "memory_size": 20, "t": "mean"}), tmp_path / "run", quiet=True)
     assert made.results["notes"] == {"t": {"two": 0.5, "three": pytest.approx(1 / 3)}}

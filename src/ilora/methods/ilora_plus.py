@@ -31,10 +31,11 @@ OLD = "old"  # the answering adapter as the task found it
 class ILoRAPlus(ILoRA):
     """I-LoRA with interpolation at a task's end.
 
-    t: `mean` is 1 / (number of tasks so far), the least sum of the tasks' losses on the path if the old minimum serves
-    each earlier task, the new one the new task, and all curve alike: (i - 1) t² + (1 - t)² is least at 1 / i. `memory`
-    takes the point at which the memory's rows, those of each task counting alike, have the least loss; without memory
-    the new minimum. (Replayed rows are soon known by heart, so that it nearly always is the new minimum: docs/log.md.)
+    t: `memory` takes the point at which the memory's rows, those of each task counting alike, have the least loss;
+    without memory the new minimum. Replayed rows are soon known by heart, so that it rarely stays far from the new
+    minimum; `held_out` keeps some from being replayed, which costs replay. `mean` is 1 / (number of tasks so far), the
+    least sum of the tasks' losses if the old minimum serves each earlier task, the new one the new task, and all curve
+    alike: (i - 1) t² + (1 - t)² is least at 1 / i. What each is worth: docs/results.md.
     """
 
     title = "I-LoRA+"
@@ -46,7 +47,7 @@ class ILoRAPlus(ILoRA):
 
         next_task_from: Literal["fast", "slow"] = Field("slow", description="weights with which the next task begins")
         inference: Literal["slow"] = Field("slow", description="the adapter that answers; both are evaluated")
-        t: Fraction | Literal["mean", "memory"] = Field("mean", description="where on the path from old to new")
+        t: Fraction | Literal["mean", "memory"] = Field("memory", description="where on the path from old to new")
         path_points: int = Field(11, ge=2, description="points that `memory` compares, both ends included")
         held_out: float = Field(
             0.0, ge=0, lt=1, description="share of the memory that is never replayed, so that it can judge the path"
