@@ -17,8 +17,11 @@ from ilora import InputError
 from ilora.cli import app
 from ilora.compare.command import compare
 from ilora.compare.gather import gather
+from ilora.compare.items import measures
 from ilora.config import load_config
 from tests.compare.fake_runs import Method, write_run, write_sweep
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 Json = dict[str, Any]
 METHODS = {
@@ -336,3 +339,25 @@ def test_the_command(small: Path, tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     assert f"evidence: {new}" in found.output
     assert new.read_bytes() == small.read_bytes()
+
+
+def test_the_table_of_the_docs_is_that_of_the_evidence() -> None:
+    """Every row of the first table in docs/results.md: mean OP, and how many runs."""
+    found: dict[str, list[float]] = {}
+    runs = gather([DOCS / "evidence" / "classic.json"]).runs
+    several = {run.label for run in runs if len(run.variants) > 1}
+    for run in runs:
+        for variant in run.variants:
+            name = f"{run.label} ({variant})" if run.label in several else run.label
+            found.setdefault(name, []).append(float(measures(run, variant)["OP"] or 0))
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    table = text.partition("| method | OP | BWT |")[2].partition("\n\n")[0]
+    told = re.findall(r"^\| ([\w+ ()]+) \| ([\d.]+) \|.*\| (\d) \|$", table, flags=re.MULTILINE)
+    assert {(name, op, int(count)) for name, op, count in told} == {
+        (name, f"{100 * sum(ops) / len(ops):.1f}", len(ops)) for name, ops in found.items()
+    }
+
+
+@pytest.mark.parametrize("file", sorted((DOCS / "evidence").glob("*.json")), ids=lambda file: file.name)
+def test_published_evidence_is_read(file: Path) -> None:
+    assert gather([file]).runs
