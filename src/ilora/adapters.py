@@ -32,7 +32,7 @@ def attach(model: nn.Module, config: AdapterConfig, *, name: str, seed: int) -> 
     """Wrap the model and add the first adapter, trainable, initialised from `seed` (A random, B zero: no change)."""
     modules, last = config.target_modules, _last_layers(model, config.layers)
     if last is not None and isinstance(modules, str):  # PEFT takes its own name for all of them in all layers only
-        modules = [name for name in _linear_layers(model) if name != "lm_head"]
+        modules = _linear_layers(model, head=False)
     lora = LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
@@ -62,9 +62,12 @@ def _last_layers(model: nn.Module, count: int | None) -> list[int] | None:
     return list(range(there - count, there))
 
 
-def _linear_layers(model: nn.Module) -> list[str]:
-    """Their names within a layer."""
-    linear = [key for key, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+def _linear_layers(model: nn.Module, *, head: bool = True) -> list[str]:
+    """Their names within a layer; head: the output head's, too."""
+    without = None if head else model.get_output_embeddings()  # type: ignore[operator]
+    linear = [
+        key for key, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D) and part is not without
+    ]
     return sorted({key.rpartition(".")[2] for key in linear})
 
 

@@ -66,34 +66,36 @@ def outcome(
     return losses.detach(), states.detach(), torch.cat([value.flatten() for value in gradients])
 
 
+def compared(
+    rows: Batch, hidden: Literal["last", "all"], dtype: torch.dtype, soft: bool
+) -> tuple[list[int], list[int]]:
+    """Packed and padded must give the same; how many tokens went through each."""
+    torch.manual_seed(5)
+    prefix = torch.randn(1, 2, 32).to(dtype) if soft else None
+    packed, padded = learner(GROUPED, dtype), learner("eager", dtype)
+    counts = count_tokens(packed), count_tokens(padded)
+    ours, theirs = outcome(packed, hidden, prefix, rows), outcome(padded, hidden, prefix, rows)
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert apart(mine, reference) < CLOSE[dtype]
+    return counts
+
+
 @pytest.mark.parametrize("hidden", ["last", "all"])
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("soft", [False, True])
 def test_packed_rows_are_the_padded_ones(hidden: Literal["last", "all"], dtype: torch.dtype, soft: bool) -> None:
-    torch.manual_seed(5)
-    prefix = torch.randn(1, 2, 32).to(dtype) if soft else None
-    packed, padded = learner(GROUPED, dtype), learner("eager", dtype)
-    tokens, all_places = count_tokens(packed), count_tokens(padded)
-    ours, theirs = outcome(packed, hidden, prefix), outcome(padded, hidden, prefix)
+    tokens, all_places = compared(batch(), hidden, dtype, soft)
     real = sum(len(prompt) + len(answer) for prompt, answer in ROWS) + 2 * len(ROWS) * soft
     assert set(tokens) == {real - 2 * (len(ROWS) - 1) * soft}  # the soft prompt once
     assert set(all_places) == {len(ROWS) * (7 + 2 * soft)}
-    for mine, reference in zip(ours, theirs, strict=True):
-        assert apart(mine, reference) < CLOSE[dtype]
 
 
 @pytest.mark.parametrize("hidden", ["last", "all"])
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("soft", [False, True])
 def test_what_rows_begin_with_is_computed_once(hidden: Literal["last", "all"], dtype: torch.dtype, soft: bool) -> None:
-    torch.manual_seed(5)
-    prefix = torch.randn(1, 2, 32).to(dtype) if soft else None
-    packed, padded = learner(GROUPED, dtype), learner("eager", dtype)
-    tokens = count_tokens(packed)
-    ours, theirs = outcome(packed, hidden, prefix, batch(SHARED)), outcome(padded, hidden, prefix, batch(SHARED))
+    tokens, _ = compared(batch(SHARED), hidden, dtype, soft)
     assert set(tokens) == {3 + 3 + 2 + 2 + 2 + 3 + 1 + 2 * soft}  # the common 5 6 7, then what each row has of its own
-    for mine, reference in zip(ours, theirs, strict=True):
-        assert apart(mine, reference) < CLOSE[dtype]
 
 
 def test_with_dropout_or_soft_prompts_of_their_own_rows_share_nothing() -> None:

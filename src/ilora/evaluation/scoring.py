@@ -44,7 +44,7 @@ def prepare(
     if task.scoring == "rank":
         # An over-long prompt is cut to what the longest choice leaves, so that all are asked the same.
         choices = [_same_prompt(row) for row in encoder.choices(task, split)]
-        cut = sum(any(example.cut for example in row) for row in choices)
+        cut = sum(row[0].cut for row in choices)
         return EvaluationSet(task, split, examples, choices, limit, cut)
     cut = sum(example.cut or len(example.prompt) > encoder.room(limit) for example in examples)
     return EvaluationSet(task, split, examples, [], limit, cut)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +18,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ilora.data.examples import Example
-from ilora.errors import InputError
+from ilora.errors import IloraError, InputError
 from ilora.kernels.attention import PLAIN
+from ilora.training.checkpoint import write_atomic
 
 Ids = tuple[int, ...]
 Answers = dict[Ids, dict[Ids, None]]  # by prompt; both without repetitions
@@ -116,8 +115,8 @@ class Below:
                     made = _load(file, tokens)
                     if made is None:
                         made = self._compute(answers, advance)
-                        _save(file, made)
-            except (OSError, SafetensorError) as error:
+                        write_atomic(file, save({"states": made}))
+            except (OSError, IloraError) as error:
                 warnings.warn(f"{file}: states cannot be kept ({error}): every run computes them", stacklevel=2)
         return self._compute(answers, advance) if made is None else made
 
@@ -216,14 +215,3 @@ def _load(file: Path, tokens: int) -> Tensor | None:
     except (OSError, SafetensorError, KeyError):
         return None
     return states if len(states) == tokens else None
-
-
-def _save(file: Path, states: Tensor) -> None:
-    """Complete or not there at all."""
-    handle, scratch = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-    os.close(handle)
-    try:
-        save_file({"states": states.contiguous()}, scratch)
-        Path(scratch).replace(file)
-    finally:
-        Path(scratch).unlink(missing_ok=True)

@@ -115,7 +115,7 @@ class State:
         fingerprints = found.values["fingerprints"]
         before = load_config(found.values["config"]).dump()  # with defaults for settings that are newer than the run
         now = self.config.dump()
-        # How much of the way is kept changes no result, and runs begun before there was the setting have none.
+        # How much of the way is kept changes no result.
         before, now = (dump | {"training": {**dump["training"], "trajectory": None}} for dump in (before, now))
         old, new = before["data"]["tasks"], now["data"]["tasks"]
         if self.config.stream == "sequential" and new[: len(old)] == old:
