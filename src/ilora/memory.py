@@ -7,7 +7,7 @@ resumed run hold and draw the same rows.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -46,16 +46,9 @@ class ReplayMemory:
             if slot < self.capacity:
                 self.examples[slot] = example
 
-    def draw(
-        self,
-        count: int,
-        *,
-        key: str,
-        without: Collection[str] = (),
-        wanted: Callable[[Example], bool] = lambda _: True,
-    ) -> list[Example]:
+    def draw(self, count: int, *, key: str, without: Collection[str] = ()) -> list[Example]:
         """`count` distinct examples (fewer if fewer are there), marked as replayed, none of the tasks in `without`."""
-        pool = [example for example in self.examples if example.task not in without and wanted(example)]
+        pool = [example for example in self.examples if example.task not in without]
         chosen = random.Random(f"{self.seed}/replay/{key}").sample(pool, min(count, len(pool)))
         return [replace(example, replayed=True) for example in chosen]
 

@@ -1,7 +1,9 @@
-"""I-LoRA+: where on the path a task ends, and where the next one begins."""
+"""I-LoRA+: pseudo-rehearsal, where on the path a task ends, and where the next one begins."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from transformers import LlamaForCausalLM
 
 from ilora import adapters, run
 from ilora.config import AdapterConfig, TrainingConfig
-from ilora.data.examples import Example
+from ilora.data.examples import Example, Totals, collate
 from ilora.errors import InputError
 from ilora.memory import ReplayMemory
+from ilora.methods.ilora import ILoRA
 from ilora.methods.ilora_plus import OLD, ILoRAPlus
 from ilora.training.learner import Learner
 from tests.conftest import MakeConfig
@@ -68,6 +71,90 @@ def test_the_first_task_ends_where_it_is(tiny_model: Path) -> None:
     assert torch.equal(values(method, "slow"), before)
 
 
+PSEUDO = [
+    Example("zero", "p", [30, 13, 14, 31], [16, 1], pseudo=True),
+    Example("zero", "q", [30, 5, 31], [18, 21, 1], pseudo=True),
+]
+
+
+def plain_kl(method: ILoRAPlus, temperature: float) -> float:
+    """τ² · KL(before ‖ now) over the answer tokens of PSEUDO, by transformers' own forward pass, row by row."""
+    model, sums = method.learner.model, []
+    for row in PSEUDO:
+        said = {}
+        for name in (OLD, "fast"):
+            with torch.no_grad(), adapters.active(model, name):
+                logits = model(torch.tensor([row.prompt + row.answer])).logits[0, len(row.prompt) - 1 : -1]
+                said[name] = (logits / temperature).softmax(-1)
+        sums += [float((p * (p / q).log()).sum()) for p, q in zip(said[OLD], said["fast"], strict=True)]
+    return temperature**2 * sum(sums) / len(sums)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 6])
+def test_pseudo_rows_are_held_to_what_was_said_before_the_task(tiny_model: Path, micro: int) -> None:
+    method = made(tiny_model, pseudo_strength=3.0, temperature=1.5, strength=0.7)
+    rows = [*ROWS[:3], replace(ROWS[3], replayed=True), *PSEUDO]
+    totals = Totals.of(rows)
+    parts = [collate(rows[start : start + micro], pad=1) for start in range(0, len(rows), micro)]
+    loss = sum(float(method.loss(part, totals).detach()) for part in parts)
+    real = float(ILoRA.loss(method, collate(rows[:4], pad=1), Totals.of(rows[:4])).detach())
+    assert loss == pytest.approx(real + 3.0 * plain_kl(method, 1.5), rel=1e-4)
+    assert plain_kl(method, 1.5) > 0.01
+
+
+def test_only_the_fast_adapter_is_pulled(tiny_model: Path) -> None:
+    method = made(tiny_model)
+    method.loss(collate(PSEUDO, pad=1), Totals.of(PSEUDO)).backward()
+    model = method.learner.model
+    assert any(p.grad is not None and p.grad.any() for p in adapters.parameters(model, "fast").values())
+    assert all(p.grad is None for name in ("slow", OLD) for p in adapters.parameters(model, name).values())
+
+
+def in_task(method: ILoRAPlus, task: str, index: int, rows: list[Example]) -> None:
+    learner = method.learner
+    learner.task, learner.task_index, learner.current_tasks, learner.rows = task, index, frozenset([task]), rows
+    method.begin_task()
+
+
+def test_a_step_asks_the_present_texts_the_earlier_questions(tiny_model: Path) -> None:
+    method = made(tiny_model, pseudo_share=0.5)
+    learner = method.learner
+    learner.memory.examples.clear()
+    first = [Example("first", f"f{n}", [30, 10 + n, 31], [16 + n % 2, 1]) for n in range(6)]
+    second = [Example("second", f"s{n}", [32, 33, 20 + n, 40 + n], [9, 1]) for n in range(6)]
+    in_task(method, "first", 1, first)
+    assert method.extend_batch(first[:4]) == first[:4]  # nothing earlier to ask
+    method.end_task()
+    in_task(method, "second", 2, second)
+    batch = method.extend_batch(second[:4])
+    assert batch[:4] == second[:4]
+    made_up = [row for row in batch if row.pseudo]
+    assert len(made_up) == 2
+    for row in made_up:
+        assert row.task == "first"
+        assert (row.prompt[0], row.prompt[-1]) == (30, 31)
+        assert row.prompt[1:-1] in [[20 + n] for n in range(6)]  # as long as the task's own rows at most
+        assert row.answer in ([16, 1], [17, 1])
+    method.end_task()
+    assert [frame.task for frame in method.frames] == ["first", "second"]
+
+
+def test_frames_survive_a_stop(tiny_model: Path) -> None:
+    method, other = made(tiny_model), made(tiny_model)
+    rows = [Example("first", f"f{n}", [30, 10 + n, 31], [16, 1]) for n in range(6)]
+    second = [Example("second", f"s{n}", [32, 20 + n], [9, 1]) for n in range(6)]
+    in_task(method, "first", 1, rows)
+    method.end_task()
+    other.load_state_dict(json.loads(json.dumps(method.state_dict())))
+    for one in (method, other):
+        in_task(one, "second", 2, second)
+    method.learner.step = other.learner.step = 3
+    found = [[row for row in one.extend_batch(second[:4]) if row.pseudo] for one in (method, other)]
+    assert found[0]
+    assert found[0] == found[1]
+    assert method.stored()["frames"] == 4 * 4  # 30, 31 and one answer of two tokens
+
+
 def plain_loss(method: ILoRAPlus, t: float) -> float:
     """The mean over tasks of their rows' mean loss an answer token, by transformers' own forward pass, row by row."""
     model = method.learner.model
@@ -100,23 +187,6 @@ def test_memory_chooses_the_point_of_least_loss(tiny_model: Path, seed: int) -> 
     assert torch.equal(values(method, "slow"), slow)  # choosing moves nothing
 
 
-def test_held_out_rows_judge_and_are_never_replayed(tiny_model: Path) -> None:
-    method = made(tiny_model, t="memory", path_points=6, held_out=0.5)
-    learner = method.learner
-    judges = [row.id for row in ROWS if not method.replays(row)]
-    assert 0 < len(judges) < len(ROWS)
-    learner.current_tasks = frozenset(["three"])
-    new = [Example("three", f"n{n}", [5, n], [9, 1]) for n in range(4, 8)]
-    for learner.step in range(1, 20):
-        learner.epoch = 1
-        replayed = method.extend_batch(list(new))[len(new) :]
-        assert replayed
-        assert not {row.id for row in replayed} & set(judges)
-    before = method._loss_of_memory()
-    learner.memory.examples = [row for row in learner.memory.examples if row.id in judges]
-    assert method._loss_of_memory() == before  # the others have no say
-
-
 def test_without_memory_there_is_nothing_to_choose_by(tiny_model: Path) -> None:
     method = made(tiny_model, t="memory")
     method.learner.memory.examples.clear()
@@ -132,8 +202,12 @@ def test_the_next_task_begins_there(tiny_model: Path) -> None:
     assert torch.equal(values(method, OLD), values(method, "slow"))
 
 
-def test_at_t_1_it_is_ilora_with_a_slow_start(make_config: MakeConfig, tmp_path: Path) -> None:
-    plus = run(make_config(method={"name": "ilora+", "memory_size": 20, "t": 1}), tmp_path / "plus", quiet=True)
+def test_without_pseudo_rows_it_is_ilora_with_a_slow_start(make_config: MakeConfig, tmp_path: Path) -> None:
+    plus = run(
+        make_config(method={"name": "ilora+", "memory_size": 20, "strength": 1, "pseudo_share": 0}),
+        tmp_path / "plus",
+        quiet=True,
+    )
     plain = run(
         make_config(method={"name": "ilora", "memory_size": 20, "next_task_from": "slow"}),
         tmp_path / "plain",
@@ -143,7 +217,16 @@ def test_at_t_1_it_is_ilora_with_a_slow_start(make_config: MakeConfig, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("t", "best"), ("t", 1.5), ("t", -0.1), ("path_points", 1), ("inference", "fast")]
+    ("key", "value"),
+    [
+        ("t", "best"),
+        ("t", 1.5),
+        ("t", -0.1),
+        ("path_points", 1),
+        ("inference", "fast"),
+        ("pseudo_share", -1),
+        ("temperature", 0),
+    ],
 )
 def test_bad_settings(make_config: MakeConfig, key: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"method\.{key}"):

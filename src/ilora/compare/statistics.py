@@ -88,15 +88,17 @@ def _effects(contrast: Floats, sizes: Sequence[int]) -> _Effects:
 
     The same items are scored in every pair, so an item effect is a mean over pairs and still holds 1/pairs of the
     noise of an item in a single pair, which the pair effects hold as well. It is shrunk as the two-way analysis of
-    variance says, or noise would count twice.
+    variance says, or noise would count twice. Pairs vary by at least that noise: few that agree more agree by chance.
     """
     count = len(contrast)
     blocks = np.split(contrast, np.cumsum(sizes)[:-1], axis=1)
     per_pair = np.sum([block.mean(axis=1) for block in blocks], axis=0)
     mean = float(per_pair.mean())
-    pairs = (per_pair - mean) * math.sqrt(count / (count - 1)) if count > 1 else np.zeros(1)
-    items = [_item_effects(block) for block in blocks]
-    parts = [(float((pairs**2).sum()) / count**2, count - 1)]
+    noises = [_noise(block) for block in blocks]
+    items = [_item_effects(block, noise) for block, noise in zip(blocks, noises, strict=True)]
+    least = sum(noise / size for noise, size in zip(noises, sizes, strict=True))
+    pairs, freedom = _pair_effects(per_pair - mean, least, (count - 1) * (sum(sizes) - len(sizes)))
+    parts = [(float((pairs**2).sum()) / count**2, freedom)]
     parts += [(float((effect**2).sum()) / len(effect) ** 2, len(effect) - 1) for effect in items]
     total = sum(variance for variance, _ in parts)
     # Satterthwaite: the degrees of freedom of a sum of estimated variances.
@@ -104,17 +106,38 @@ def _effects(contrast: Floats, sizes: Sequence[int]) -> _Effects:
     return _Effects(mean, pairs, np.concatenate(items), total**2 / spent if spent > 0 else math.inf)
 
 
-def _item_effects(block: Floats) -> Floats:
+def _pair_effects(around: Floats, least: float, freedom: int) -> tuple[Floats, int]:
+    """(pairs,) of sum 0 to their effects, of variance `least` or more, and the degrees of freedom of that variance."""
+    count = len(around)
+    if count == 1:
+        return np.zeros(1), 0
+    effects: Floats = around * math.sqrt(count / (count - 1))
+    found = float((around**2).sum()) / (count - 1)
+    if found >= least:
+        return effects, count - 1
+    signs = np.resize([1.0, -1.0], count)
+    flat = (signs - signs.mean()) / signs.std() * math.sqrt(least)
+    return effects * math.sqrt(least / found) if found > 0 else flat, freedom
+
+
+def _noise(block: Floats) -> float:
+    """The variance of one item in one pair, what its pair and its item add left out; (pairs, n) of one task."""
+    pairs, n = block.shape
+    if pairs < 2 or n < 2:
+        return 0.0
+    left: Floats = block - block.mean(axis=1, keepdims=True) - block.mean(axis=0) + block.mean()
+    return float((left**2).sum() / ((pairs - 1) * (n - 1)))
+
+
+def _item_effects(block: Floats, noise: float) -> Floats:
     """(pairs, n) of one task to (n,)."""
     pairs, n = block.shape
     effects = block.mean(axis=0) - block.mean()
     if n < 2:
         return np.zeros(n)
-    if pairs > 1:
-        noise = block - block.mean(axis=1, keepdims=True) - effects
-        of_noise = float((noise**2).sum()) / ((pairs - 1) * (n - 1))
-        of_items = pairs * float((effects**2).sum()) / (n - 1)
-        effects = effects * math.sqrt(max(0.0, 1 - of_noise / of_items)) if of_items > 0 else effects
+    of_items = pairs * float((effects**2).sum()) / (n - 1)
+    if of_items > 0:
+        effects = effects * math.sqrt(max(0.0, 1 - noise / of_items))
     shown: Floats = effects * math.sqrt(n / (n - 1))
     return shown
 

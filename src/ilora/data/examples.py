@@ -29,13 +29,17 @@ _ALPACA = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids of one row. `answer` ends with end-of-text; `id` is `<task label>/<split>/<index>`."""
+    """Token ids of one row. `answer` ends with end-of-text; `id` is `<task label>/<split>/<index>`.
+
+    replayed: from the memory. pseudo: made up, so that its answer is nobody's.
+    """
 
     task: str
     id: str
     prompt: list[int]
     answer: list[int]
     replayed: bool = False
+    pseudo: bool = False
     cut: bool = False
 
     def __len__(self) -> int:
@@ -58,16 +62,21 @@ class Batch:
         """(rows, keep - 1): what each trailing column but the last should say next."""
         return self.labels[:, 1 - self.keep :]
 
-    def replayed_rows(self) -> Batch:
-        """The replayed rows alone, without the columns that are padding in all of them."""
-        examples = [example for example in self.examples if example.replayed]
+    @property
+    def pseudo(self) -> Tensor:
+        """(rows,): which ones are made up."""
+        return torch.tensor([example.pseudo for example in self.examples], device=self.input_ids.device)
+
+    def part(self, rows: Tensor) -> Batch:
+        """These rows alone (a mask, at least one), without the columns that are padding in all of them."""
+        examples = [example for example, wanted in zip(self.examples, rows.tolist(), strict=True) if wanted]
         width = max(map(len, examples))
         return Batch(
             examples=examples,
-            input_ids=self.input_ids[self.replayed, -width:],
-            attention_mask=self.attention_mask[self.replayed, -width:],
-            labels=self.labels[self.replayed, -width:],
-            replayed=self.replayed[self.replayed],
+            input_ids=self.input_ids[rows, -width:],
+            attention_mask=self.attention_mask[rows, -width:],
+            labels=self.labels[rows, -width:],
+            replayed=self.replayed[rows],
             keep=max(len(example.answer) for example in examples) + 1,
         )
 
@@ -234,9 +243,12 @@ class Totals:
 
     current: Count
     replayed: Count
+    pseudo: Count = Count(0, 0, 0)
 
     @staticmethod
     def of(examples: Sequence[Example]) -> Totals:
-        """Count a step's rows by whether they are replayed."""
-        replayed = [example for example in examples if example.replayed]
-        return Totals(Count.of([example for example in examples if not example.replayed]), Count.of(replayed))
+        """Count a step's rows by what they are."""
+        made = [example for example in examples if example.pseudo]
+        real = [example for example in examples if not example.pseudo]
+        replayed = [example for example in real if example.replayed]
+        return Totals(Count.of([row for row in real if not row.replayed]), Count.of(replayed), Count.of(made))

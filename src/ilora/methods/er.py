@@ -39,16 +39,11 @@ class ExperienceReplay(Method):
     class Config(ReplayConfig):
         """Replay settings only."""
 
-    def replays(self, example: Example) -> bool:
-        """Whether this row of the memory may be replayed."""
-        del example
-        return True
-
     def extend_batch(self, examples: list[Example]) -> list[Example]:
         """As many replayed rows as current ones, as far as the memory goes."""
         learner, memory = self.learner, self.learner.memory
         without = learner.current_tasks if self.config.replay_from == "earlier_tasks" else frozenset()
-        replayed = memory.draw(len(examples), key=f"{learner.step}", without=without, wanted=self.replays)
+        replayed = memory.draw(len(examples), key=f"{learner.step}", without=without)
         if learner.epoch == 0:
             memory.offer(examples)
         return examples + replayed

@@ -81,7 +81,7 @@ class ILoRA(ExperienceReplay):
         weighed = totals if self.config.replayed_loss else replace(totals, replayed=Count(0, 0, 0))
         if self.config.strength == 0 or not batch.replayed.any():
             return super().loss(batch, weighed)
-        layers, old = self.config.consistency_layers, batch.replayed_rows()
+        layers, old = self.config.consistency_layers, batch.part(batch.replayed)
         # The slow pass comes first: what it needs is gone before anything is kept for the backward pass.
         with torch.no_grad(), adapters.active(self.learner.model, "slow"):
             target = self.learner.states(old, layers=layers, dropout=False)

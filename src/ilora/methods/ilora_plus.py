@@ -1,27 +1,35 @@
-"""I-LoRA+: I-LoRA that ends every task on the path between the old minimum and the new one, and goes on from there.
+"""I-LoRA+: I-LoRA with pseudo-rehearsal, and where a task ends on the path between the old minimum and the new one.
 
-Modes that are connected have a path of low loss between them, and the best point on it is rarely an end (arXiv
-2402.18865, section 3). So when a task ends, the slow adapter, which answers, becomes such a point,
+Few remembered rows are soon known by heart: replay keeps them and loses their task. So the texts of the *present* task
+are asked the earlier tasks' questions as well (`ilora.rehearsal`), and the model is held near what it said to them
+before the task:
 
-    slow <- (1 - t) · slow before the task + t · slow now,      for A and B each on their own,
+    L = ½ CE(x) + ½ CE(x_m) [+ γ · MSE of hidden states] + strength · τ² · KL(p_before(x_p) ‖ p(x_p)),
 
-and the next task's fast adapter starts from it.
+x_p the pseudo rows, the last term a mean over answer tokens. When a task ends, the slow adapter, which answers, becomes
+a point of the path from what it was before (arXiv 2402.18865, section 3: the minima are connected), from which the next
+task starts:
+
+    slow <- (1 - t) · slow before the task + t · slow now,      for A and B each on their own.
 """
 
 from __future__ import annotations
 
-import zlib
+import random
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ilora import adapters
 from ilora.config import Fraction
-from ilora.data.examples import Example, Totals
+from ilora.data.examples import IGNORED, Batch, Example, Totals
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS
 from ilora.methods.ilora import ILoRA
+from ilora.methods.lwf import distillation
+from ilora.rehearsal import Frame, pseudo_rows
 from ilora.training.learner import Learner
 
 OLD = "old"  # the answering adapter as the task found it
@@ -29,62 +37,104 @@ OLD = "old"  # the answering adapter as the task found it
 
 @METHODS("ilora+")
 class ILoRAPlus(ILoRA):
-    """I-LoRA with interpolation at a task's end.
+    """I-LoRA with pseudo-rehearsal in place of the consistency term, and interpolation at a task's end.
 
-    t: `memory` takes the point at which the memory's rows, those of each task counting alike, have the least loss;
-    without memory the new minimum. Replayed rows are soon known by heart, so that it rarely stays far from the new
-    minimum; `held_out` keeps some from being replayed, which costs replay. `mean` is 1 / (number of tasks so far), the
-    least sum of the tasks' losses if the old minimum serves each earlier task, the new one the new task, and all curve
-    alike: (i - 1) t² + (1 - t)² is least at 1 / i. What each is worth: docs/results.md.
+    Without memory (`memory_size: 0`) not one row of an earlier task is kept. Tasks whose prompts share nothing are not
+    rehearsed.
+
+    t: 1, the new minimum, is what all else was measured to be no better than (docs/results.md). `memory` takes the
+    point at which the memory's rows, those of each task counting alike, have the least loss. `mean` is 1 / (number of
+    tasks so far), the least sum of the tasks' losses if the old minimum serves each earlier task, the new one the new
+    task, and all curve alike: (i - 1) t² + (1 - t)² is least at 1 / i.
     """
 
     title = "I-LoRA+"
     paper = "this project; after arXiv 2402.18865"
-    stores = "memory_size examples, two more adapters"
+    stores = "memory_size examples, each task's frame and answers, two more adapters"
 
     class Config(ILoRA.Config):
-        """I-LoRA's, with another start of a task, and the interpolation."""
+        """I-LoRA's, with another start of a task; the rehearsal; the interpolation."""
 
         next_task_from: Literal["fast", "slow"] = Field("slow", description="weights with which the next task begins")
         inference: Literal["slow"] = Field("slow", description="the adapter that answers; both are evaluated")
-        t: Fraction | Literal["mean", "memory"] = Field("memory", description="where on the path from old to new")
+        strength: float = Field(0.0, ge=0, description="γ, the weight of I-LoRA's consistency term")
+        pseudo_share: float = Field(1.0, ge=0, description="pseudo rows of a step, as a share of its current rows")
+        pseudo_strength: float = Field(2.0, ge=0, description="weight of the pseudo rows' term")
+        temperature: float = Field(2.0, gt=0, description="τ of the pseudo rows' term")
+        t: Fraction | Literal["mean", "memory"] = Field(1.0, description="where on the path from old to new")
         path_points: int = Field(11, ge=2, description="points that `memory` compares, both ends included")
-        held_out: float = Field(
-            0.0, ge=0, lt=1, description="share of the memory that is never replayed, so that it can judge the path"
-        )
 
     def __init__(self, learner: Learner, config: Any) -> None:
         super().__init__(learner, config)
+        self.frames: list[Frame] = []
+        self.pseudo: list[Example] | None = None  # of the task in training; made where first needed
         self.t_of: dict[str, float] = {}  # by task
 
-    def replays(self, example: Example) -> bool:
-        """Not the rows that judge: by their id, so that it is settled once for all."""
-        return not self._held_out(example)
-
-    def _held_out(self, example: Example) -> bool:
-        share: float = self.config.held_out
-        return zlib.crc32(example.id.encode()) % 1000 < 1000 * share
-
-    def _judges(self, example: Example) -> bool:
-        return not self.config.held_out or self._held_out(example)
+    # -- rehearsal ------------------------------------------------------------------------------------------------
 
     def begin_task(self) -> None:
-        """The slow adapter, from which this task starts, is one end of the path."""
+        """The slow adapter, from which this task starts, is what it may be led back to, and the teacher."""
         super().begin_task()
         adapters.keep_copy(self.learner.model, "slow", OLD)
 
+    def extend_batch(self, examples: list[Example]) -> list[Example]:
+        """Replayed rows and pseudo rows behind the current ones."""
+        rows, made = super().extend_batch(examples), self._pseudo_rows()
+        count = min(len(made), round(self.config.pseudo_share * len(examples)))
+        learner = self.learner
+        return rows + random.Random(f"{learner.seed}/pseudo/{learner.step}").sample(made, count)
+
+    def _pseudo_rows(self) -> list[Example]:
+        learner = self.learner
+        if self.pseudo is None:  # the task has begun, or goes on after a stop
+            wanted = self.config.pseudo_share and self.config.pseudo_strength
+            earlier = [frame for frame in self.frames if frame.task not in learner.current_tasks] if wanted else []
+            self.pseudo = pseudo_rows(earlier, learner.rows, seed=f"{learner.seed}/pseudo/{learner.task}")
+            learner.prepare(self.pseudo)
+        return self.pseudo
+
+    def loss(self, batch: Batch, totals: Totals) -> Tensor:
+        """I-LoRA's of the real rows + strength · distillation of the pseudo rows."""
+        made, loss = batch.pseudo, torch.zeros((), device=batch.labels.device)
+        if not made.all():
+            loss = loss + super().loss(batch.part(~made), totals)
+        if made.any():
+            kept, strength = self._kept(batch.part(made)) / totals.pseudo.labels, self.config.pseudo_strength
+            self.learner.log("distillation", kept)
+            loss = loss + strength * kept
+        return loss
+
+    def _kept(self, batch: Batch) -> Tensor:
+        """The distance from what the answering adapter said before the task, summed over answer tokens."""
+        with torch.no_grad(), adapters.active(self.learner.model, OLD):
+            before = self.learner.forward(batch, dropout=False).logits
+        logits, answers = self.learner.forward(batch).logits, batch.targets != IGNORED
+        return distillation(logits[:, :-1][answers], before[:, :-1][answers], temperature=self.config.temperature)
+
+    # -- interpolation --------------------------------------------------------------------------------------------
+
     def end_task(self) -> None:
-        """Move the slow adapter to the chosen point; the first task's minimum is taken as it is."""
+        """Keep the task's frame; move the slow adapter to the chosen point, but for the first task."""
+        self._keep_frames()
         if self.learner.task_index > 1:
             t = self.t_of[self.learner.task] = self.chosen()
             adapters.ema(self.learner.model, slow="slow", fast=OLD, decay=t)
+
+    def _keep_frames(self) -> None:
+        self.pseudo = None
+        known = {frame.task: frame for frame in self.frames}
+        groups: dict[str, list[Example]] = {}
+        for row in self.learner.rows:
+            groups.setdefault(row.task, []).append(row)
+        known |= {task: Frame.of(rows, seed=f"{self.learner.seed}/{task}") for task, rows in groups.items()}
+        self.frames = list(known.values())
 
     def chosen(self) -> float:
         """t of this task."""
         if self.config.t == "mean":
             return 1.0 / self.learner.task_index
         if self.config.t == "memory":
-            return self._best() if any(map(self._judges, self.learner.memory.examples)) else 1.0
+            return self._best() if self.learner.memory.examples else 1.0
         return float(self.config.t)
 
     @torch.no_grad()
@@ -107,12 +157,17 @@ class ILoRAPlus(ILoRA):
         return {"t": dict(self.t_of)}
 
     def state_dict(self) -> dict[str, Any]:
-        """t of the finished tasks."""
-        return {"t": dict(self.t_of)}
+        """t and the frames of the finished tasks."""
+        return {"t": dict(self.t_of), "frames": [frame.state() for frame in self.frames]}
+
+    def stored(self) -> dict[str, int]:
+        """The frames' tokens, beside the adapters."""
+        return super().stored() | {"frames": sum(frame.stored_bytes() for frame in self.frames)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.t_of = dict(state["t"])
+        self.frames = [Frame(**frame) for frame in state["frames"]]
 
     def _old(self) -> list[torch.Tensor]:
         return list(adapters.parameters(self.learner.model, OLD).values())
@@ -122,8 +177,7 @@ class ILoRAPlus(ILoRA):
         learner, found = self.learner, []
         groups: dict[str, list[Example]] = {}
         for example in learner.memory.examples:
-            if self._judges(example):
-                groups.setdefault(example.task, []).append(example)
+            groups.setdefault(example.task, []).append(example)
         with adapters.active(learner.model, "slow"):
             for rows in groups.values():
                 total = torch.zeros((), device=learner.device)

@@ -305,6 +305,11 @@ class Learner:
         for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def prepare(self, rows: Sequence[Example]) -> None:
+        """Compute once what stays the same of rows that a method made, as is done for the data's (`keep_below`)."""
+        if self.below is not None:
+            self.below.prepare(rows)
+
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
     def log(self, name: str, value: Tensor) -> None:
