@@ -1,4 +1,4 @@
-"""Replay memory: examples kept by reservoir sampling over the whole stream.
+"""Replay memory: examples kept by reservoir sampling over the whole stream, or balanced over tasks and answers.
 
 It stores examples (lists of token ids), never padded tensors, and every draw is keyed, so that all processes and a
 resumed run hold and draw the same rows.
@@ -17,7 +17,7 @@ from ilora.data.examples import Example
 
 
 class ReplayMemory:
-    """At most `capacity` examples; after n offers each is in with probability capacity / n (Vitter 1985, R)."""
+    """At most `capacity` examples, chosen by whoever fills it: `offer` or `balance`."""
 
     def __init__(self, capacity: int, *, seed: int) -> None:
         self.capacity = capacity
@@ -34,7 +34,10 @@ class ReplayMemory:
         return sorted({example.task for example in self.examples})
 
     def offer(self, examples: Iterable[Example]) -> None:
-        """Show the reservoir rows once; replayed rows are passed over."""
+        """Show the reservoir rows once: after n of them each is in with probability capacity / n (Vitter 1985, R).
+
+        Replayed rows are passed over.
+        """
         for example in examples:
             if example.replayed:
                 continue
@@ -45,6 +48,28 @@ class ReplayMemory:
             slot = random.Random(f"{self.seed}/reservoir/{self.offered}").randrange(self.offered)
             if slot < self.capacity:
                 self.examples[slot] = example
+
+    def balance(self, rows: Iterable[Example]) -> None:
+        """Of what is kept and these rows keep as many of every task as of any other, and within each task of every
+        answer, as far as there are; which ones is chance, uniform within a task's rows of one answer.
+
+        A reservoir of few rows can miss an answer altogether, and replay then teaches that it does not exist.
+        """
+        tasks: dict[str, dict[tuple[int, ...], list[Example]]] = {}
+        for row in sorted([*self.examples, *rows], key=self._chance):
+            tasks.setdefault(row.task, {}).setdefault(tuple(row.answer), []).append(row)
+        ranked = [(place, row) for answers in tasks.values() for place, row in enumerate(self._turns(answers.values()))]
+        ranked.sort(key=lambda pair: (pair[0], self._chance(pair[1])))
+        self.examples = [row for _, row in ranked[: self.capacity]]
+
+    def _turns(self, groups: Iterable[list[Example]]) -> list[Example]:
+        """The first of every group, then the second of every group, and so on."""
+        found = [(place, self._chance(row), row) for group in groups for place, row in enumerate(group)]
+        return [row for *_, row in sorted(found, key=lambda entry: entry[:2])]
+
+    def _chance(self, row: Example) -> float:
+        """The same for a row at every call, so that a kept row stays before those that it was preferred to."""
+        return random.Random(f"{self.seed}/balance/{row.task}/{row.id}").random()
 
     def draw(self, count: int, *, key: str, without: Collection[str] = ()) -> list[Example]:
         """`count` distinct examples (fewer if fewer are there), marked as replayed, none of the tasks in `without`."""

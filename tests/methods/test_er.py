@@ -1,7 +1,9 @@
-"""Replay: what may be drawn, when rows are stored, and that the reservoir is fair."""
+"""Replay: what may be drawn, when rows are stored, that the reservoir is fair and the balanced memory even."""
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,68 @@ def test_reservoir_does_not_depend_on_how_the_rows_arrive() -> None:
     for example in rows(30):
         by_one.offer([example])
     assert at_once.examples == by_one.examples
+
+
+def stream(seed: int) -> list[list[Example]]:
+    """Three to six tasks of uneven sizes and numbers of answers; one whose answers are all different."""
+    chance = random.Random(seed)
+    tasks = []
+    for number in range(chance.randint(3, 6)):
+        answers = 1000 if number == 1 else chance.randint(1, 6)
+        count = chance.choice([3, 40, 90])
+        tasks.append([Example(f"t{number}", f"t{number}/train/{n}", [5], [n % answers, 1]) for n in range(count)])
+    return tasks
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_balanced_memory_is_as_even_as_the_rows_allow(seed: int) -> None:
+    memory, tasks = ReplayMemory(24, seed=seed), stream(seed)
+    for number, task in enumerate(tasks, 1):
+        memory.balance(task)
+        assert len(memory) == min(24, sum(map(len, tasks[:number])))
+        assert len({example.id for example in memory.examples}) == len(memory)
+    kept = Counter(example.task for example in memory.examples)
+    for task in tasks:
+        if kept[task[0].task] < len(task):  # not all of it: then it has its share, but for the last row
+            assert kept[task[0].task] >= max(kept.values()) - 1
+        there, has = Counter(row.answer[0] for row in task), Counter()
+        has.update(row.answer[0] for row in memory.examples if row.task == task[0].task)
+        most = max(has.values(), default=0)
+        assert all(has[answer] >= min(most - 1, there[answer]) for answer in there)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_balanced_memory_is_as_if_all_rows_had_come_at_once(seed: int) -> None:
+    one_by_one, at_once, tasks = ReplayMemory(24, seed=seed), ReplayMemory(24, seed=seed), stream(seed)
+    for task in tasks:
+        one_by_one.balance(task)
+    at_once.balance(reversed([row for task in tasks for row in task]))
+    assert one_by_one.examples == at_once.examples
+
+
+def test_balanced_memory_chooses_fairly_among_rows_of_one_answer() -> None:
+    kept: Counter[str] = Counter()
+    for seed in range(600):
+        memory = ReplayMemory(6, seed=seed)
+        memory.balance([Example("a", f"{n}", [5], [n % 2, 1]) for n in range(20)])
+        kept.update(example.id for example in memory.examples)
+    assert stats.chisquare([kept[str(n)] for n in range(20)]).pvalue > 0.001
+
+
+def test_balanced_memory_over_a_run(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filled when a task ends, and whole while the next one trains."""
+    before: list[Counter[str]] = []
+    extend = ExperienceReplay.extend_batch
+
+    def watching(self: ExperienceReplay, examples: list[Example]) -> list[Example]:
+        before.append(Counter(example.task for example in self.learner.memory.examples))
+        return extend(self, examples)
+
+    monkeypatch.setattr(ExperienceReplay, "extend_batch", watching)
+    method = {"name": "er", "memory_size": 12, "memory_policy": "balanced"}
+    run(make_config(method=method), tmp_path / "run", quiet=True)
+    seen = [dict(count) for count in dict.fromkeys(tuple(sorted(count.items())) for count in before)]
+    assert seen == [{}, {"one": 12}, {"one": 6, "two": 6}]
 
 
 def test_draw_is_distinct_keyed_marked_and_keeps_out() -> None:

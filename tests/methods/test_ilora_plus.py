@@ -209,7 +209,7 @@ def test_without_pseudo_rows_it_is_ilora_with_a_slow_start(make_config: MakeConf
         quiet=True,
     )
     plain = run(
-        make_config(method={"name": "ilora", "memory_size": 20, "next_task_from": "slow"}),
+        make_config(method={"name": "ilora", "memory_size": 20, "next_task_from": "slow", "memory_policy": "balanced"}),
         tmp_path / "plain",
         quiet=True,
     )

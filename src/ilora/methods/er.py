@@ -18,6 +18,9 @@ class ReplayConfig(MethodConfig):
     """Settings of every method with a replay memory."""
 
     memory_size: int = Field(500, ge=0, description="examples kept over the whole stream; 0: no replay")
+    memory_policy: Literal["reservoir", "balanced"] = Field(
+        "reservoir", description="balanced: as many rows of every task, and within a task of every answer; at its end"
+    )
     replay_from: Literal["earlier_tasks", "whole_memory"] = Field(
         "earlier_tasks", description="whole_memory: stored rows of the task in training may be drawn too"
     )
@@ -25,10 +28,10 @@ class ReplayConfig(MethodConfig):
 
 @METHODS("er")
 class ExperienceReplay(Method):
-    """Replay with a reservoir memory.
+    """Replay with a reservoir memory, or a balanced one.
 
     The reservoir sees every training row once, in its task's first epoch, after the step's rows were drawn: a row is
-    never replayed in the step that stores it.
+    never replayed in the step that stores it. The balanced memory is filled when a task ends.
     """
 
     title = "ER"
@@ -44,6 +47,11 @@ class ExperienceReplay(Method):
         learner, memory = self.learner, self.learner.memory
         without = learner.current_tasks if self.config.replay_from == "earlier_tasks" else frozenset()
         replayed = memory.draw(len(examples), key=f"{learner.step}", without=without)
-        if learner.epoch == 0:
+        if learner.epoch == 0 and self.config.memory_policy == "reservoir":
             memory.offer(examples)
         return examples + replayed
+
+    def end_task(self) -> None:
+        """Fill the balanced memory."""
+        if self.config.memory_policy == "balanced":
+            self.learner.memory.balance(self.learner.rows)

@@ -57,6 +57,7 @@ class ILoRAPlus(ILoRA):
 
         next_task_from: Literal["fast", "slow"] = Field("slow", description="weights with which the next task begins")
         inference: Literal["slow"] = Field("slow", description="the adapter that answers; both are evaluated")
+        memory_policy: Literal["reservoir", "balanced"] = Field("balanced", description="which rows are remembered")
         strength: float = Field(0.0, ge=0, description="γ, the weight of I-LoRA's consistency term")
         pseudo_share: float = Field(1.0, ge=0, description="pseudo rows of a step, as a share of its current rows")
         pseudo_strength: float = Field(2.0, ge=0, description="weight of the pseudo rows' term")
@@ -114,7 +115,8 @@ class ILoRAPlus(ILoRA):
     # -- interpolation --------------------------------------------------------------------------------------------
 
     def end_task(self) -> None:
-        """Keep the task's frame; move the slow adapter to the chosen point, but for the first task."""
+        """Fill the memory, keep the task's frame; move the slow adapter to the chosen point, but for the first task."""
+        super().end_task()
         self._keep_frames()
         if self.learner.task_index > 1:
             t = self.t_of[self.learner.task] = self.chosen()
