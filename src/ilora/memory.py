@@ -7,13 +7,14 @@ resumed run hold and draw the same rows.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ilora.data.examples import Example
+from ilora.data.examples import Example, by_task
 
 
 class ReplayMemory:
@@ -55,17 +56,20 @@ class ReplayMemory:
 
         A reservoir of few rows can miss an answer altogether, and replay then teaches that it does not exist.
         """
-        tasks: dict[str, dict[tuple[int, ...], list[Example]]] = {}
-        for row in sorted([*self.examples, *rows], key=self._chance):
-            tasks.setdefault(row.task, {}).setdefault(tuple(row.answer), []).append(row)
-        ranked = [(place, row) for answers in tasks.values() for place, row in enumerate(self._turns(answers.values()))]
+        ranked: list[tuple[int, Example]] = []
+        for mine in by_task([*self.examples, *rows]).values():
+            ranked += enumerate(self._turns(mine))
         ranked.sort(key=lambda pair: (pair[0], self._chance(pair[1])))
         self.examples = [row for _, row in ranked[: self.capacity]]
 
-    def _turns(self, groups: Iterable[list[Example]]) -> list[Example]:
-        """The first of every group, then the second of every group, and so on."""
-        found = [(place, self._chance(row), row) for group in groups for place, row in enumerate(group)]
-        return [row for *_, row in sorted(found, key=lambda entry: entry[:2])]
+    def _turns(self, rows: Iterable[Example]) -> list[Example]:
+        """One of every answer, then a second of every answer, and so on."""
+        seen: Counter[tuple[int, ...]] = Counter()
+        turns: list[tuple[int, float, Example]] = []
+        for row in sorted(rows, key=self._chance):
+            turns.append((seen[tuple(row.answer)], self._chance(row), row))
+            seen[tuple(row.answer)] += 1
+        return [row for *_, row in sorted(turns, key=lambda turn: turn[:2])]
 
     def _chance(self, row: Example) -> float:
         """The same for a row at every call, so that a kept row stays before those that it was preferred to."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ilora.data.examples import Example
+from ilora.data.examples import Example, by_task
 
 ANSWERS = 16  # different ones that are kept of a task
 
@@ -72,10 +72,7 @@ def pseudo_rows(frames: Sequence[Frame], rows: Sequence[Example], *, seed: str) 
 
 def _bodies(rows: Sequence[Example]) -> list[list[int]]:
     """What stands between the head and the tail of each row's own task."""
-    groups: dict[str, list[Example]] = {}
-    for row in rows:
-        groups.setdefault(row.task, []).append(row)
-    shared = {task: _shared(group) for task, group in groups.items()}
+    shared = {task: _shared(group) for task, group in by_task(rows).items()}
     return [_inside(row.prompt, *shared[row.task]) for row in rows]
 
 

@@ -6,7 +6,7 @@ few positions only, whatever its architecture, and training and generation see r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,14 @@ class Batch:
             replayed=self.replayed[rows],
             keep=max(len(example.answer) for example in examples) + 1,
         )
+
+
+def by_task(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    """The rows of every task, tasks in order of their first row."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.task, []).append(example)
+    return groups
 
 
 class Encoder:

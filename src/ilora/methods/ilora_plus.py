@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ilora import adapters
 from ilora.config import Fraction
-from ilora.data.examples import IGNORED, Batch, Example, Totals
+from ilora.data.examples import IGNORED, Batch, Example, Totals, by_task
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS
 from ilora.methods.ilora import ILoRA
@@ -125,10 +125,8 @@ class ILoRAPlus(ILoRA):
     def _keep_frames(self) -> None:
         self.pseudo = None
         known = {frame.task: frame for frame in self.frames}
-        groups: dict[str, list[Example]] = {}
-        for row in self.learner.rows:
-            groups.setdefault(row.task, []).append(row)
-        known |= {task: Frame.of(rows, seed=f"{self.learner.seed}/{task}") for task, rows in groups.items()}
+        for task, rows in by_task(self.learner.rows).items():
+            known[task] = Frame.of(rows, seed=f"{self.learner.seed}/{task}")
         self.frames = list(known.values())
 
     def chosen(self) -> float:
@@ -177,11 +175,8 @@ class ILoRAPlus(ILoRA):
     def _loss_of_memory(self) -> float:
         """Of the slow adapter: the mean over the remembered tasks of their rows' mean cross-entropy."""
         learner, found = self.learner, []
-        groups: dict[str, list[Example]] = {}
-        for example in learner.memory.examples:
-            groups.setdefault(example.task, []).append(example)
         with adapters.active(learner.model, "slow"):
-            for rows in groups.values():
+            for rows in by_task(learner.memory.examples).values():
                 total = torch.zeros((), device=learner.device)
                 for batch in learner.share(rows):
                     logits = learner.forward(batch, dropout=False).logits
