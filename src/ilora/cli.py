@@ -211,6 +211,9 @@ def compare(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what was compared in one file without the data.")
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only runs like this, such as 'er/*' or '*/1-*'; again for more.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Many runs side by side: means with intervals, paired differences, no ranking that the data do not carry."""
@@ -219,7 +222,7 @@ def compare(
     from ilora.compare.command import compare as compare_them
     from ilora.compare.texts import terminal
 
-    comparison, folder = compare_them(places, baseline=baseline, out=out, save=save)
+    comparison, folder = compare_them(places, baseline=baseline, out=out, save=save, only=only or ())
     if not quiet:
         console = Console(highlight=False)
         console.print(terminal(comparison))

@@ -341,6 +341,23 @@ def test_the_command(small: Path, tmp_path: Path) -> None:
     assert new.read_bytes() == small.read_bytes()
 
 
+def test_only_some_of_the_runs(many: Path, whole: tuple[Json, Path], tmp_path: Path) -> None:
+    _, file = whole
+    names = [run.name for run in gather([many]).runs]
+    label, end = names[0].split("/")[-2:]
+    for place in (many, file):
+        assert [run.name for run in gather([place], [f"{label}/{end}"]).runs] == names[:1]
+        left = [run.name for run in gather([place], [f"*/{end}", "joint?"]).runs]
+        assert left == [name for name in names if name.endswith((f"/{end}", "/joint0", "/joint1"))]
+        assert 1 < len(left) < len(names)
+    with pytest.raises(InputError, match=r"--only nothing/9: fits none of the \d+ runs; the first is "):
+        compare([file], out=tmp_path / "out", only=["nothing/9"])
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="would lose the runs"):
+        compare([file], out=tmp_path / "out", only=["joint0"], save=file)
+    assert file.read_bytes() == before
+
+
 def test_the_table_of_the_docs_is_that_of_the_evidence() -> None:
     """Every row of the first table in docs/results.md: mean OP, and how many runs."""
     found: dict[str, list[float]] = {}
@@ -352,7 +369,7 @@ def test_the_table_of_the_docs_is_that_of_the_evidence() -> None:
             found.setdefault(name, []).append(float(measures(run, variant)["OP"] or 0))
     text = (DOCS / "results.md").read_text(encoding="utf-8")
     table = text.partition("| method | OP | BWT |")[2].partition("\n\n")[0]
-    told = re.findall(r"^\| ([\w+ ()]+) \| ([\d.]+) \|.*\| (\d) \|$", table, flags=re.MULTILINE)
+    told = re.findall(r"^\| ([\w+ ()-]+) \| ([\d.]+) \|.*\| (\d) \|$", table, flags=re.MULTILINE)
     assert {(name, op, int(count)) for name, op, count in told} == {
         (name, f"{100 * sum(ops) / len(ops):.1f}", len(ops)) for name, ops in found.items()
     }

@@ -22,13 +22,15 @@ def compare(
     baseline: str | None = None,
     out: str | Path | None = None,
     save: str | Path | None = None,
+    only: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Path]:
     """Compare the runs in or below `places`; returns the content of comparison.json and the folder it is in.
 
     places: folders, and files that `save` made. baseline: a row's name or label (default `sequential`, else the first
     row). out: default `comparison` below the first place, beside a file `<its name>-comparison`. save: a file for what
-    was compared, without the data. Raises InputError for a place without runs, runs that cannot be compared, an
-    unknown baseline, and a `save` that would replace another file.
+    was compared, without the data. only: shell patterns for the end of a run's path, such as `er/1-*`. Raises
+    InputError for a place without runs, runs that cannot be compared, an unknown baseline, a pattern that fits no run,
+    and a `save` that would replace another file or lose runs of one that was read.
     """
     if not places:
         raise InputError("nothing to compare; give run folders, folders below which run folders lie, or evidence files")
@@ -37,7 +39,9 @@ def compare(
         raise InputError(f"{folder}: not a folder; --out names another one")
     if save is not None:
         refuse_other(Path(save))
-    gathered = gather([Path(place) for place in places])
+        if only and Path(save).resolve() in [Path(place).resolve() for place in places]:
+            raise InputError(f"--save {save}: would lose the runs that --only leaves out; give it another name")
+    gathered = gather([Path(place) for place in places], only)
     comparison = compare_runs(gathered, baseline)
     if save is not None:
         write_evidence(Path(save), gathered.runs)

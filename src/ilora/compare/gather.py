@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ilora.compare.evidence import read_evidence
@@ -23,10 +23,11 @@ class Gathered:
     left_out: list[tuple[Path, str]]
 
 
-def gather(places: Sequence[Path]) -> Gathered:
+def gather(places: Sequence[Path], only: Sequence[str] = ()) -> Gathered:
     """All finished runs in or below `places` (folders, evidence files), with other labels where settings differ.
 
-    Raises InputError for a place without a run, a damaged file, and two runs that cannot be compared.
+    only: shell patterns for the end of a run's path, such as `er/1-*`; none: all runs. Raises InputError for a place
+    without a run, a pattern that fits none, a damaged file, and two runs that cannot be compared.
     """
     runs: list[Run] = []
     left_out: list[tuple[Path, str]] = []
@@ -40,9 +41,17 @@ def gather(places: Sequence[Path]) -> Gathered:
     if not runs:
         named = "; ".join(f"{folder}: {reason}" for folder, reason in left_out)
         raise InputError(f"no finished run to compare ({named})")
+    runs = _chosen(runs, only)
     runs = _told_apart([runs[0], *(_comparable(runs[0], run) for run in runs[1:])])
     _refuse_twins(runs)
     return Gathered(runs, left_out)
+
+
+def _chosen(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
+    for pattern in patterns:
+        if not any(PurePosixPath(run.name).match(pattern) for run in runs):
+            raise InputError(f"--only {pattern}: fits none of the {len(runs)} runs; the first is {runs[0].name}")
+    return [run for run in runs if not patterns or any(PurePosixPath(run.name).match(each) for each in patterns)]
 
 
 def _sources(places: Sequence[Path]) -> list[tuple[Path, Path]]:
