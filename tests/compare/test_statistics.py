@@ -59,6 +59,39 @@ def test_pairs_that_agree_by_chance_are_no_surer_than_their_items() -> None:
     assert left.high - left.low >= found.high - found.low
 
 
+def drawn_in_strata(source: np.random.Generator, each: int, sizes: list[int], noise: Noise) -> np.ndarray:
+    """Two strata of `each` pairs, far apart, in which items differ in ways of their own; true mean 0."""
+    items = noise[1] * source.standard_normal(sum(sizes))
+    own = [0.7 * noise[1] * source.standard_normal(sum(sizes)) for _ in range(2)]
+    blocks = []
+    for far, of_stratum in zip((-2.0, 2.0), own, strict=True):
+        of_pairs = (far + noise[0] * source.standard_normal((each, 1))) / len(sizes)
+        blocks.append(of_pairs + items + of_stratum + noise[2] * source.standard_normal((each, sum(sizes))))
+    return np.concatenate(blocks)
+
+
+@pytest.mark.parametrize("noise", [PAIRS_VARY, ITEMS_VARY, ONLY_NOISE, ALL_VARY])
+@pytest.mark.parametrize("each", [2, 3, 6])
+def test_within_strata_it_covers_their_mean(noise: Noise, each: int) -> None:
+    source, sizes, repeats = np.random.default_rng(each), [40, 60], 800
+    contrasts = [drawn_in_strata(source, each, sizes, noise) for _ in range(repeats)]
+    found = differences(contrasts, sizes, [[0] * each + [1] * each] * repeats)
+    assert 0.925 <= sum(not difference.distinguishable for difference in found) / repeats <= 0.985
+
+
+def test_a_difference_between_strata_does_not_widen_the_interval() -> None:
+    values = np.array([1.0, 1.2, 1.4, 5.0, 5.2, 5.4])[:, None] * np.ones((6, 5))
+    (apart,), (together,) = differences([values], [5], [[7, 7, 7, 2, 2, 2]]), differences([values], [5])
+    assert apart.mean == together.mean == pytest.approx(3.2)
+    # Two means of three, each of variance 0.04 / 3 and known with two degrees of freedom: t(4) on √(0.04 / 6).
+    half = float(stats.t.isf(0.025, 4)) * np.sqrt(0.04 / 6)
+    assert (apart.low, apart.high) == (pytest.approx(3.2 - half, abs=0.02), pytest.approx(3.2 + half, abs=0.02))
+    assert together.high - together.low > 10 * half
+    shuffled = [3, 0, 4, 1, 5, 2]
+    (other,) = differences([values[shuffled]], [5], [[[7, 7, 7, 2, 2, 2][i] for i in shuffled]])
+    assert (other.low, other.high) == (pytest.approx(apart.low), pytest.approx(apart.high))
+
+
 def test_one_pair_covers_over_items() -> None:
     assert 0.93 <= coverage(1, (0, 1, 0), [80]) <= 0.97
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -211,12 +212,30 @@ def _values(line: Line, tasks: Sequence[str]) -> Values:
     return {pairing: item_values(run, line.variant, tasks) for pairing, run in line.runs.items()}
 
 
-def _contrast(one: Values, other: Values, key: str) -> Floats | None:
-    """(pairs, items) over the orders and seeds that both have; None where there is none or it is not defined."""
+class Contrast(NamedTuple):
+    """(pairs, items), and the stratum of every pair."""
+
+    values: Floats
+    strata: list[int]
+
+
+def _contrast(one: Values, other: Values, key: str) -> Contrast | None:
+    """Over the orders and seeds that both have; None where there is none or it is not defined.
+
+    The orders are strata where each has several seeds: then the interval is over seeds, in these orders.
+    """
     common = [pairing for pairing in one if pairing in other]
     if not common or any(key not in values[pairing] for pairing in common for values in (one, other)):
         return None
-    return np.stack([one[pairing][key] - other[pairing][key] for pairing in common])
+    values = np.stack([one[pairing][key] - other[pairing][key] for pairing in common])
+    seeds = Counter(order for order, _ in common)
+    orders = list(seeds)
+    strata = [orders.index(order) for order, _ in common] if min(seeds.values()) > 1 else [0] * len(common)
+    return Contrast(values, strata)
+
+
+def _judged(contrasts: Sequence[Contrast], sizes: Sequence[int]) -> list[Difference]:
+    return differences([one.values for one in contrasts], sizes, [one.strata for one in contrasts])
 
 
 def _against(lines: Sequence[Line], values: Mapping[str, Values], sizes: Sequence[int]) -> dict[str, dict[str, Any]]:
@@ -225,7 +244,7 @@ def _against(lines: Sequence[Line], values: Mapping[str, Values], sizes: Sequenc
     for key in SUMMARY:
         made = {line.name: _contrast(values[line.name], values[lines[0].name], key) for line in lines[1:]}
         defined = {name: contrast for name, contrast in made.items() if contrast is not None}
-        judged = differences(list(defined.values()), sizes)
+        judged = _judged(list(defined.values()), sizes)
         adjusted = holm([difference.p for difference in judged])
         for name, difference, p in zip(defined, judged, adjusted, strict=True):
             found[name][key] = _difference(difference, p, lower_is_better=key == "forgetting")
@@ -259,7 +278,7 @@ def _ranking(
         contrast = _contrast(values[names[0]], values[names[1]], "OP")
         if contrast is not None:
             contrasts[one, other] = contrast
-    judged = differences(list(contrasts.values()), sizes)
+    judged = _judged(list(contrasts.values()), sizes)
     adjusted = holm([difference.p for difference in judged])
     pairs, differ = [], set()
     for (one, other), found, p in zip(contrasts, judged, adjusted, strict=True):

@@ -21,6 +21,7 @@ _CHUNK = 4_000_000  # numbers of one block of resamples, 32 MB
 _LEAST = 1e-9  # the smallest p-value that is looked for
 
 Floats = NDArray[np.float64]
+Places = NDArray[np.intp]
 
 
 class Interval(NamedTuple):
@@ -57,20 +58,29 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
-def differences(contrasts: Sequence[Floats], sizes: Sequence[int], *, seed: int = SEED) -> list[Difference]:
+def differences(
+    contrasts: Sequence[Floats],
+    sizes: Sequence[int],
+    strata: Sequence[Sequence[int]] | None = None,
+    *,
+    seed: int = SEED,
+) -> list[Difference]:
     """Every contrast's mean and its bootstrap interval over pairs of runs and over test items.
 
     contrasts: each (pairs, items), one method's item values minus the other's; a pair's difference is the sum over
-    tasks of the mean over the task's items. sizes: the number of items of each task, in the order of the columns. A
-    single pair: only items are resampled. Resample b draws the same items for every contrast.
+    tasks of the mean over the task's items. sizes: the number of items of each task, in the order of the columns.
+    strata: for every contrast the stratum of each of its pairs, two pairs or more in each: pairs are drawn within
+    theirs, so that the interval is for these strata; None: one stratum. A single pair: only items are resampled.
+    Resample b draws the same items for every contrast.
     """
-    effects = [_effects(contrast, sizes) for contrast in contrasts]
+    strata = strata or [[0] * len(contrast) for contrast in contrasts]
+    effects = [_effects(contrast, sizes, _members(of)) for contrast, of in zip(contrasts, strata, strict=True)]
     if not effects:
         return []
     moved = _resampled_items(np.stack([effect.items for effect in effects]), sizes, seed)
     for row, effect in zip(moved, effects, strict=True):
         if len(effect.pairs) > 1:
-            row += _resampled_pairs(effect.pairs, seed)
+            row += _resampled_pairs(effect.pairs, effect.members, seed)
     return _judge(effects, np.sort(moved, axis=1))
 
 
@@ -78,55 +88,78 @@ class _Effects(NamedTuple):
     """A contrast's mean, what its pairs and its items add to it, and the degrees of freedom of its variance."""
 
     mean: float
-    pairs: Floats  # (pairs,), sum 0
+    pairs: Floats  # (pairs,), sum 0 within each stratum
     items: Floats  # (items,), sum 0 within each task
     freedom: float
+    members: list[Places]  # of every stratum
 
 
-def _effects(contrast: Floats, sizes: Sequence[int]) -> _Effects:
+def _members(strata: Sequence[int]) -> list[Places]:
+    return [np.flatnonzero(np.array(strata) == stratum) for stratum in sorted(set(strata))]
+
+
+def _effects(contrast: Floats, sizes: Sequence[int], members: list[Places]) -> _Effects:
     """Split (pairs, items) into mean + pair + item effects, each scaled to show its own variance without bias.
 
     The same items are scored in every pair, so an item effect is a mean over pairs and still holds 1/pairs of the
     noise of an item in a single pair, which the pair effects hold as well. It is shrunk as the two-way analysis of
     variance says, or noise would count twice. Pairs vary by at least that noise: few that agree more agree by chance.
     """
-    count = len(contrast)
     blocks = np.split(contrast, np.cumsum(sizes)[:-1], axis=1)
     per_pair = np.sum([block.mean(axis=1) for block in blocks], axis=0)
-    mean = float(per_pair.mean())
-    noises = [_noise(block) for block in blocks]
-    items = [_item_effects(block, noise) for block, noise in zip(blocks, noises, strict=True)]
+    noises = [_noise(block, members) for block in blocks]
     least = sum(noise / size for noise, size in zip(noises, sizes, strict=True))
-    pairs, freedom = _pair_effects(per_pair - mean, least, (count - 1) * (sum(sizes) - len(sizes)))
-    parts = [(float((pairs**2).sum()) / count**2, freedom)]
+    pairs, parts = _pair_effects(per_pair, members, least, spare=sum(sizes) - len(sizes))
+    items = [_item_effects(block, noise) for block, noise in zip(blocks, noises, strict=True)]
     parts += [(float((effect**2).sum()) / len(effect) ** 2, len(effect) - 1) for effect in items]
     total = sum(variance for variance, _ in parts)
     # Satterthwaite: the degrees of freedom of a sum of estimated variances.
     spent = sum(variance**2 / freedom for variance, freedom in parts if variance > 0)
-    return _Effects(mean, pairs, np.concatenate(items), total**2 / spent if spent > 0 else math.inf)
+    freedom = total**2 / spent if spent > 0 else math.inf
+    return _Effects(float(per_pair.mean()), pairs, np.concatenate(items), freedom, members)
 
 
-def _pair_effects(around: Floats, least: float, freedom: int) -> tuple[Floats, int]:
-    """(pairs,) of sum 0 to their effects, of variance `least` or more, and the degrees of freedom of that variance."""
-    count = len(around)
-    if count == 1:
-        return np.zeros(1), 0
-    effects: Floats = around * math.sqrt(count / (count - 1))
-    found = float((around**2).sum()) / (count - 1)
-    if found >= least:
-        return effects, count - 1
+def _pair_effects(
+    per_pair: Floats, members: list[Places], least: float, *, spare: int
+) -> tuple[Floats, list[tuple[float, int]]]:
+    """(pairs,) to their effects, of variance `least` or more; what each stratum adds to the mean's variance, with its
+    degrees of freedom. spare: the degrees of freedom of one pair's items.
+    """
+    count, freedom = len(per_pair), len(per_pair) - len(members)
+    effects = np.zeros(count)
+    if not freedom:
+        return effects, []
+    for places in members:
+        effects[places] = per_pair[places] - per_pair[places].mean()
+    found = float((effects**2).sum()) / freedom
+    if floored := found < least:
+        effects *= math.sqrt(least / found) if found > 0 else 0.0
+    for places in members:
+        n = len(places)
+        effects[places] = math.sqrt(n / (n - 1)) * effects[places] if found > 0 else math.sqrt(least) * _signs(n)
+    shares = [(float((effects[places] ** 2).sum()) / count**2, len(places) - 1) for places in members]
+    # A floor is the noise's variance, known from as many answers.
+    return effects, [(sum(variance for variance, _ in shares), freedom * spare)] if floored else shares
+
+
+def _signs(count: int) -> Floats:
+    """Mean 0, variance 1."""
     signs = np.resize([1.0, -1.0], count)
-    flat = (signs - signs.mean()) / signs.std() * math.sqrt(least)
-    return effects * math.sqrt(least / found) if found > 0 else flat, freedom
+    made: Floats = (signs - signs.mean()) / signs.std()
+    return made
 
 
-def _noise(block: Floats) -> float:
-    """The variance of one item in one pair, what its pair and its item add left out; (pairs, n) of one task."""
+def _noise(block: Floats, members: list[Places]) -> float:
+    """The variance of one item in one pair, what its pair and the item in its stratum leave; (pairs, n) of a task."""
     pairs, n = block.shape
-    if pairs < 2 or n < 2:
+    freedom = (pairs - len(members)) * (n - 1)
+    if not freedom:
         return 0.0
-    left: Floats = block - block.mean(axis=1, keepdims=True) - block.mean(axis=0) + block.mean()
-    return float((left**2).sum() / ((pairs - 1) * (n - 1)))
+    left = 0.0
+    for places in members:
+        part = block[places]
+        left += float(((part - part.mean(axis=1, keepdims=True) - part.mean(axis=0) + part.mean()) ** 2).sum())
+    return left / float(freedom)
 
 
 def _item_effects(block: Floats, noise: float) -> Floats:
@@ -164,11 +197,14 @@ def _counts(generator: np.random.Generator, rows: int, size: int) -> Floats:
     return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
 
 
-def _resampled_pairs(effects: Floats, seed: int) -> Floats:
-    """(pairs,) to (RESAMPLES,): the mean effect of the pairs drawn; the same draw for all contrasts of so many."""
-    count = len(effects)
-    drawn = _counts(np.random.default_rng([seed, 2, count]), RESAMPLES, count)
-    moved: Floats = drawn @ effects / count
+def _resampled_pairs(effects: Floats, members: list[Places], seed: int) -> Floats:
+    """(pairs,) to (RESAMPLES,): the mean effect of the pairs drawn, of every stratum as many as it has.
+
+    The same draw for all contrasts with strata of these sizes.
+    """
+    generator = np.random.default_rng([seed, 2, *map(len, members)])
+    drawn = [_counts(generator, RESAMPLES, len(places)) @ effects[places] for places in members]
+    moved: Floats = np.sum(drawn, axis=0) / len(effects)
     return moved
 
 
