@@ -68,6 +68,38 @@ def test_answers_are_few_and_different() -> None:
     assert Frame.of(many[::-1], seed="s").answers == answers
 
 
+def test_a_frame_holds_prompts_that_look_like_its_own() -> None:
+    frame = Frame("old", [1, 2], [2, 3], [[7, 1]], longest=9)
+    assert frame.holds([1, 2, 2, 3])
+    assert frame.holds([1, 2, 9, 9, 2, 3])
+    assert not frame.holds([1, 2, 3])  # head and tail overlap
+    assert not frame.holds([1, 9, 2, 3])
+    assert not frame.holds([1, 2, 9, 3])
+    assert Frame("old", [], [], [[7, 1]], longest=9).holds([5])
+
+
+@pytest.mark.parametrize("odd", [1, 4])
+def test_a_few_odd_prompts_do_not_hide_a_frame(odd: int) -> None:
+    many = rows("x", *[[40, 41, n, 60] for n in range(100)], *[[90 + n] for n in range(odd)])
+    frame = Frame.of(many, seed="s")
+    assert (frame.head, frame.tail) == ([40, 41], [60])
+    assert (
+        Frame.of(rows("x", *[[40, 41, n, 60] for n in range(90)], *[[90 + n] for n in range(9)]), seed="s").head == []
+    )
+
+
+def test_no_pseudo_row_is_longer_than_its_task_s_rows() -> None:
+    """A long answer stood behind a prompt that was cut: it has no room behind the whole frame."""
+    head = list(range(100, 160))
+    old = [*rows("old", [*head, 1, 60], [*head, 2, 60]), Example("old", "cut", [60], [9] * 70, cut=True)]
+    frame = Frame.of(old, seed="s")
+    assert frame.longest == 71
+    assert frame.answers == [[7, 1]]
+    made = pseudo_rows([frame], rows("new", list(range(30)), list(range(1, 31))), seed="s")
+    assert max(map(len, made)) <= frame.longest
+    assert pseudo_rows([Frame("old", head, [60], [], longest=71)], rows("new", [1], [2]), seed="s") == []
+
+
 def test_the_present_texts_in_the_earlier_frames() -> None:
     new = rows("new", [70, 11, 80], [70, 12, 80], [70, 13, 14, 15, 16, 17, 18, 80], [70, 19, 80])
     frames = [Frame.of(OLD, seed="s"), Frame.of(rows("older", [90, 1], [90, 2]), seed="s")]
@@ -94,7 +126,11 @@ def test_a_present_row_that_was_cut_gives_what_is_left() -> None:
     assert sorted(row.prompt[1:-1] for row in pseudo_rows([frame], new, seed="s")) == [[11], [12], [13]]
 
 
-def test_without_anything_shared_there_is_nothing_to_ask() -> None:
-    frame = Frame.of(rows("old", [1, 2], [3, 4]), seed="s")
-    assert not frame.asks
-    assert pseudo_rows([frame], rows("new", [5, 6], [5, 7]), seed="s") == []
+@pytest.mark.parametrize(("head", "tail"), [([], []), ([70], []), ([], [80]), ([70], [80])])
+def test_a_frame_that_present_prompts_are_in_asks_nothing(head: list[int], tail: list[int]) -> None:
+    """The same instruction with new answers, a template or a begin-of-text that all tasks share, nothing at all."""
+    new = rows("new", [70, 11, 80], [70, 12, 80])
+    frame = Frame("old", head, tail, [[7, 1]], longest=20)
+    assert pseudo_rows([frame], new, seed="s") == []
+    other = Frame("other", [71], [80], [[7, 1]], longest=20)
+    assert {row.task for row in pseudo_rows([frame, other], new, seed="s")} == {"other"}

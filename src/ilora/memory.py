@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,28 +52,30 @@ class ReplayMemory:
 
     def balance(self, rows: Iterable[Example]) -> None:
         """Of what is kept and these rows keep as many of every task as of any other, and within each task of every
-        answer, as far as there are; which ones is chance, uniform within a task's rows of one answer.
+        answer, as far as there are; what remains is chance. Answers that a task gives once only count as one.
 
         A reservoir of few rows can miss an answer altogether, and replay then teaches that it does not exist.
         """
-        ranked: list[tuple[int, Example]] = []
-        for mine in by_task([*self.examples, *rows]).values():
-            ranked += enumerate(self._turns(mine))
-        ranked.sort(key=lambda pair: (pair[0], self._chance(pair[1])))
-        self.examples = [row for _, row in ranked[: self.capacity]]
+        turns = by_task(self.examples)  # a kept row stays before those that it was preferred to
+        for task, new in by_task(rows).items():
+            turns[task] = self._turns([*turns.get(task, []), *new])
+        ranked = [(place, self._chance(place, task), row) for task in turns for place, row in enumerate(turns[task])]
+        ranked.sort(key=lambda entry: entry[:2])
+        self.examples = [row for *_, row in ranked[: self.capacity]]
 
-    def _turns(self, rows: Iterable[Example]) -> list[Example]:
-        """One of every answer, then a second of every answer, and so on."""
+    def _turns(self, rows: Sequence[Example]) -> list[Example]:
+        """A task's rows: one of every answer, then a second of every answer, and so on."""
+        times = Counter(tuple(row.answer) for row in rows)
         seen: Counter[tuple[int, ...]] = Counter()
         turns: list[tuple[int, float, Example]] = []
-        for row in sorted(rows, key=self._chance):
-            turns.append((seen[tuple(row.answer)], self._chance(row), row))
-            seen[tuple(row.answer)] += 1
+        for row in sorted(rows, key=lambda row: self._chance(row.task, row.id)):
+            answer = tuple(row.answer) if times[tuple(row.answer)] > 1 else ()
+            turns.append((seen[answer], self._chance(row.task, seen[answer], answer), row))
+            seen[answer] += 1
         return [row for *_, row in sorted(turns, key=lambda turn: turn[:2])]
 
-    def _chance(self, row: Example) -> float:
-        """The same for a row at every call, so that a kept row stays before those that it was preferred to."""
-        return random.Random(f"{self.seed}/balance/{row.task}/{row.id}").random()
+    def _chance(self, *of: object) -> float:
+        return random.Random(f"{self.seed}/balance/{of}").random()
 
     def draw(self, count: int, *, key: str, without: Collection[str] = ()) -> list[Example]:
         """`count` distinct examples (fewer if fewer are there), marked as replayed, none of the tasks in `without`."""

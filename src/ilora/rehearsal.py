@@ -3,12 +3,13 @@ pseudorehearsal").
 
 The prompts of a task mostly begin and end alike: an instruction, a closing "Answer:". That frame around the text of a
 row of *another* task asks the earlier task's question about a text it has never seen, and the model as it was before
-can say what it would have answered. Kept of a task is its frame and a few of its answers, not one of its rows.
+can say what it would have answered. Kept of a task is its frame and a few of its answers, none of its prompts.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 from ilora.data.examples import Example, by_task
 
 ANSWERS = 16  # different ones that are kept of a task
+SHARE = 0.95  # of a task's prompts begin and end with its frame: a few odd ones do not hide it
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What all prompts of a task begin and end with, in token ids; some of its answers; its longest row's length."""
+    """What the prompts of a task begin and end with, in token ids; some of its answers; its longest row's length."""
 
     task: str
     head: list[int]
@@ -32,19 +34,21 @@ class Frame:
     def of(rows: Sequence[Example], *, seed: str) -> Frame:
         """The frame of one task's rows."""
         head, tail = _shared(rows)
-        answers = sorted({tuple(row.answer) for row in rows})
+        longest = max(map(len, rows))
+        answers = [tuple(row.answer) for row in sorted(rows, key=lambda row: row.id)]
         random.Random(seed).shuffle(answers)
-        kept = [list(answer) for answer in answers[:ANSWERS]]
-        return Frame(rows[0].task, head, tail, kept, longest=max(map(len, rows)))
+        # With room for one token of text at least: an answer may be of a row whose prompt was cut.
+        fit = [answer for answer in dict.fromkeys(answers) if len(head) + 1 + len(tail) + len(answer) <= longest]
+        return Frame(rows[0].task, head, tail, [list(answer) for answer in fit[:ANSWERS]], longest)
 
-    @property
-    def asks(self) -> bool:
-        """Whether there is anything that tells the task: without, only its own texts could."""
-        return bool(self.head or self.tail)
+    def holds(self, prompt: list[int]) -> bool:
+        """Whether this prompt is in the frame already."""
+        inner = len(prompt) - len(self.head) - len(self.tail)
+        return inner >= 0 and prompt == self.head + prompt[len(self.head) : len(self.head) + inner] + self.tail
 
     def around(self, body: list[int], answer: list[int], *, key: str) -> Example:
         """A pseudo row, not longer than the task's own rows."""
-        room = max(1, self.longest - len(self.head) - len(self.tail) - len(answer))
+        room = self.longest - len(self.head) - len(self.tail) - len(answer)
         return Example(self.task, key, self.head + body[:room] + self.tail, answer, pseudo=True)
 
     def stored_bytes(self) -> int:
@@ -57,8 +61,12 @@ class Frame:
 
 
 def pseudo_rows(frames: Sequence[Frame], rows: Sequence[Example], *, seed: str) -> list[Example]:
-    """One for every row of the present task: its text in one of the frames, all frames alike; the answer is any."""
-    asking = [frame for frame in frames if frame.asks]
+    """One for every row of the present task: its text in one of the frames, all frames alike; the answer is any.
+
+    A frame that holds a present prompt (the same instruction, or none) asks nothing that the task itself does not
+    answer: it is left out.
+    """
+    asking = [frame for frame in frames if frame.answers and not any(frame.holds(row.prompt) for row in rows)]
     if not asking:
         return []
     chance, made = random.Random(seed), []
@@ -84,23 +92,26 @@ def _inside(prompt: list[int], head: list[int], tail: list[int]) -> list[int]:
 
 
 def _shared(rows: Sequence[Example]) -> tuple[list[int], list[int]]:
-    """The longest common beginning and, behind it, the longest common end of the prompts that were not cut.
+    """The longest beginning and, behind it, the longest end that SHARE of the uncut prompts have in common.
 
     Fewer than two different ones show nothing: both are empty then.
     """
-    whole = {tuple(row.prompt) for row in rows if not row.cut} or {tuple(row.prompt) for row in rows}
-    if len(whole) < 2:
+    whole = [row.prompt for row in rows if not row.cut] or [row.prompt for row in rows]
+    if len({tuple(prompt) for prompt in whole}) < 2:
         return [], []
-    first, *others = whole
-    head = _common(first, others)
-    tail = _common(first[head:][::-1], [other[head:][::-1] for other in others])
-    return list(first[:head]), list(first[len(first) - tail :])
+    head, having = _common(whole, least=SHARE * len(whole))
+    ends, _ = _common([prompt[len(head) :][::-1] for prompt in having], least=SHARE * len(whole))
+    return head, ends[::-1]
 
 
-def _common(first: Sequence[int], others: Sequence[Sequence[int]]) -> int:
-    """Length of the beginning that all share."""
-    length = len(first)
-    for other in others:
-        pairs = zip(first[:length], other, strict=False)
-        length = next((n for n, (one, two) in enumerate(pairs) if one != two), min(length, len(other)))
-    return length
+def _common(sequences: Sequence[list[int]], *, least: float) -> tuple[list[int], list[list[int]]]:
+    """The longest beginning that at least so many have, and those that have it."""
+    shared: list[int] = []
+    having = list(sequences)
+    while True:
+        following = Counter(sequence[len(shared)] for sequence in having if len(sequence) > len(shared))
+        token, count = max(following.items(), key=lambda entry: entry[1], default=(0, 0))
+        if not count or count < least:
+            return shared, having
+        having = [sequence for sequence in having if sequence[len(shared) : len(shared) + 1] == [token]]
+        shared.append(token)

@@ -352,6 +352,8 @@ def test_only_some_of_the_runs(many: Path, whole: tuple[Json, Path], tmp_path: P
         assert 1 < len(left) < len(names)
     with pytest.raises(InputError, match=r"--only nothing/9: fits none of the \d+ runs; the first is "):
         compare([file], out=tmp_path / "out", only=["nothing/9"])
+    with pytest.raises(InputError, match="--only : fits none"):
+        compare([file], out=tmp_path / "out", only=[""])
     before = file.read_bytes()
     with pytest.raises(InputError, match="would lose the runs"):
         compare([file], out=tmp_path / "out", only=["joint0"], save=file)

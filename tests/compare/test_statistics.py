@@ -43,7 +43,7 @@ def test_with_three_pairs_it_covers_a_little_less_at_worst(noise: Noise, least: 
 
 
 @pytest.mark.parametrize(
-    ("noise", "least"), [(PAIRS_VARY, 0.84), (ITEMS_VARY, 0.93), (ONLY_NOISE, 0.92), (ALL_VARY, 0.93)]
+    ("noise", "least"), [(PAIRS_VARY, 0.86), (ITEMS_VARY, 0.93), (ONLY_NOISE, 0.93), (ALL_VARY, 0.93)]
 )
 def test_with_two_pairs_it_covers_less_where_pairs_vary_most(noise: Noise, least: float) -> None:
     assert least <= coverage(2, noise, [40, 60]) <= 0.98
@@ -77,6 +77,25 @@ def test_within_strata_it_covers_their_mean(noise: Noise, each: int) -> None:
     contrasts = [drawn_in_strata(source, each, sizes, noise) for _ in range(repeats)]
     found = differences(contrasts, sizes, [[0] * each + [1] * each] * repeats)
     assert 0.925 <= sum(not difference.distinguishable for difference in found) / repeats <= 0.985
+    assert sum(difference.p < 0.001 for difference in found) / repeats <= 0.02  # far out too
+
+
+@pytest.mark.parametrize("pairs", [2, 4, 6])
+def test_eighteen_differences_of_nothing_seldom_hold_after_holm(pairs: int) -> None:
+    """Of noise and items; the promise is 5 % of the tables."""
+    source, sizes, tables = np.random.default_rng([1, pairs]), [150, 150, 150], 60
+    strata = [0] * pairs if pairs == 2 else [0] * (pairs // 2) + [1] * (pairs // 2)
+    wrong = 0
+    for _ in range(tables):
+        contrasts = [drawn(source, pairs, sizes, (0, 0.3, 0.7)) for _ in range(18)]
+        found = differences(contrasts, sizes, [strata] * 18)
+        wrong += min(holm([difference.p for difference in found])) < 0.05
+    assert wrong / tables <= 0.15
+
+
+def test_strata_of_one_pair_are_refused() -> None:
+    with pytest.raises(ValueError, match="two pairs or more"):
+        differences([np.zeros((3, 5))], [5], [[0, 0, 1]])
 
 
 def test_a_difference_between_strata_does_not_widen_the_interval() -> None:

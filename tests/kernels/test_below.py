@@ -130,6 +130,53 @@ def test_the_file_is_of_these_weights_and_these_rows(tiny_model: Path, cache: Pa
     assert len(list(cache.glob("*.safetensors"))) == 3
 
 
+def test_passing_rows_are_in_memory_alone_until_the_next_ones(tiny_model: Path, cache: Path) -> None:
+    data = [Example("one", "0", [5, 6, 7], [8, 1])]
+    first = [Example("one", "a", [9, 4], [3, 2, 1], pseudo=True), Example("one", "b", [9, 4], [8, 1], pseudo=True)]
+    second = [Example("one", "c", [9, 4], [8, 1], pseudo=True), Example("one", "d", [5, 6, 7], [4, 1], pseudo=True)]
+    below, other = (Below(tiny(tiny_model), above=1, folder=cache) for _ in range(2))
+    for one in (below, other):
+        one.prepare(data)
+    files = sorted(cache.iterdir())
+    below.prepare_passing(first)
+    assert all(map(below.knows, data + first))
+    below.prepare_passing(second)
+    other.prepare_passing(second)  # as after a resume
+    assert all(map(below.knows, data + second))
+    assert not below.knows(first[0])
+    for row in data + second:
+        mine, theirs = (one.states([row], length=len(row), device=torch.device("cpu")) for one in (below, other))
+        assert torch.equal(mine, theirs)
+    assert sorted(cache.iterdir()) == files
+
+
+def test_states_do_not_depend_on_gradient_checkpointing(tiny_model: Path, cache: Path) -> None:
+    """In training it would pass on no cache, and answers would be read without their prompt."""
+    rows = [Example("one", "a", [9, 4], [3, 2, 1]), Example("one", "b", [9, 4], [8, 1])]
+    plain, training = tiny(tiny_model), tiny(tiny_model)
+    training.gradient_checkpointing_enable()
+    training.train()
+    one, other = (Below(core, above=1, folder=cache) for core in (plain.eval(), training))
+    for below in (one, other):
+        below.prepare_passing(rows)
+    assert training.model.training
+    for row in rows:
+        states = [below.states([row], length=len(row), device=torch.device("cpu")) for below in (one, other)]
+        torch.testing.assert_close(states[0], states[1])
+
+
+def test_a_run_with_rows_of_its_own_goes_on_to_the_same_bits(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ranked(make_config, "adapter.keep_below=true", method={"name": "ilora+", "memory_size": 20})
+    whole = run(config, tmp_path / "whole", quiet=True)
+    assert whole.results["notes"]["pseudo_rows"]["three"] > 0
+    run_killed(config, tmp_path / "killed", monkeypatch, where="_step", count=16)
+    resumed = resume(tmp_path / "killed", quiet=True)
+    assert difference(weights(whole.path), weights(resumed.path)) == 0.0
+    assert resumed.results["notes"] == whole.results["notes"]
+
+
 def test_states_are_those_of_the_whole_model(tiny_model: Path, cache: Path) -> None:
     rows = [
         Example("one", "0", [5, 6, 7], [8, 1]),

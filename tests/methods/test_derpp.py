@@ -311,3 +311,13 @@ def test_state_round_trip(method: DERpp) -> None:
     move(other)
     other.extend_batch([])  # nothing is stored anew
     assert all(torch.equal(other.logits[key], value) for key, value in method.logits.items())
+
+
+def test_a_balanced_memory_has_its_rows_logits_at_the_tasks_end(method: DERpp) -> None:
+    method.config = DERpp.Config(name="derpp", memory_policy="balanced")
+    method.learner.memory.capacity = 2
+    for task in ("x", "y"):
+        method.learner.rows = [Example(task, f"{task}{n}", [5, 6 + n], [9 + n, 1]) for n in range(4)]
+        method.end_task()
+        assert method.logits.keys() == method.entries.keys() == {row.id for row in method.learner.memory.examples}
+    assert len(method.logits) == 2

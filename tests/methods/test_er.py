@@ -11,6 +11,7 @@ from scipy import stats
 
 from ilora import run
 from ilora.data.examples import Example
+from ilora.errors import InputError
 from ilora.memory import ReplayMemory
 from ilora.methods.er import ExperienceReplay
 from tests.conftest import MakeConfig
@@ -66,8 +67,9 @@ def test_balanced_memory_is_as_even_as_the_rows_allow(seed: int) -> None:
             assert kept[task[0].task] >= max(kept.values()) - 1
         there, has = Counter(row.answer[0] for row in task), Counter()
         has.update(row.answer[0] for row in memory.examples if row.task == task[0].task)
+        has = Counter({answer: has[answer] for answer in there if there[answer] > 1})  # others count as one, below
         most = max(has.values(), default=0)
-        assert all(has[answer] >= min(most - 1, there[answer]) for answer in there)
+        assert all(has[answer] >= min(most - 1, there[answer]) for answer in has)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -86,6 +88,31 @@ def test_balanced_memory_chooses_fairly_among_rows_of_one_answer() -> None:
         memory.balance([Example("a", f"{n}", [5], [n % 2, 1]) for n in range(20)])
         kept.update(example.id for example in memory.examples)
     assert stats.chisquare([kept[str(n)] for n in range(20)]).pvalue > 0.001
+
+
+def test_answers_that_occur_once_count_as_one() -> None:
+    """Yes, no and free text: a third each, not two rows against all the others."""
+    answers = [[3, 1]] * 25 + [[4, 1]] * 25 + [[n, n, 1] for n in range(10, 60)]
+    memory = ReplayMemory(24, seed=0)
+    memory.balance([Example("a", f"{n}", [5], answer) for n, answer in enumerate(answers)])
+    kept = Counter({3: "yes", 4: "no"}.get(row.answer[0], "free") for row in memory.examples)
+    assert kept == {"yes": 8, "no": 8, "free": 8}
+
+
+def test_what_remains_is_chance_whatever_the_sizes() -> None:
+    bigger: Counter[str] = Counter()
+    for seed in range(200):
+        memory = ReplayMemory(3, seed=seed)
+        memory.balance([Example("a", f"a{n}", [5], [3, 1]) for n in range(10)])
+        memory.balance([Example("b", f"b{n}", [5], [3, 1]) for n in range(300)])
+        bigger[Counter(row.task for row in memory.examples).most_common(1)[0][0]] += 1
+    assert stats.binomtest(bigger["b"], 200).pvalue > 0.001
+    frequent: Counter[int] = Counter()
+    for seed in range(200):
+        memory = ReplayMemory(1, seed=seed)
+        memory.balance([Example("a", f"{n}", [5], [3 + (n < 10), 1]) for n in range(300)])
+        frequent[memory.examples[0].answer[0]] += 1
+    assert stats.binomtest(frequent[3], 200).pvalue > 0.001
 
 
 def test_balanced_memory_over_a_run(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +194,11 @@ def test_replay_over_a_run(
         trained |= {example.id for example in current}
     assert steps[-1][4] == 3 * 24  # offers: every row once, in the first of the two epochs
     assert next(offered for task, epoch, _, _, offered in steps if task == "one" and epoch == 1) == 24
+
+
+def test_balanced_memory_has_no_rows_of_the_task_in_training(make_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match="whole_memory has none to draw"):
+        make_config(method={"name": "er", "memory_policy": "balanced", "replay_from": "whole_memory"})
 
 
 def test_no_memory_is_sequential_and_memory_stays_small(make_config: MakeConfig, tmp_path: Path) -> None:

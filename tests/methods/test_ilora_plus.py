@@ -155,6 +155,26 @@ def test_frames_survive_a_stop(tiny_model: Path) -> None:
     assert method.stored()["frames"] == 4 * 4  # 30, 31 and one answer of two tokens
 
 
+@pytest.mark.parametrize(("share", "least", "most"), [(0.25, 30, 70), (1.0, 200, 200), (1.5, 280, 320)])
+def test_the_share_is_kept_on_average(tiny_model: Path, share: float, least: int, most: int) -> None:
+    method = made(tiny_model, pseudo_share=share)
+    in_task(method, "first", 1, [Example("first", f"f{n}", [30, 10 + n, 31], [16, 1]) for n in range(6)])
+    method.end_task()
+    second = [Example("second", f"s{n}", [32, 20 + n], [9, 1]) for n in range(6)]
+    in_task(method, "second", 2, second)
+    count = 0
+    for method.learner.step in range(1, 101):
+        count += sum(row.pseudo for row in method.extend_batch(second[:2]))
+    assert least <= count <= most
+
+
+def test_without_pseudo_rows_nothing_is_kept_for_them(tiny_model: Path) -> None:
+    method = made(tiny_model, pseudo_share=0)
+    in_task(method, "first", 1, [Example("first", f"f{n}", [30, 10 + n, 31], [16, 1]) for n in range(6)])
+    method.end_task()
+    assert method.frames == []
+
+
 def plain_loss(method: ILoRAPlus, t: float) -> float:
     """The mean over tasks of their rows' mean loss an answer token, by transformers' own forward pass, row by row."""
     model = method.learner.model
@@ -235,4 +255,8 @@ def test_bad_settings(make_config: MakeConfig, key: str, value: Any) -> None:
 
 def test_results_say_where_tasks_ended(make_config: MakeConfig, tmp_path: Path) -> None:
     made = run(make_config(method={"name": "ilora+", "memory_size": 20, "t": "mean"}), tmp_path / "run", quiet=True)
-    assert made.results["notes"] == {"t": {"two": 0.5, "three": pytest.approx(1 / 3)}}
+    assert made.results["notes"]["t"] == {"two": 0.5, "three": pytest.approx(1 / 3)}
+    assert (
+        made.results["notes"]["pseudo_rows"].keys() == made.results["notes"]["frames"].keys() == {"one", "two", "three"}
+    )
+    assert made.results["notes"]["pseudo_rows"]["one"] == 0

@@ -213,10 +213,11 @@ def _values(line: Line, tasks: Sequence[str]) -> Values:
 
 
 class Contrast(NamedTuple):
-    """(pairs, items), and the stratum of every pair."""
+    """(pairs, items), the stratum of every pair, and whether these are the orders."""
 
     values: Floats
     strata: list[int]
+    within_orders: bool
 
 
 def _contrast(one: Values, other: Values, key: str) -> Contrast | None:
@@ -229,9 +230,8 @@ def _contrast(one: Values, other: Values, key: str) -> Contrast | None:
         return None
     values = np.stack([one[pairing][key] - other[pairing][key] for pairing in common])
     seeds = Counter(order for order, _ in common)
-    orders = list(seeds)
-    strata = [orders.index(order) for order, _ in common] if min(seeds.values()) > 1 else [0] * len(common)
-    return Contrast(values, strata)
+    orders, within = list(seeds), min(seeds.values()) > 1
+    return Contrast(values, [orders.index(order) if within else 0 for order, _ in common], within)
 
 
 def _judged(contrasts: Sequence[Contrast], sizes: Sequence[int]) -> list[Difference]:
@@ -246,8 +246,9 @@ def _against(lines: Sequence[Line], values: Mapping[str, Values], sizes: Sequenc
         defined = {name: contrast for name, contrast in made.items() if contrast is not None}
         judged = _judged(list(defined.values()), sizes)
         adjusted = holm([difference.p for difference in judged])
-        for name, difference, p in zip(defined, judged, adjusted, strict=True):
-            found[name][key] = _difference(difference, p, lower_is_better=key == "forgetting")
+        for (name, contrast), difference, p in zip(defined.items(), judged, adjusted, strict=True):
+            made_of = _difference(difference, p, lower_is_better=key == "forgetting")
+            found[name][key] = made_of | {"within_orders": contrast.within_orders}
     return found
 
 

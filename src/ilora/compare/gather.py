@@ -49,9 +49,13 @@ def gather(places: Sequence[Path], only: Sequence[str] = ()) -> Gathered:
 
 def _chosen(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
     for pattern in patterns:
-        if not any(PurePosixPath(run.name).match(pattern) for run in runs):
+        if not any(_fits(run, pattern) for run in runs):
             raise InputError(f"--only {pattern}: fits none of the {len(runs)} runs; the first is {runs[0].name}")
-    return [run for run in runs if not patterns or any(PurePosixPath(run.name).match(each) for each in patterns)]
+    return [run for run in runs if not patterns or any(_fits(run, pattern) for pattern in patterns)]
+
+
+def _fits(run: Run, pattern: str) -> bool:
+    return bool(PurePosixPath(pattern).parts) and PurePosixPath(run.name).match(pattern)
 
 
 def _sources(places: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -68,7 +72,7 @@ def _sources(places: Sequence[Path]) -> list[tuple[Path, Path]]:
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
     """Runs of one label whose settings differ get them into their label."""
-    named = []
+    runs, named = [_completed(run, runs) for run in runs], []
     for run in runs:
         same = [other for other in runs if other.own_label == run.own_label]
         known = dict.fromkeys(key for other in same for key in other.settings)
@@ -80,6 +84,20 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
         ]
         named.append(replace(run, apart=tuple(parts)))
     return named
+
+
+def _completed(run: Run, runs: Sequence[Run]) -> Run:
+    """With the defaults of method settings that other runs of its label have, and that are newer than this run."""
+    newer = {key for other in runs if other.own_label == run.own_label for key in other.settings} - run.settings.keys()
+    newer = {key for key in newer if key.startswith("method.")}
+    name = str(run.settings.get("method.name"))
+    if not newer or ":" in name:
+        return run
+    from ilora.methods import METHODS  # takes seconds, and is seldom needed
+
+    fields = METHODS[name].Config.model_fields if name in METHODS else {}
+    settings = {key: fields[key.partition(".")[2]].default for key in newer if key.partition(".")[2] in fields}
+    return replace(run, settings=run.settings | settings)
 
 
 def _text(value: Any) -> str:

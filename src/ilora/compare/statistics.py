@@ -6,6 +6,7 @@ Pure functions of arrays; docs/comparing.md has the definitions and the simulate
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +19,6 @@ LEVEL = 0.95
 RESAMPLES = 10_000
 SEED = 20240218
 _CHUNK = 4_000_000  # numbers of one block of resamples, 32 MB
-_LEAST = 1e-9  # the smallest p-value that is looked for
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -35,7 +35,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference and its interval at LEVEL; p: the smallest alpha whose 1 - alpha interval leaves 0 out."""
+    """A paired difference and its interval at LEVEL; p: two-sided, by Student's t on the same variance."""
 
     mean: float
     low: float
@@ -69,29 +69,31 @@ def differences(
 
     contrasts: each (pairs, items), one method's item values minus the other's; a pair's difference is the sum over
     tasks of the mean over the task's items. sizes: the number of items of each task, in the order of the columns.
-    strata: for every contrast the stratum of each of its pairs, two pairs or more in each: pairs are drawn within
-    theirs, so that the interval is for these strata; None: one stratum. A single pair: only items are resampled.
+    strata: for every contrast the stratum of each of its pairs, two pairs or more in each: pairs vary around the mean
+    of theirs, so that the interval is for these strata; None: one stratum. A single pair: only items are resampled.
     Resample b draws the same items for every contrast.
     """
     strata = strata or [[0] * len(contrast) for contrast in contrasts]
+    if any(len(of) > 1 and min(Counter(of).values()) < 2 for of in strata):
+        raise ValueError("a stratum needs two pairs or more")
     effects = [_effects(contrast, sizes, _members(of)) for contrast, of in zip(contrasts, strata, strict=True)]
     if not effects:
         return []
     moved = _resampled_items(np.stack([effect.items for effect in effects]), sizes, seed)
     for row, effect in zip(moved, effects, strict=True):
         if len(effect.pairs) > 1:
-            row += _resampled_pairs(effect.pairs, effect.members, seed)
-    return _judge(effects, np.sort(moved, axis=1))
+            row += _resampled_pairs(effect.pairs, seed)
+    return [_judge(effect, np.sort(row)) for effect, row in zip(effects, moved, strict=True)]
 
 
 class _Effects(NamedTuple):
-    """A contrast's mean, what its pairs and its items add to it, and the degrees of freedom of its variance."""
+    """A contrast's mean, what its pairs and its items add to it, its standard error and the freedom of that."""
 
     mean: float
     pairs: Floats  # (pairs,), sum 0 within each stratum
     items: Floats  # (items,), sum 0 within each task
+    error: float
     freedom: float
-    members: list[Places]  # of every stratum
 
 
 def _members(strata: Sequence[int]) -> list[Places]:
@@ -116,7 +118,7 @@ def _effects(contrast: Floats, sizes: Sequence[int], members: list[Places]) -> _
     # Satterthwaite: the degrees of freedom of a sum of estimated variances.
     spent = sum(variance**2 / freedom for variance, freedom in parts if variance > 0)
     freedom = total**2 / spent if spent > 0 else math.inf
-    return _Effects(float(per_pair.mean()), pairs, np.concatenate(items), freedom, members)
+    return _Effects(float(per_pair.mean()), pairs, np.concatenate(items), math.sqrt(total), freedom)
 
 
 def _pair_effects(
@@ -197,51 +199,29 @@ def _counts(generator: np.random.Generator, rows: int, size: int) -> Floats:
     return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
 
 
-def _resampled_pairs(effects: Floats, members: list[Places], seed: int) -> Floats:
-    """(pairs,) to (RESAMPLES,): the mean effect of the pairs drawn, of every stratum as many as it has.
+def _resampled_pairs(effects: Floats, seed: int) -> Floats:
+    """(pairs,) to (RESAMPLES,): the mean of the effects, each times a standard normal number (the wild bootstrap).
 
-    The same draw for all contrasts with strata of these sizes.
+    To draw few pairs with replacement would never go further out than the furthest of them. The same numbers for all
+    contrasts of so many pairs.
     """
-    generator = np.random.default_rng([seed, 2, *map(len, members)])
-    drawn = [_counts(generator, RESAMPLES, len(places)) @ effects[places] for places in members]
-    moved: Floats = np.sum(drawn, axis=0) / len(effects)
+    count = len(effects)
+    weights = np.random.default_rng([seed, 2, count]).standard_normal((RESAMPLES, count))
+    moved: Floats = weights @ effects / count
     return moved
 
 
-def _judge(effects: Sequence[_Effects], moved: Floats) -> list[Difference]:
-    """The interval and p of every contrast from its sorted resamples, (contrasts, RESAMPLES)."""
-    means = np.array([effect.mean for effect in effects])
-    freedom = np.array([effect.freedom for effect in effects])
-
-    def ends(alpha: Floats) -> tuple[Floats, Floats]:
-        # Percentiles, wider by t / z: they know the variance only as well as so few pairs and items tell it.
-        wider = stats.t.isf(alpha / 2, freedom) / stats.norm.isf(alpha / 2)
-        return means + wider * _quantile(moved, alpha / 2), means + wider * _quantile(moved, 1 - alpha / 2)
-
-    low, high = ends(np.full(len(means), 1 - LEVEL))
-    under, over = np.full(len(means), math.log(_LEAST)), np.zeros(len(means))
-    for _ in range(40):  # bisection on log alpha; the interval narrows as alpha grows
-        middle = (under + over) / 2
-        bottom, top = ends(np.exp(middle))
-        outside = (bottom > 0) | (top < 0)
-        under, over = np.where(outside, under, middle), np.where(outside, middle, over)
-    # As good as equal in every pair and on every item: 0 is inside at any level.
-    p = np.where(np.abs(means) < 1e-12, 1.0, np.exp(over))
-    return [
-        Difference(float(m), float(a), float(b), float(q), len(effect.pairs))
-        for m, a, b, q, effect in zip(means, low, high, p, effects, strict=True)
-    ]
-
-
-def _quantile(ordered: Floats, share: Floats) -> Floats:
-    """Of every row (sorted) its own quantile, linear between neighbours."""
-    place = share * (ordered.shape[1] - 1)
-    below = np.floor(place).astype(int)
-    above = np.minimum(below + 1, ordered.shape[1] - 1)
-    rows = np.arange(len(ordered))
-    lower = ordered[rows, below]
-    between: Floats = lower + (place - below) * (ordered[rows, above] - lower)
-    return between
+def _judge(effect: _Effects, moved: Floats) -> Difference:
+    """The interval of a contrast from its sorted resamples, and its p."""
+    tail, mean = (1 - LEVEL) / 2, effect.mean
+    # Percentiles, wider by t / z: they know the variance only as well as so few pairs and items tell it.
+    wider = float(stats.t.isf(tail, effect.freedom) / stats.norm.isf(tail))
+    low, high = (mean + wider * float(end) for end in np.quantile(moved, [tail, 1 - tail]))
+    # As good as equal in every pair and on every item: nothing to tell apart.
+    equal = abs(mean) < 1e-12
+    # Far out there are too few resamples to count.
+    p = 2 * float(stats.t.sf(abs(mean) / effect.error, effect.freedom)) if effect.error else 0.0
+    return Difference(mean, low, high, 1.0 if equal else p, len(effect.pairs))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

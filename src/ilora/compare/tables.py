@@ -124,7 +124,7 @@ def difference_grid(comparison: Comparison) -> Grid:
         count = op["pairs"] if op else 0
         rows.append((place, (
             Cell(row["name"]),
-            Cell(str(count), count, small="items only" if count == 1 else ""),
+            Cell(str(count), count, small="" if op is None else _varying(op)),
             *(_between(found.get(key)) for key in shown),
             _verdict(found, "OP"),
             _p(op and op["p"]),
@@ -132,11 +132,19 @@ def difference_grid(comparison: Comparison) -> Grid:
         )))  # fmt: skip
     note = (
         f"Row minus {base}, in points, with the 95 % bootstrap interval over pairs of runs (same order and seed) and "
-        "over test items; where there is one pair, over items only. Muted: the interval holds 0, so it does not say "
+        "over test items; where there is one pair, over items only; 'in these orders': pairs vary around the mean of "
+        "their order, which has several seeds. Muted: the interval holds 0, so it does not say "
         "which is higher. Bold: still different after Holm's adjustment over the rows of its column. Lower is better "
         "for forgetting."
     )
     return Grid("differences", f"Against {base}", note, head, tuple(rows), frozenset({0, 2 + len(shown)}))
+
+
+def _varying(found: Mapping[str, Any]) -> str:
+    """What else than items the interval is over, where that is not all pairs alike."""
+    if found["pairs"] == 1:
+        return "items only"
+    return "in these orders" if found["within_orders"] else ""
 
 
 def _between(found: Mapping[str, Any] | None) -> Cell:

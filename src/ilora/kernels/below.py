@@ -53,12 +53,19 @@ class Below:
         self.lower, self.upper = self.whole[:-above], self.whole[-above:]
         self.folder = folder
         self.kept: dict[Ids, Kept] = {}
+        self.passing: dict[Ids, Kept] = {}
         self._weights = self._digest_of_weights()
 
     def knows(self, row: Example) -> bool:
         """Whether the states of its prompt and answer are at hand; a prompt may stand alone."""
-        kept = self.kept.get(tuple(row.prompt))
-        return kept is not None and (not row.answer or tuple(row.answer) in kept.answers)
+        return self._found(row) is not None
+
+    def _found(self, row: Example) -> Kept | None:
+        for table in (self.kept, self.passing):
+            kept = table.get(tuple(row.prompt))
+            if kept is not None and (not row.answer or tuple(row.answer) in kept.answers):
+                return kept
+        return None
 
     def prepare(self, rows: Sequence[Example], *, advance: Callable[[int], None] = lambda _: None) -> None:
         """Have the states of these rows at hand: from the file, or computed now.
@@ -66,20 +73,26 @@ class Below:
         Each prompt is computed by itself, so that its states do not depend on which others are there. advance: called
         with a number of rows that are done; what it raises ends the work.
         """
-        answers: Answers = {}
-        for row in rows:
-            answers.setdefault(tuple(row.prompt), {})[tuple(row.answer)] = None
-        if not answers:
-            return
+        answers = _answers(rows)
         sizes = [size for prompt, found in answers.items() for size in (len(prompt), *map(len, found))]
-        parts = iter(torch.split(self._states(answers, sum(sizes), advance), sizes))
-        for prompt, found in answers.items():
-            kept = self.kept.setdefault(prompt, Kept(next(parts)))
-            kept.answers |= {answer: next(parts) for answer in found}
+        if answers:
+            _put(self.kept, answers, torch.split(self._states(answers, sum(sizes), advance), sizes))
+
+    def prepare_passing(self, rows: Sequence[Example]) -> None:
+        """Have the states of these rows at hand in memory alone, and those of the last call no longer.
+
+        For rows that a method makes for one task: what is at hand in it must not depend on what came before, or a
+        stopped run would not go on to the same bits.
+        """
+        self.passing = {}
+        answers = _answers([row for row in rows if not self.knows(row)])
+        if answers:
+            sizes = [size for prompt, found in answers.items() for size in (len(prompt), *map(len, found))]
+            _put(self.passing, answers, torch.split(self._compute(answers, lambda _: None), sizes))
 
     def states(self, rows: Sequence[Example], *, length: int, device: torch.device) -> Tensor:
         """(rows, length, features), zero in the padding on the left."""
-        kept = [self.kept[tuple(row.prompt)] for row in rows]
+        kept = [self._at_hand(row) for row in rows]
         made = kept[0].prompt.new_zeros(len(rows), length, kept[0].prompt.shape[1])
         for place, row, found in zip(made, rows, kept, strict=True):
             start = length - len(row)
@@ -90,8 +103,14 @@ class Below:
 
     def behind(self, rows: Sequence[Example], width: int, device: torch.device) -> Tensor:
         """The states of each row's first `width` answer tokens: (rows, width, features), zero behind the last one."""
-        found = [self.kept[tuple(row.prompt)].answers[tuple(row.answer)][:width] for row in rows]
+        found = [self._at_hand(row).answers[tuple(row.answer)][:width] for row in rows]
         return torch.stack([nn.functional.pad(part, (0, 0, 0, width - len(part))) for part in found]).to(device)
+
+    def _at_hand(self, row: Example) -> Kept:
+        found = self._found(row)
+        if found is None:
+            raise KeyError(f"no states of row {row.id}")
+        return found
 
     @contextmanager
     def skipped(self) -> Iterator[None]:
@@ -122,8 +141,9 @@ class Below:
 
     @torch.inference_mode()
     def _compute(self, answers: Answers, advance: Callable[[int], None]) -> Tensor:
-        norm = self.decoder.norm
+        norm, training = self.decoder.norm, self.decoder.training
         self.decoder.layers, self.decoder.norm = self.lower, nn.Identity()
+        self.decoder.eval()  # gradient checkpointing, which is for training, would pass no cache on
         try:
             made = []
             for prompt, found in answers.items():
@@ -132,6 +152,7 @@ class Below:
             return torch.cat(made)
         finally:
             self.decoder.layers, self.decoder.norm = self.whole, norm
+            self.decoder.train(training)
 
     def _row(self, prompt: Ids, answers: Sequence[Ids]) -> list[Tensor]:
         """The prompt's states, and those of each answer behind it; the prompt is read once."""
@@ -174,6 +195,21 @@ class Below:
             for ids in (prompt, *found):
                 made.update(torch.tensor([len(found), len(ids), *ids], dtype=torch.int32).numpy().tobytes())
         return str(made.hexdigest())
+
+
+def _answers(rows: Sequence[Example]) -> Answers:
+    answers: Answers = {}
+    for row in rows:
+        answers.setdefault(tuple(row.prompt), {})[tuple(row.answer)] = None
+    return answers
+
+
+def _put(table: dict[Ids, Kept], answers: Answers, states: Sequence[Tensor]) -> None:
+    """The states of every prompt and its answers one after another."""
+    parts = iter(states)
+    for prompt, found in answers.items():
+        kept = table.setdefault(prompt, Kept(next(parts)))
+        kept.answers |= {answer: next(parts) for answer in found}
 
 
 def _refuse(config: Any) -> None:

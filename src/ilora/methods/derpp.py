@@ -47,7 +47,17 @@ class DERpp(ExperienceReplay):
         """Replay as in `er`; rows new in the memory get their logits, by the weights before this step."""
         rows = super().extend_batch(examples)
         # A row that this step replays may just have lost its place to one that this step stores.
-        kept = {example.id: example for example in [*self.learner.memory.examples, *rows[len(examples) :]]}
+        self._keep_up([*self.learner.memory.examples, *rows[len(examples) :]])
+        return rows
+
+    def end_task(self) -> None:
+        """Rows that the balanced memory takes get their logits by the weights at the task's end."""
+        super().end_task()
+        self._keep_up(self.learner.memory.examples)
+
+    def _keep_up(self, examples: list[Example]) -> None:
+        """Logits of these rows and of no others."""
+        kept = {example.id: example for example in examples}
         new = [example for key, example in kept.items() if key not in self.logits]
         size = self.learner.training.micro_batch_size
         for start in range(0, len(new), size):
@@ -55,7 +65,6 @@ class DERpp(ExperienceReplay):
         for table in (self.logits, self.entries):
             for gone in table.keys() - kept.keys():
                 del table[gone]
-        return rows
 
     @torch.no_grad()
     def _store(self, rows: list[Example]) -> None:

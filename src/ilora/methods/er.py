@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ilora.config import MethodConfig
 from ilora.data.examples import Example
@@ -24,6 +24,14 @@ class ReplayConfig(MethodConfig):
     replay_from: Literal["earlier_tasks", "whole_memory"] = Field(
         "earlier_tasks", description="whole_memory: stored rows of the task in training may be drawn too"
     )
+
+    @model_validator(mode="after")
+    def _is_stored_in_time(self) -> ReplayConfig:
+        if self.memory_policy == "balanced" and self.replay_from == "whole_memory":
+            raise ValueError(
+                "memory_policy balanced stores a task's rows at its end: replay_from whole_memory has none to draw"
+            )
+        return self
 
 
 @METHODS("er")

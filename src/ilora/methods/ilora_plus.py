@@ -39,8 +39,8 @@ OLD = "old"  # the answering adapter as the task found it
 class ILoRAPlus(ILoRA):
     """I-LoRA with pseudo-rehearsal in place of the consistency term, and interpolation at a task's end.
 
-    Without memory (`memory_size: 0`) not one row of an earlier task is kept. Tasks whose prompts share nothing are not
-    rehearsed.
+    Without memory (`memory_size: 0`) no prompt of an earlier task is kept, but its frame and up to 16 of its answers.
+    A task is not rehearsed where present prompts are in its frame already: with the same instruction, or with none.
 
     t: 1, the new minimum, is what all else was measured to be no better than (docs/results.md). `memory` takes the
     point at which the memory's rows, those of each task counting alike, have the least loss. `mean` is 1 / (number of
@@ -70,6 +70,7 @@ class ILoRAPlus(ILoRA):
         self.frames: list[Frame] = []
         self.pseudo: list[Example] | None = None  # of the task in training; made where first needed
         self.t_of: dict[str, float] = {}  # by task
+        self.made: dict[str, int] = {}  # by task, how many pseudo rows it had
 
     # -- rehearsal ------------------------------------------------------------------------------------------------
 
@@ -81,15 +82,15 @@ class ILoRAPlus(ILoRA):
     def extend_batch(self, examples: list[Example]) -> list[Example]:
         """Replayed rows and pseudo rows behind the current ones."""
         rows, made = super().extend_batch(examples), self._pseudo_rows()
-        count = min(len(made), round(self.config.pseudo_share * len(examples)))
-        learner = self.learner
-        return rows + random.Random(f"{learner.seed}/pseudo/{learner.step}").sample(made, count)
+        chance = random.Random(f"{self.learner.seed}/pseudo/{self.learner.step}")
+        part = random.Random(f"{self.learner.seed}/pseudo/share/{self.learner.step}").random()
+        count = int(self.config.pseudo_share * len(examples) + part)  # on average this share
+        return rows + chance.sample(made, min(count, len(made)))
 
     def _pseudo_rows(self) -> list[Example]:
         learner = self.learner
         if self.pseudo is None:  # the task has begun, or goes on after a stop
-            wanted = self.config.pseudo_share and self.config.pseudo_strength
-            earlier = [frame for frame in self.frames if frame.task not in learner.current_tasks] if wanted else []
+            earlier = [frame for frame in self.frames if frame.task not in learner.current_tasks]
             self.pseudo = pseudo_rows(earlier, learner.rows, seed=f"{learner.seed}/pseudo/{learner.task}")
             learner.prepare(self.pseudo)
         return self.pseudo
@@ -123,7 +124,11 @@ class ILoRAPlus(ILoRA):
             adapters.ema(self.learner.model, slow="slow", fast=OLD, decay=t)
 
     def _keep_frames(self) -> None:
+        self.made[self.learner.task] = len(self._pseudo_rows())
         self.pseudo = None
+        self.learner.prepare([])
+        if not self.config.pseudo_share or not self.config.pseudo_strength:
+            return
         known = {frame.task: frame for frame in self.frames}
         for task, rows in by_task(self.learner.rows).items():
             known[task] = Frame.of(rows, seed=f"{self.learner.seed}/{task}")
@@ -153,12 +158,14 @@ class ILoRAPlus(ILoRA):
         return losses.index(min(losses)) / last
 
     def notes(self) -> dict[str, Any]:
-        """Where each task ended."""
-        return {"t": dict(self.t_of)}
+        """Where each task ended, how many pseudo rows it had, and how long the frames are (tokens before, behind)."""
+        frames = {frame.task: [len(frame.head), len(frame.tail)] for frame in self.frames}
+        return {"t": dict(self.t_of), "pseudo_rows": dict(self.made), "frames": frames}
 
     def state_dict(self) -> dict[str, Any]:
-        """t and the frames of the finished tasks."""
-        return {"t": dict(self.t_of), "frames": [frame.state() for frame in self.frames]}
+        """Of the finished tasks."""
+        frames = [frame.state() for frame in self.frames]
+        return {"t": dict(self.t_of), "made": dict(self.made), "frames": frames}
 
     def stored(self) -> dict[str, int]:
         """The frames' tokens, beside the adapters."""
@@ -167,6 +174,7 @@ class ILoRAPlus(ILoRA):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.t_of = dict(state["t"])
+        self.made = dict(state["made"])
         self.frames = [Frame(**frame) for frame in state["frames"]]
 
     def _old(self) -> list[torch.Tensor]:

@@ -58,7 +58,9 @@ def _calibrated(config: Config) -> tuple[float, float]:
 
 
 def _passes(config: Config) -> float:
-    """Rows in a step against plain training: replay doubles them from the second task on."""
+    """Rows in a step against plain training: from the second task on replay doubles them, and pseudo rows add more."""
     tasks = len(config.data.tasks or ())
-    replays = config.stream != "joint" and getattr(config.method, "memory_size", 0) > 0
-    return (2 * tasks - 1) / tasks if replays else 1.0
+    if config.stream == "joint" or not tasks:
+        return 1.0
+    more = float(getattr(config.method, "memory_size", 0) > 0) + getattr(config.method, "pseudo_share", 0.0)
+    return 1.0 + more * (tasks - 1) / tasks

@@ -306,9 +306,9 @@ class Learner:
             tensor.copy_(part.view_as(tensor))
 
     def prepare(self, rows: Sequence[Example]) -> None:
-        """Compute once what stays the same of rows that a method made, as is done for the data's (`keep_below`)."""
+        """Compute once what stays the same of rows that a method made (`keep_below`); forget the last such rows."""
         if self.below is not None:
-            self.below.prepare(rows)
+            self.below.prepare_passing(rows)
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
