@@ -34,7 +34,10 @@ SEQUENTIAL, REPLAY = {"name": "sequential"}, {"name": "er", "memory_size": 20}
 NEUTRAL = {
     "er": ({"memory_size": 0}, SEQUENTIAL),
     "ilora": ({"memory_size": 20, "strength": 0}, REPLAY),
-    "ilora+": ({"memory_size": 20, "strength": 0, "next_task_from": "fast"}, REPLAY),
+    "ilora+": (
+        {"memory_size": 20, "memory_policy": "reservoir", "pseudo_share": 0, "next_task_from": "fast"},
+        REPLAY,
+    ),
     "derpp": ({"memory_size": 20, "strength": 0}, REPLAY),
     "ewc": ({"strength": 0}, SEQUENTIAL),
     "lwf": ({"strength": 0}, SEQUENTIAL),
@@ -184,7 +187,7 @@ def test_cost_is_reported(name: str, whole_run: WholeRun) -> None:
     )
     assert (stored["memory"] > 0) == ("memory_size" in method.Config.model_fields)
     extra = {"l2p": {"prompts"}, "progressive_prompts": {"prompts"}, "router": {"prototype"}}
-    extra |= {"ewc": {"importance", "anchor"}, "derpp": {"logits", "entries"}}
+    extra |= {"ewc": {"importance", "anchor"}, "derpp": {"logits", "entries"}, "ilora+": {"frames"}}
     assert stored.keys() - {"adapters", "memory"} == extra.get(name, set())
 
 
