@@ -251,7 +251,7 @@ def test_dump_and_load_are_inverse(tmp_path: Path) -> None:
         "evaluation.max_new_tokens=12",
         data={"tasks": ["plain", {"name": "x", "train": "a.json", "test": "b.json", "columns": {"answer": "label"}}]},
         method={"name": "ilora", "ema_half_life_share": 0.25},
-        contrast=["sequential", {"name": "er", "replay_from": "whole_memory"}],
+        contrast=["sequential", {"name": "er", "memory_policy": "reservoir", "replay_from": "whole_memory"}],
         trackers=["wandb"],
     )
     path = tmp_path / "config.yaml"
@@ -263,6 +263,7 @@ def test_dump_and_load_are_inverse(tmp_path: Path) -> None:
         "name": "er",
         "learning_rate": None,
         "memory_size": 500,
+        "memory_policy": "reservoir",
         "replay_from": "whole_memory",
     }
 
