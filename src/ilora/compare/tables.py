@@ -132,7 +132,7 @@ def difference_grid(comparison: Comparison) -> Grid:
         )))  # fmt: skip
     note = (
         f"Row minus {base}, in points, with the 95 % bootstrap interval over pairs of runs (same order and seed) and "
-        "over test items; where there is one pair, over items only; 'in these orders': pairs vary around the mean of "
+        "over test items; where there is one pair, over items only; 'by order': pairs vary around the mean of "
         "their order, which has several seeds. Muted: the interval holds 0, so it does not say "
         "which is higher. Bold: still different after Holm's adjustment over the rows of its column. Lower is better "
         "for forgetting."
@@ -144,7 +144,7 @@ def _varying(found: Mapping[str, Any]) -> str:
     """What else than items the interval is over, where that is not all pairs alike."""
     if found["pairs"] == 1:
         return "items only"
-    return "in these orders" if found["within_orders"] else ""
+    return "by order" if found["within_orders"] else ""
 
 
 def _between(found: Mapping[str, Any] | None) -> Cell:
