@@ -16,17 +16,14 @@ from typing import Any
 from tables import table
 
 from ilora.compare.command import compare
-
-
-def points(value: float, *, sign: bool = False) -> str:
-    """Of 100, with a true minus."""
-    return f"{100 * value:{'+' if sign else ''}.1f}".replace("-", "−")
+from ilora.compare.tables import signed
+from ilora.report.tables import points
 
 
 def mean(row: dict[str, Any], measure: str) -> str:
     """Over the runs; empty where the row has none."""
     found = row["measures"][measure]
-    return points(found["mean"]) if found else ""
+    return points(found["mean"]).replace("-", "−") if found else ""
 
 
 def difference(row: dict[str, Any]) -> str:
@@ -34,7 +31,7 @@ def difference(row: dict[str, Any]) -> str:
     found = (row["difference"] or {}).get("OP")
     if not found:
         return ""
-    low, middle, high = (points(found[key], sign=True) for key in ("low", "mean", "high"))
+    low, middle, high = (signed(found[key]) for key in ("low", "mean", "high"))
     text = f"{middle} [{low}, {high}]"
     return f"**{text}**" if found["holds_after_holm"] else text
 
