@@ -60,7 +60,7 @@ class ILoRAPlus(ILoRA):
         memory_policy: Literal["reservoir", "balanced"] = Field("balanced", description="which rows are remembered")
         strength: float = Field(0.0, ge=0, description="γ, the weight of I-LoRA's consistency term")
         pseudo_share: float = Field(1.0, ge=0, description="pseudo rows of a step, as a share of its current rows")
-        pseudo_strength: float = Field(2.0, ge=0, description="weight of the pseudo rows' term")
+        pseudo_strength: float = Field(0.5, ge=0, description="weight of the pseudo rows' term")
         temperature: float = Field(2.0, gt=0, description="τ of the pseudo rows' term")
         t: Fraction | Literal["mean", "memory"] = Field(1.0, description="where on the path from old to new")
         path_points: int = Field(11, ge=2, description="points that `memory` compares, both ends included")
