@@ -1,21 +1,30 @@
-"""The tables of docs/results.md: python bench/evidence.py FILE... [--baseline NAME ...] [--only PATTERN ...] [--tasks]
+"""The tables of docs/results.md.
+
+python bench/evidence.py FILE... [--baseline NAME ...] [--only PATTERN ...] [--tasks | --aim SHARE]
 
 One line a row, best first: mean OP and BWT, what was learnt (the mean of R[i, i]), and the paired difference in OP from
 every baseline with its interval; bold: holds after Holm's adjustment over the column. With --tasks: the score of every
-task at the end instead of the differences.
+task at the end instead of the differences. With --aim: which share of the way from `sequential` to `joint` the mean OP
+is, over the runs that all three have, and its difference from the aim (0.8: 80 % of the way) with its interval.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tables import table
 
 from ilora.compare.command import compare
+from ilora.compare.gather import gather
+from ilora.compare.items import item_values
+from ilora.compare.run import Run
+from ilora.compare.statistics import differences
 from ilora.compare.tables import signed
 from ilora.report.tables import points
 
@@ -43,7 +52,12 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--baseline", action="append", default=[])
     parser.add_argument("--tasks", action="store_true")
+    parser.add_argument("--aim", type=float)
     args = parser.parse_args()
+    if args.aim is not None:
+        head = ["method", "of the way", f"OP against {args.aim:.0%} of it", "runs"]
+        print(table(head, aimed(gather(args.places, args.only).runs, args.aim)), end="")
+        return
     with tempfile.TemporaryDirectory() as out:
         made = [compare(args.places, baseline=name, out=out, only=args.only)[0] for name in args.baseline or [None]]
     rows = sorted(made[0]["rows"], key=lambda row: -row["measures"]["OP"]["mean"])
@@ -59,6 +73,30 @@ def cells(row: dict[str, Any], made: Sequence[dict[str, Any]], tasks: Sequence[s
     same = [next(other for other in one["rows"] if other["name"] == row["name"]) for one in made]
     beside = scores or [difference(other) for other in same]
     return [row["name"], *(mean(row, key) for key in ("OP", "BWT", "plasticity")), *beside, str(len(row["runs"]))]
+
+
+def aimed(runs: Sequence[Run], aim: float) -> list[list[str]]:
+    """The lines of --aim, best first; what is between the runs of one order and seed is a difference like any other."""
+    tasks, rows = runs[0].order, dict[tuple[str, str], dict[Any, Any]]()
+    for run in runs:
+        for variant in run.variants:
+            rows.setdefault((run.label, variant), {})[run.order, run.seed] = item_values(run, variant, tasks)["OP"]
+    start, end = (next(row for (label, _), row in rows.items() if label == name) for name in ("sequential", "joint"))
+    lines = []
+    for (label, variant), own in rows.items():
+        common = sorted(own.keys() & start.keys() & end.keys())
+        if label in ("sequential", "joint") or not common:
+            continue
+        gone, way = (np.stack([to[pair] - start[pair] for pair in common]) for to in (own, end))
+        seeds = Counter(order for order, _ in common)
+        strata = [list(seeds).index(order) if min(seeds.values()) > 1 else 0 for order, _ in common]
+        sizes = [len(runs[0].items.ids[task]) for task in tasks]
+        passed, whole, beyond = differences([gone, way, gone - aim * way], sizes, [strata] * 3)
+        text = "{} [{}, {}]".format(*map(signed, (beyond.mean, beyond.low, beyond.high)))
+        name = f"{label} ({variant})" if sum(label == other for other, _ in rows) > 1 else label
+        lines.append((passed.mean / whole.mean, [name, text, str(len(common))]))
+    lines.sort(key=lambda line: -line[0])
+    return [[name, f"{share:.0%}".replace("-", "−"), *rest] for share, (name, *rest) in lines]
 
 
 if __name__ == "__main__":

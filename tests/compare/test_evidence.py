@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -375,6 +376,27 @@ def test_the_table_of_the_docs_is_that_of_the_evidence() -> None:
     assert {(name, op, int(count)) for name, op, count in told} == {
         (name, f"{100 * sum(ops) / len(ops):.1f}", len(ops)) for name, ops in found.items()
     }
+
+
+def test_the_share_of_the_way_is_that_of_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bench/evidence.py --aim`: over the runs that a row, sequential and joint training all have."""
+    monkeypatch.syspath_prepend(str(DOCS.parent / "bench"))
+    aimed = importlib.import_module("evidence").aimed
+    runs = gather([DOCS / "evidence" / "classic.json"]).runs
+    op: dict[str, dict[Any, float]] = {}
+    for run in runs:
+        op.setdefault(run.label, {})[run.order, run.seed] = float(measures(run, run.results["answers_with"])["OP"] or 0)
+    shares = {}
+    for label in ("er", "lwf"):
+        start, end, own = (sum(op[name][pair] for pair in op[label]) for name in ("sequential", "joint", label))
+        shares[label] = (own - start) / (end - start)
+    lines = {name: rest for name, *rest in aimed(runs, 0.8)}
+    assert {label: lines[label][0].replace("−", "-") for label in shares} == {
+        label: f"{share:.0%}" for label, share in shares.items()
+    }
+    assert lines["er"][2] == str(len(op["er"]))
+    again = {name: rest for name, *rest in aimed(runs, shares["er"])}
+    assert again["er"][1].startswith("+0.0 ")  # where it is, it is not away from
 
 
 @pytest.mark.parametrize("file", sorted((DOCS / "evidence").glob("*.json")), ids=lambda file: file.name)
