@@ -2,10 +2,11 @@
 
 python bench/evidence.py FILE... [--baseline NAME ...] [--only PATTERN ...] [--tasks | --aim SHARE]
 
-One line a row, best first: mean OP and BWT, what was learnt (the mean of R[i, i]), and the paired difference in OP from
-every baseline with its interval; bold: holds after Holm's adjustment over the column. With --tasks: the score of every
-task at the end instead of the differences. With --aim: which share of the way from `sequential` to `joint` the mean OP
-is, over the runs that all three have, and its difference from the aim (0.8: 80 % of the way) with its interval.
+One line a row, best first: mean OP and BWT with their intervals over runs, what was learnt (the mean of R[i, i]), and
+the paired difference in OP from every baseline with its interval; bold: holds after Holm's adjustment over the column.
+With --tasks: the score of every task at the end instead of the differences. With --aim: which share of the way from
+`sequential` to `joint` the mean OP is, over the runs that all three have, and its difference from the aim (0.8: 80 % of
+the way) with its interval.
 """
 
 from __future__ import annotations
@@ -28,11 +29,16 @@ from ilora.compare.statistics import differences
 from ilora.compare.tables import signed
 from ilora.report.tables import points
 
+ENDS = ("sequential", "joint")  # of --aim
 
-def mean(row: dict[str, Any], measure: str) -> str:
-    """Over the runs; empty where the row has none."""
+
+def mean(row: dict[str, Any], measure: str, *, interval: bool = False) -> str:
+    """Over the runs, with Student's interval where there are several; empty where the row has none."""
     found = row["measures"][measure]
-    return points(found["mean"]).replace("-", "−") if found else ""
+    if not found:
+        return ""
+    ends = [points(found[end]) for end in ("low", "high")] if interval and found["low"] is not None else []
+    return (points(found["mean"]) + (f" [{', '.join(ends)}]" if ends else "")).replace("-", "−")
 
 
 def difference(row: dict[str, Any]) -> str:
@@ -51,10 +57,13 @@ def main() -> None:
     parser.add_argument("places", nargs="+", type=Path)
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--baseline", action="append", default=[])
-    parser.add_argument("--tasks", action="store_true")
-    parser.add_argument("--aim", type=float)
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--tasks", action="store_true")
+    shown.add_argument("--aim", type=float)
     args = parser.parse_args()
     if args.aim is not None:
+        if args.baseline:
+            parser.error("--aim: the way is from sequential to joint, no --baseline is allowed beside it")
         head = ["method", "of the way", f"OP against {args.aim:.0%} of it", "runs"]
         print(table(head, aimed(gather(args.places, args.only).runs, args.aim)), end="")
         return
@@ -72,7 +81,8 @@ def cells(row: dict[str, Any], made: Sequence[dict[str, Any]], tasks: Sequence[s
     scores = [points(row["tasks"][task]["kept"]["mean"]) for task in tasks]
     same = [next(other for other in one["rows"] if other["name"] == row["name"]) for one in made]
     beside = scores or [difference(other) for other in same]
-    return [row["name"], *(mean(row, key) for key in ("OP", "BWT", "plasticity")), *beside, str(len(row["runs"]))]
+    means = [mean(row, "OP", interval=True), mean(row, "BWT", interval=True), mean(row, "plasticity")]
+    return [row["name"], *means, *beside, str(len(row["runs"]))]
 
 
 def aimed(runs: Sequence[Run], aim: float) -> list[list[str]]:
@@ -81,11 +91,15 @@ def aimed(runs: Sequence[Run], aim: float) -> list[list[str]]:
     for run in runs:
         for variant in run.variants:
             rows.setdefault((run.label, variant), {})[run.order, run.seed] = item_values(run, variant, tasks)["OP"]
-    start, end = (next(row for (label, _), row in rows.items() if label == name) for name in ("sequential", "joint"))
+    start, end = (
+        {pair: op for (one, _), row in rows.items() if one == label for pair, op in row.items()} for label in ENDS
+    )
+    if not start or not end:
+        raise SystemExit("--aim: runs of sequential and of joint are needed, and --only must not leave them out")
     lines = []
     for (label, variant), own in rows.items():
         common = sorted(own.keys() & start.keys() & end.keys())
-        if label in ("sequential", "joint") or not common:
+        if label in ENDS or not common:
             continue
         gone, way = (np.stack([to[pair] - start[pair] for pair in common]) for to in (own, end))
         seeds = Counter(order for order, _ in common)

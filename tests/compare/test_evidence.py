@@ -17,6 +17,7 @@ import yaml
 from ilora import InputError
 from ilora.cli import app
 from ilora.compare.command import compare
+from ilora.compare.comparison import compare_runs
 from ilora.compare.gather import gather
 from ilora.compare.items import measures
 from ilora.config import load_config
@@ -361,42 +362,74 @@ def test_only_some_of_the_runs(many: Path, whole: tuple[Json, Path], tmp_path: P
     assert file.read_bytes() == before
 
 
-def test_the_table_of_the_docs_is_that_of_the_evidence() -> None:
-    """Every row of the first table in docs/results.md: mean OP, and how many runs."""
-    found: dict[str, list[float]] = {}
-    runs = gather([DOCS / "evidence" / "classic.json"]).runs
+@pytest.mark.parametrize(
+    ("place", "files", "pairs"),
+    [
+        (0, ["classic.json"], "*"),
+        (1, ["classic.json"], "1-*"),
+        (2, ["classic.json"], "2-*"),
+        (4, ["classic.json", "ablation.json"], "1-1"),
+    ],
+    ids=["both orders", "order 1", "order 2", "ablation"],
+)
+def test_a_table_of_the_docs_is_that_of_the_evidence(place: int, files: list[str], pairs: str) -> None:
+    """In docs/results.md: mean OP, mean BWT, and how many runs. (The fourth table is that of the tasks.)"""
+    found: dict[str, list[dict[str, float | None]]] = {}
+    runs = gather([DOCS / "evidence" / file for file in files], only=[f"*/{pairs}"]).runs
     several = {run.label for run in runs if len(run.variants) > 1}
     for run in runs:
         for variant in run.variants:
             name = f"{run.label} ({variant})" if run.label in several else run.label
-            found.setdefault(name, []).append(float(measures(run, variant)["OP"] or 0))
+            found.setdefault(name, []).append(measures(run, variant))
     text = (DOCS / "results.md").read_text(encoding="utf-8")
-    table = text.partition("| method | OP | BWT |")[2].partition("\n\n")[0]
-    told = re.findall(r"^\| ([\w+ ()-]+) \| ([\d.]+) \|.*\| (\d) \|$", table, flags=re.MULTILINE)
-    assert {(name, op, int(count)) for name, op, count in told} == {
-        (name, f"{100 * sum(ops) / len(ops):.1f}", len(ops)) for name, ops in found.items()
-    }
+    table = text.split("| method | OP | BWT |")[1 + place].partition("\n\n")[0]
+    mean = r"([−\d.]+)(?: \[[^]]*\])?"
+    told = re.findall(rf"^\| ([\w+. ()-]+) \| {mean} \| (?:{mean})? \|.*\| (\d) \|$", table, flags=re.MULTILINE)
+    assert len(told) == table.count("\n") - 1
+    for name, op, bwt, count in told:
+        shown = [float(value.replace("−", "-")) if value else None for value in (op, bwt)]
+        made = [None if None in (row := [run[key] for run in found[name]]) else 100 * np.mean(row)
+                for key in ("OP", "BWT")]  # fmt: skip
+        assert shown == [None if value is None else pytest.approx(value, abs=0.0501) for value in made], name
+        assert int(count) == len(found[name])
+    if place < 4:
+        assert len(told) == len(found)
 
 
 def test_the_share_of_the_way_is_that_of_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
     """`bench/evidence.py --aim`: over the runs that a row, sequential and joint training all have."""
     monkeypatch.syspath_prepend(str(DOCS.parent / "bench"))
     aimed = importlib.import_module("evidence").aimed
-    runs = gather([DOCS / "evidence" / "classic.json"]).runs
+    runs = [run for run in gather([DOCS / "evidence" / "classic.json"]).runs if run.label != "ewc" or run.seed == 2]
     op: dict[str, dict[Any, float]] = {}
     for run in runs:
         op.setdefault(run.label, {})[run.order, run.seed] = float(measures(run, run.results["answers_with"])["OP"] or 0)
     shares = {}
-    for label in ("er", "lwf"):
+    for label in ("er", "ewc"):
         start, end, own = (sum(op[name][pair] for pair in op[label]) for name in ("sequential", "joint", label))
         shares[label] = (own - start) / (end - start)
     lines = {name: rest for name, *rest in aimed(runs, 0.8)}
     assert {label: lines[label][0].replace("−", "-") for label in shares} == {
         label: f"{share:.0%}" for label, share in shares.items()
     }
-    assert lines["er"][2] == str(len(op["er"]))
+    assert [lines["er"][2], lines["ewc"][2]] == ["6", "2"]
+    assert {"ilora (slow)", "ilora (fast)"} < lines.keys()
+    assert not {"sequential", "joint"} & lines.keys()
     again = {name: rest for name, *rest in aimed(runs, shares["er"])}
     assert again["er"][1].startswith("+0.0 ")  # where it is, it is not away from
+
+
+def test_the_distance_from_no_share_of_the_way_is_that_from_sequential(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an aim of 0, mean and interval of `compare`, which draws other numbers."""
+    monkeypatch.syspath_prepend(str(DOCS.parent / "bench"))
+    gathered = gather([DOCS / "evidence" / "classic.json"], only=["er/*", "sequential/*", "joint/*"])
+    ((_, _, text, _),) = importlib.import_module("evidence").aimed(gathered.runs, 0.0)
+    found = [float(value.replace("−", "-")) for value in re.findall(r"[+−][\d.]+", text)]
+    row = next(row for row in compare_runs(gathered, "sequential")["rows"] if row["name"] == "er")
+    wanted = [100 * row["difference"]["OP"][key] for key in ("mean", "low", "high")]
+    assert found == pytest.approx(wanted, abs=0.3)
+    with pytest.raises(SystemExit, match="sequential and of joint are needed"):
+        importlib.import_module("evidence").aimed([run for run in gathered.runs if run.label != "joint"], 0.8)
 
 
 @pytest.mark.parametrize("file", sorted((DOCS / "evidence").glob("*.json")), ids=lambda file: file.name)
