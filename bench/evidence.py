@@ -13,23 +13,18 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tables import table
 
 from ilora.compare.command import compare
+from ilora.compare.comparison import contrast_of, judge, lines_of, values_of
 from ilora.compare.gather import gather
-from ilora.compare.items import item_values
 from ilora.compare.run import Run
-from ilora.compare.statistics import differences
 from ilora.compare.tables import signed
 from ilora.report.tables import points
-
-ENDS = ("sequential", "joint")  # of --aim
 
 
 def mean(row: dict[str, Any], measure: str, *, interval: bool = False) -> str:
@@ -86,29 +81,25 @@ def cells(row: dict[str, Any], made: Sequence[dict[str, Any]], tasks: Sequence[s
 
 
 def aimed(runs: Sequence[Run], aim: float) -> list[list[str]]:
-    """The lines of --aim, best first; what is between the runs of one order and seed is a difference like any other."""
-    tasks, rows = runs[0].order, dict[tuple[str, str], dict[Any, Any]]()
-    for run in runs:
-        for variant in run.variants:
-            rows.setdefault((run.label, variant), {})[run.order, run.seed] = item_values(run, variant, tasks)["OP"]
-    start, end = (
-        {pair: op for (one, _), row in rows.items() if one == label for pair, op in row.items()} for label in ENDS
-    )
-    if not start or not end:
+    """The lines of --aim, best first; a point of the way is a row like any other, with which rows are compared."""
+    tasks = runs[0].order
+    sizes = [len(runs[0].items.ids[task]) for task in tasks]
+    rows = {line.name: values_of(line, tasks) for line in lines_of(runs)}
+    if not {"sequential", "joint"} <= rows.keys():
         raise SystemExit("--aim: runs of sequential and of joint are needed, and --only must not leave them out")
+    start, end = rows.pop("sequential"), rows.pop("joint")
+    point = {pair: {"OP": (1 - aim) * start[pair]["OP"] + aim * end[pair]["OP"]} for pair in start if pair in end}
     lines = []
-    for (label, variant), own in rows.items():
-        common = sorted(own.keys() & start.keys() & end.keys())
-        if label in ENDS or not common:
+    for name, every in rows.items():
+        own = {pair: values for pair, values in every.items() if pair in point}
+        whole = {pair: end[pair] for pair in own}
+        made = [contrast_of(*two, "OP") for two in ((own, start), (whole, start), (own, point))]
+        found = judge([contrast for contrast in made if contrast], sizes)
+        if not found:
             continue
-        gone, way = (np.stack([to[pair] - start[pair] for pair in common]) for to in (own, end))
-        seeds = Counter(order for order, _ in common)
-        strata = [list(seeds).index(order) if min(seeds.values()) > 1 else 0 for order, _ in common]
-        sizes = [len(runs[0].items.ids[task]) for task in tasks]
-        passed, whole, beyond = differences([gone, way, gone - aim * way], sizes, [strata] * 3)
+        gone, way, beyond = found
         text = "{} [{}, {}]".format(*map(signed, (beyond.mean, beyond.low, beyond.high)))
-        name = f"{label} ({variant})" if sum(label == other for other, _ in rows) > 1 else label
-        lines.append((passed.mean / whole.mean, [name, text, str(len(common))]))
+        lines.append((gone.mean / way.mean, [name, text, str(len(own))]))
     lines.sort(key=lambda line: -line[0])
     return [[name, f"{share:.0%}".replace("-", "−"), *rest] for share, (name, *rest) in lines]
 

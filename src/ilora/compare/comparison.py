@@ -49,13 +49,13 @@ def compare_runs(gathered: Gathered, baseline: str | None = None) -> dict[str, A
 
     baseline: a row's name or a label (then its answering variant); default `sequential`, else the first row.
     """
-    lines = _lines(gathered.runs)
+    lines = lines_of(gathered.runs)
     chosen = _baseline(lines, baseline)
     lines = [chosen, *(line for line in lines if line is not chosen)]
     first = gathered.runs[0]
     orders = list(dict.fromkeys(run.order for run in gathered.runs))
     sizes = [len(first.items.ids[label]) for label in first.order]
-    values = {line.name: _values(line, first.order) for line in lines}
+    values = {line.name: values_of(line, first.order) for line in lines}
     against = _against(lines, values, sizes)
     pairs, shown = _ranking(lines, values, sizes)
     return {
@@ -95,7 +95,8 @@ def compare_runs(gathered: Gathered, baseline: str | None = None) -> dict[str, A
     }
 
 
-def _lines(runs: Sequence[Run]) -> list[Line]:
+def lines_of(runs: Sequence[Run]) -> list[Line]:
+    """One for every label and variant, in the order of the labels' first runs."""
     made: dict[tuple[str, str], dict[Pairing, Run]] = {}
     several = {run.label for run in runs if len(run.variants) > 1}
     for run in runs:
@@ -208,7 +209,8 @@ def _keeping(rows: list[list[float | None]]) -> list[float | None]:
 Values = dict[Pairing, dict[str, Floats]]
 
 
-def _values(line: Line, tasks: Sequence[str]) -> Values:
+def values_of(line: Line, tasks: Sequence[str]) -> Values:
+    """What every item adds to every measure, run by run."""
     return {pairing: item_values(run, line.variant, tasks) for pairing, run in line.runs.items()}
 
 
@@ -220,7 +222,7 @@ class Contrast(NamedTuple):
     within_orders: bool
 
 
-def _contrast(one: Values, other: Values, key: str) -> Contrast | None:
+def contrast_of(one: Values, other: Values, key: str) -> Contrast | None:
     """Over the orders and seeds that both have; None where there is none or it is not defined.
 
     The orders are strata where each has several seeds: then the interval is over seeds, in these orders.
@@ -234,7 +236,8 @@ def _contrast(one: Values, other: Values, key: str) -> Contrast | None:
     return Contrast(values, [orders.index(order) if within else 0 for order, _ in common], within)
 
 
-def _judged(contrasts: Sequence[Contrast], sizes: Sequence[int]) -> list[Difference]:
+def judge(contrasts: Sequence[Contrast], sizes: Sequence[int]) -> list[Difference]:
+    """The mean of each, with its interval. sizes: items of each task."""
     return differences([one.values for one in contrasts], sizes, [one.strata for one in contrasts])
 
 
@@ -242,9 +245,9 @@ def _against(lines: Sequence[Line], values: Mapping[str, Values], sizes: Sequenc
     """Every row against the first one: by row and measure, each measure's p-values adjusted together."""
     found: dict[str, dict[str, Any]] = {line.name: {} for line in lines[1:]}
     for key in SUMMARY:
-        made = {line.name: _contrast(values[line.name], values[lines[0].name], key) for line in lines[1:]}
+        made = {line.name: contrast_of(values[line.name], values[lines[0].name], key) for line in lines[1:]}
         defined = {name: contrast for name, contrast in made.items() if contrast is not None}
-        judged = _judged(list(defined.values()), sizes)
+        judged = judge(list(defined.values()), sizes)
         adjusted = holm([difference.p for difference in judged])
         for (name, contrast), difference, p in zip(defined.items(), judged, adjusted, strict=True):
             made_of = _difference(difference, p, lower_is_better=key == "forgetting")
@@ -276,10 +279,10 @@ def _ranking(
     contrasts = {}
     for one, other in combinations(range(len(lines)), 2):
         names = lines[best[one]].name, lines[best[other]].name
-        contrast = _contrast(values[names[0]], values[names[1]], "OP")
+        contrast = contrast_of(values[names[0]], values[names[1]], "OP")
         if contrast is not None:
             contrasts[one, other] = contrast
-    judged = _judged(list(contrasts.values()), sizes)
+    judged = judge(list(contrasts.values()), sizes)
     adjusted = holm([difference.p for difference in judged])
     pairs, differ = [], set()
     for (one, other), found, p in zip(contrasts, judged, adjusted, strict=True):
