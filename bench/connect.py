@@ -31,18 +31,19 @@ from peft import PeftModel
 from torch.nn import functional
 from transformers import GenerationConfig
 
-from ilora import model, resume, run
+from ilora import resume, run
 from ilora.config import Config, load_config
+from ilora.connectivity import files, space
+from ilora.connectivity.connect import Settings, connect
+from ilora.connectivity.ground import Ground, PointScores, TaskScores, limited, open_ground
+from ilora.connectivity.paths import Path as Curve
+from ilora.connectivity.paths import grid, make_path
+from ilora.connectivity.sources import from_run, pair_of
 from ilora.data.examples import IGNORED, Encoder, collate
-from ilora.data.stream import load_tasks
 from ilora.data.task import Task
 from ilora.evaluation.scoring import EvaluationSet, answer_text, questions, record
-from ilora.geometry import files, space
-from ilora.geometry.connect import Settings, connect
-from ilora.geometry.ground import Ground, PointScores, TaskScores, limited, open_ground
-from ilora.geometry.paths import Path as Curve
-from ilora.geometry.paths import grid, make_path
-from ilora.geometry.sources import from_run, pair_of
+from ilora.model import base as model
+from ilora.stream import load_tasks
 
 
 def trained_run(config: Config, names: Sequence[str], work: Path, *, rows: int, test: int = 50) -> Path:

@@ -49,7 +49,7 @@ def write_rows(path: Path, count: int, *, least: int, most: int) -> None:
 
 def check(folder: Path) -> str:
     """Load and check all of it, as `ilora data check` does."""
-    from ilora.data.check import check_config, config_of
+    from ilora.check.audit import check_config, config_of
 
     (report,) = check_config(config_of(folder, []))
     return f"{sum(report['rows'].values()):,} rows loaded and checked, {sum(report['near'].values()):,} near duplicates"
@@ -57,8 +57,8 @@ def check(folder: Path) -> str:
 
 def take(folder: Path) -> str:
     """Load 1,000 rows of each split."""
-    from ilora.config import DataConfig
-    from ilora.data.stream import load_tasks
+    from ilora.settings import DataConfig
+    from ilora.stream import load_tasks
 
     limit = {"train": 1000, "eval": 1000, "test": 1000}
     (task,) = load_tasks(DataConfig.model_validate({"path": folder, "limit": limit}))

@@ -19,12 +19,12 @@ from typing import Any
 
 from tables import table
 
-from ilora.compare.command import compare
+from ilora.commands.compare import compare
 from ilora.compare.comparison import contrast_of, judge, lines_of, values_of
 from ilora.compare.gather import gather
 from ilora.compare.run import Run
 from ilora.compare.tables import signed
-from ilora.report.tables import points
+from ilora.present.numbers import points
 
 
 def mean(row: dict[str, Any], measure: str, *, interval: bool = False) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ilora import adapters
 from ilora.data.examples import Example
+from ilora.model import adapters
 
 
 def timed(what: Callable[[], Any]) -> float:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ilora import adapters
 from ilora.methods.er import ExperienceReplay, ReplayConfig
+from ilora.model import adapters
 
 
 class ManyAverages(ExperienceReplay):

@@ -10,7 +10,7 @@ from typing import Any
 
 from ilora import load_config
 from ilora.config import Config
-from ilora.data.stream import load_tasks
+from ilora.stream import load_tasks
 
 METHODS = ("sequential", "er", "ilora")
 BATCH = 8

@@ -20,14 +20,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ilora import adapters, model
-from ilora.config import AdapterConfig, ModelConfig, TrainingConfig
 from ilora.data.examples import Example, Totals, collate
 from ilora.kernels import packing
-from ilora.kernels.below import Below
-from ilora.memory import ReplayMemory
 from ilora.methods import METHODS, Method
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model import base as model
+from ilora.model.frozen import Below
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.settings import AdapterConfig, ModelConfig, TrainingConfig
 
 ROWS, INSTRUCTION, ROUNDS = 8, 27, 7
 VARIANTS = {  # name: (layers with an adapter, instruction shared, states below kept)

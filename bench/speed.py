@@ -37,12 +37,12 @@ from setting import ADAPTER, BATCH, MEMORY, METHODS, NEW_TOKENS, RATE, configura
 from steps import measure_steps
 from transformers import logging
 
-from ilora import model
-from ilora.data.stream import load_tasks
+from ilora.connectivity import space
+from ilora.connectivity.ground import open_ground
+from ilora.connectivity.sources import from_run, pair_of
 from ilora.evaluation.scoring import evaluate
-from ilora.geometry import space
-from ilora.geometry.ground import open_ground
-from ilora.geometry.sources import from_run, pair_of
+from ilora.model import base as model
+from ilora.stream import load_tasks
 
 RESULTS = Path(__file__).with_name("results.json")
 PARTS = ("steps", "tasks", "evaluation", "path")

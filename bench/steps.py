@@ -17,12 +17,13 @@ from machine import linear_layers, matmul_rate, needed_operations, timed
 from setting import ADAPTER, BATCH, RATE, configuration
 from transformers import TrainerCallback
 
-from ilora import adapters, model
 from ilora.config import Config
 from ilora.data.examples import Example
-from ilora.memory import ReplayMemory
 from ilora.methods import method_class
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model import base as model
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
 from ilora.training.loop import optimizer_step
 from ilora.training.optim import make_optimizer
 

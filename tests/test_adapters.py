@@ -10,9 +10,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import adapters
-from ilora.config import AdapterConfig
 from ilora.errors import InputError
+from ilora.model import adapters
+from ilora.settings import AdapterConfig
 
 CONFIG = AdapterConfig(r=4, alpha=8, dropout=0.0)
 IDS = torch.tensor([[5, 6, 7, 8, 9], [20, 21, 22, 23, 24]])

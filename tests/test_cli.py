@@ -20,10 +20,10 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
-from ilora import adapters
 from ilora.cli import main
 from ilora.config import Config
 from ilora.methods.ilora import ILoRA
+from ilora.model import adapters
 from ilora.training import checkpoint, session
 from tests.conftest import MakeConfig, write_task
 from tests.methods.test_contract import difference, weights

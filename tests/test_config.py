@@ -10,9 +10,10 @@ import pytest
 import yaml
 from pydantic import Field
 
-from ilora.config import Config, MethodConfig, load_config
+from ilora.config import Config, load_config
 from ilora.errors import InputError
 from ilora.methods import METHODS, Method
+from ilora.settings import MethodConfig
 
 ROOT = Path(__file__).parents[1]
 DATA = {"benchmark": "mini8"}

@@ -13,8 +13,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ilora import InputError, model, resume, run
-from ilora.config import ModelConfig, load_config
+from ilora import InputError, resume, run
+from ilora.config import load_config
+from ilora.model import base as model
+from ilora.settings import ModelConfig
 from tests.conftest import MakeConfig
 
 CPU = torch.device("cpu")

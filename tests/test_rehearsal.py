@@ -7,7 +7,7 @@ import random
 import pytest
 
 from ilora.data.examples import Example
-from ilora.rehearsal import ANSWERS, Frame, pseudo_rows
+from ilora.replay.rehearsal import ANSWERS, Frame, pseudo_rows
 
 
 def rows(task: str, *prompts: list[int], answers: list[list[int]] | None = None) -> list[Example]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ilora import run
-from ilora.data.check import check_config
+from ilora.check.audit import check_config
 from ilora.errors import InputError
-from ilora.results import standard_error
+from ilora.results.scores import standard_error
 from tests.conftest import MakeConfig, write_task
 
 

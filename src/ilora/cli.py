@@ -87,7 +87,7 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Methods x orders x seeds x settings, each a run of its own. Called again, it does what is left."""
-    from ilora.sweep import command
+    from ilora.commands import sweep as command
 
     chosen: dict[str, Any] = {
         "out": out,
@@ -134,7 +134,7 @@ def connect(
     quiet: Quiet = False,
 ) -> None:
     """Mode connectivity: what lies between adapters. Loss and score along paths, planes, similarity; JSON, pictures."""
-    from ilora.geometry import commands
+    from ilora.commands import connect as commands
 
     if select:
         other = ("pairs", "split", "plane", "grid", "space", "similarity", "text", "bend_steps", "data", "model")
@@ -183,7 +183,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score the adapter of a run, or any point between two of its adapters, on its tasks or others."""
-    from ilora.geometry import commands
+    from ilora.commands import connect as commands
 
     if at is None:
         _refuse(context, ("between", "along"), "is for --at")
@@ -219,7 +219,7 @@ def compare(
     """Many runs side by side: means with intervals, paired differences, no ranking that the data do not carry."""
     from rich.console import Console
 
-    from ilora.compare.command import compare as compare_them
+    from ilora.commands.compare import compare as compare_them
     from ilora.compare.texts import terminal
 
     comparison, folder = compare_them(places, baseline=baseline, out=out, save=save, only=only or ())
@@ -240,7 +240,7 @@ def general(
     quiet: Quiet = False,
 ) -> None:
     """General ability before and after: lm-evaluation-harness on the base model and on the run's final adapter."""
-    from ilora.evaluation import harness
+    from ilora.commands import general as harness
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     _say(lambda: harness.lines(harness.general(path, names, limit=limit, batch_size=batch_size)), quiet)
@@ -261,7 +261,7 @@ def list_names(kind: Annotated[str, typer.Argument(metavar="methods|benchmarks|m
     """The names that a configuration may use."""
     from rich.console import Console
 
-    from ilora.listing import listing
+    from ilora.commands.listing import listing
 
     Console().print(listing(kind))
 
@@ -300,7 +300,7 @@ def check(
     timed: Annotated[bool, typer.Option("--time", help="Also measure how long training would take.")] = False,
 ) -> None:
     """Repeated rows, test rows in train, lengths, label balance, unreadable answers. Exit code 1 for a failed check."""
-    from ilora.data import check as checks
+    from ilora.check import audit as checks
 
     config = checks.config_of(source, overrides or ())
     reports = list(checks.check_config(config, tokens=not quick, near=not quick))
@@ -315,8 +315,8 @@ def _show_check(summary: dict[str, Any], json_file: Path | None) -> None:
 
     from rich.console import Console
 
-    from ilora.report.checks import check_table
-    from ilora.training.checkpoint import write_atomic
+    from ilora.check.table import check_table
+    from ilora.files import write_atomic
 
     text = json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
     if json_file == Path("-"):

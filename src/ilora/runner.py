@@ -23,16 +23,19 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from rich.table import Table
 
-from ilora.config import Config, TaskConfig, load_config
+from ilora.config import Config, load_config
 from ilora.data.duplicates import warnings
-from ilora.data.stream import load_tasks, resolve
 from ilora.data.task import Task, task_label
 from ilora.errors import IloraError, InputError
+from ilora.files import write_atomic
 from ilora.progress import Display
-from ilora.report.html import read_results, write_report
+from ilora.report.html import write_report
 from ilora.report.tables import run_table
-from ilora.results import BASE, contrast_folder, prediction_folder
-from ilora.training.checkpoint import newest, write_atomic
+from ilora.results.reader import read_results
+from ilora.results.scores import BASE, contrast_folder, prediction_folder
+from ilora.settings import TaskConfig
+from ilora.stream import load_tasks, resolve
+from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
 from ilora.training.session import Session
 

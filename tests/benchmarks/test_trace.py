@@ -14,11 +14,12 @@ import pytest
 from ilora.benchmarks import BENCHMARKS, Stream
 from ilora.benchmarks.sources import tenth
 from ilora.benchmarks.trace import SPECS
-from ilora.config import DataConfig, load_config
+from ilora.config import load_config
 from ilora.data.duplicates import find_repeats
-from ilora.data.stream import load_tasks
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
+from ilora.settings import DataConfig
+from ilora.stream import load_tasks
 
 EIGHT = ["C-STANCE", "FOMC", "MeetingBank", "ScienceQA", "NumGLUE-cm", "20Minuten", "MedMCQA", "JEC-QA"]
 FOMC_FRAME = (

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ilora.data.stream import Phase
-from ilora.data.task import Task
-from ilora.results import BASE, SCHEMA, prediction_file, score_matrix
+from ilora.data.task import Phase, Task
+from ilora.results.scores import BASE, SCHEMA, prediction_file, score_matrix
 
 Json = dict[str, Any]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ilora import InputError, run
-from ilora.compare.command import compare
+from ilora.commands.compare import compare
 from ilora.compare.gather import gather
 from tests.compare.fake_runs import Method, write_run, write_sweep
 from tests.conftest import MakeConfig

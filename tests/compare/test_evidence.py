@@ -16,7 +16,7 @@ import yaml
 
 from ilora import InputError
 from ilora.cli import app
-from ilora.compare.command import compare
+from ilora.commands.compare import compare
 from ilora.compare.comparison import compare_runs
 from ilora.compare.gather import gather
 from ilora.compare.items import measures

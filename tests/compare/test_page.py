@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ilora.compare.command import compare
+from ilora.commands.compare import compare
 from tests.compare.chromium import PROGRAM, Browser
 from tests.compare.fake_runs import Method, write_sweep
 

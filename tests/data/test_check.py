@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from ilora import cli
+from ilora.check.audit import check_config, check_task, config_of, failed, summarised
+from ilora.check.table import bars, check_table
 from ilora.config import load_config
-from ilora.data.check import check_config, check_task, config_of, failed, summarised
 from ilora.data.examples import Encoder, Example
-from ilora.data.stream import load_tasks
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import prepare, questions
 from ilora.methods.base import Method
-from ilora.model import load_tokenizer
-from ilora.report.checks import bars, check_table
+from ilora.model.base import load_tokenizer
+from ilora.stream import load_tasks
 from ilora.training import speed
 from ilora.training.loop import StepReport
 from tests.conftest import MakeConfig, write_task

@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import pytest
 
-from ilora.config import DataConfig
 from ilora.data.duplicates import complaints, deduplicated, find_repeats, key, leaks, warnings
 from ilora.data.near import near_duplicates, similarity
-from ilora.data.stream import load_tasks
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
+from ilora.settings import DataConfig
+from ilora.stream import load_tasks
 from tests.conftest import write_task
 
 

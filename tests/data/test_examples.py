@@ -11,10 +11,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ilora.config import DataConfig
 from ilora.data.examples import IGNORED, Count, Encoder, Example, Totals, collate, cut_prompt
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
+from ilora.settings import DataConfig
 
 BOS, EOS, PAD = 0, 1, 2
 WORDS = {"<s>": BOS, "</s>": EOS, "<pad>": PAD, "?": 3}

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from ilora.benchmarks import BENCHMARKS
-from ilora.config import Config, DataConfig, load_config
-from ilora.data.stream import fingerprint, load_tasks, phases, resolve
-from ilora.data.task import Row, Task, task_label
+from ilora.config import Config, load_config
+from ilora.data.task import Row, Task, phases, task_label
 from ilora.errors import InputError
+from ilora.settings import DataConfig
+from ilora.stream import fingerprint, load_tasks, resolve
 from tests.conftest import write_task
 
 LETTERS = [{"prompt": f"question {number}", "answer": "ABC"[number % 3]} for number in range(9)]

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from ilora.config import DataConfig
 from ilora.data import tables
 from ilora.data.formats import read_folder, read_rows
 from ilora.data.rows import Selection
-from ilora.data.stream import load_tasks
 from ilora.data.task import Row
 from ilora.errors import InputError
+from ilora.settings import DataConfig
+from ilora.stream import load_tasks
 
 ROWS = [Row('Größe, "quoted"\nzwei Zeilen?', "1,5"), Row("中文？", "2")]
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from ilora.errors import InputError
-from ilora.evaluation.answers import choice_key, parse_choice, parse_number
+from ilora.metrics.answers import choice_key, parse_choice, parse_number
 
 LETTERS = ("A", "B", "C", "D")
 TONES = ("very negative", "negative", "neutral", "positive", "very positive")

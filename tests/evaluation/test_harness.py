@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ilora import cli, run
+from ilora.commands.general import compared, general, lines
 from ilora.errors import IloraError, InputError
-from ilora.evaluation.harness import compared, general, lines
 from ilora.report.html import write_report
 from tests.conftest import MakeConfig
 

@@ -3,8 +3,8 @@
 import pytest
 
 from ilora.errors import InputError
-from ilora.evaluation import matrix
-from ilora.evaluation.matrix import ALL, Scores, summarise
+from ilora.results import matrix
+from ilora.results.matrix import ALL, Scores, summarise
 
 # Three tasks, everything evaluated; zero-shot .1 .2 .3.
 FULL: Scores = [[0.8, 0.3, 0.2], [0.6, 0.7, 0.5], [0.5, 0.9, 0.6]]

@@ -10,7 +10,7 @@ import pytest
 from ilora.data.formats import list_task_folders, read_folder
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
-from ilora.evaluation.metrics import METRICS, Metric, check_reference, check_references, infer_task, tokens
+from ilora.metrics.metrics import METRICS, Metric, check_reference, check_references, infer_task, tokens
 
 LETTERS = ("A", "B", "C")
 

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from ilora.data.task import Row, Task
-from ilora.evaluation.metrics import METRICS
-from ilora.evaluation.overlap import edit_similarity, sari, tokens
+from ilora.metrics.metrics import METRICS
+from ilora.metrics.overlap import edit_similarity, sari, tokens
 
 SOURCE = "About 95 species are currently accepted ."
 REFERENCES = [

@@ -13,13 +13,14 @@ import torch
 from accelerate import Accelerator
 from tokenizers.processors import TemplateProcessing
 
-from ilora import adapters, model
-from ilora.config import AdapterConfig, DataConfig, ModelConfig, TrainingConfig
 from ilora.data.examples import Encoder
 from ilora.evaluation.perplexity import perplexity, read_text
-from ilora.memory import ReplayMemory
-from ilora.results import read_perplexity
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model import base as model
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.results.scores import read_perplexity
+from ilora.settings import AdapterConfig, DataConfig, ModelConfig, TrainingConfig
 
 TEXT = "one 1 small red : cat two 2 old blue : dog "
 

@@ -14,15 +14,16 @@ from accelerate import Accelerator
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from ilora import adapters, model
-from ilora.config import AdapterConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig
 from ilora.data.examples import Batch, Encoder, Example, collate
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import EvaluationSet, evaluate, prepare
-from ilora.memory import ReplayMemory
 from ilora.methods import Method
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model import base as model
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.settings import AdapterConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig
 from tests.conftest import task_rows
 
 NEW = 10

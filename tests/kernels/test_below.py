@@ -16,8 +16,8 @@ from ilora import RunResult, resume, run
 from ilora.config import load_config
 from ilora.data.examples import Example
 from ilora.errors import InputError
-from ilora.kernels.below import Below
-from ilora.training.learner import Learner
+from ilora.model.frozen import Below
+from ilora.model.learner import Learner
 from tests.conftest import MakeConfig
 from tests.methods.conftest import settings
 from tests.methods.test_contract import difference, run_killed, weights

@@ -9,14 +9,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ilora import adapters
-from ilora.config import AdapterConfig, TrainingConfig
 from ilora.data.examples import IGNORED, Batch, Example, collate
 from ilora.kernels.attention import GROUPED
 from ilora.kernels.losses import token_losses
 from ilora.kernels.packing import Gather, Packing, Spread
-from ilora.memory import ReplayMemory
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.settings import AdapterConfig, TrainingConfig
 from tests.kernels.test_kernels import CLOSE, apart, llama
 
 ROWS = [([5, 6, 7, 8, 9], [10, 1]), ([11], [12, 13, 1]), ([14, 15, 16], [1])]

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from ilora import run
 from ilora.data.examples import Example
 from ilora.methods import METHODS
-from ilora.results import read_records
+from ilora.results.scores import read_records
 from ilora.training import session as sessions
 from ilora.training.loop import StepReport
 from tests.conftest import MakeConfig

@@ -14,12 +14,13 @@ from scipy import stats
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import adapters, run
-from ilora.config import AdapterConfig, TrainingConfig
+from ilora import run
 from ilora.data.examples import Example, Totals, collate
-from ilora.memory import ReplayMemory
 from ilora.methods.derpp import DERpp
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.settings import AdapterConfig, TrainingConfig
 from tests.conftest import MakeConfig
 
 CURRENT = [Example("two", "two/train/0", [5, 6, 7, 8], [9, 1]), Example("two", "two/train/1", [10, 11], [12, 1])]

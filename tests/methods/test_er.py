@@ -12,8 +12,8 @@ from scipy import stats
 from ilora import run
 from ilora.data.examples import Example
 from ilora.errors import InputError
-from ilora.memory import ReplayMemory
 from ilora.methods.er import ExperienceReplay
+from ilora.replay.memory import ReplayMemory
 from tests.conftest import MakeConfig
 
 

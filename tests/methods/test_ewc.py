@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import adapters, run
-from ilora.config import AdapterConfig, TrainingConfig
+from ilora import run
 from ilora.data.examples import Batch, Example
-from ilora.memory import ReplayMemory
 from ilora.methods.ewc import EWC
-from ilora.training.learner import Learner, Output
+from ilora.model import adapters
+from ilora.model.learner import Learner, Output
+from ilora.replay.memory import ReplayMemory
+from ilora.settings import AdapterConfig, TrainingConfig
 from tests.conftest import MakeConfig
 
 PROMPTS = [[5, 6, 7, 8], [10, 11], [13, 14, 15, 16, 17, 18], [19], [20, 21, 22]]

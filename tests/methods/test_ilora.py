@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import adapters, run
-from ilora.config import AdapterConfig, TrainingConfig
+from ilora import run
 from ilora.data.examples import Batch, Example, Totals, collate
 from ilora.errors import InputError
-from ilora.memory import ReplayMemory
 from ilora.methods.ilora import ILoRA, hidden_gap
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.settings import AdapterConfig, TrainingConfig
 from ilora.training.session import Session
 from tests.conftest import MakeConfig
 

@@ -13,14 +13,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import adapters, run
-from ilora.config import AdapterConfig, TrainingConfig
+from ilora import run
 from ilora.data.examples import Example, Totals, collate
 from ilora.errors import InputError
-from ilora.memory import ReplayMemory
 from ilora.methods.ilora import ILoRA
 from ilora.methods.ilora_plus import OLD, ILoRAPlus
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.settings import AdapterConfig, TrainingConfig
 from tests.conftest import MakeConfig
 from tests.methods.test_contract import difference, weights
 

@@ -13,13 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import adapters, run
+from ilora import run
 from ilora.config import Config
 from ilora.data.examples import collate
-from ilora.data.stream import Phase, load_tasks
+from ilora.data.task import Phase
 from ilora.methods import METHODS
+from ilora.model import adapters
 from ilora.progress import Display
-from ilora.results import read_records
+from ilora.results.scores import read_records
+from ilora.stream import load_tasks
 from ilora.training.interrupt import StopRequest
 from ilora.training.session import Session
 from tests.conftest import MakeConfig

@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
-from ilora import adapters, run
-from ilora.config import AdapterConfig, DataConfig, TrainingConfig
+from ilora import run
 from ilora.data.examples import Batch, Encoder, Example, Totals, collate
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import evaluate, prepare
-from ilora.memory import ReplayMemory
 from ilora.methods.l2p import L2P
-from ilora.results import read_records
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.results.scores import read_records
+from ilora.settings import AdapterConfig, DataConfig, TrainingConfig
 from tests.conftest import MakeConfig, task_rows
 from tests.methods.test_individual import begin, plain, snapshot, train
 

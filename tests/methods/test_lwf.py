@@ -12,12 +12,13 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import adapters, run
-from ilora.config import AdapterConfig, TrainingConfig
+from ilora import run
 from ilora.data.examples import Example, Totals, collate
-from ilora.memory import ReplayMemory
 from ilora.methods.lwf import LwF, distillation
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.settings import AdapterConfig, TrainingConfig
 from tests.conftest import MakeConfig
 
 ROWS = [

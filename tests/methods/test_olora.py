@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from ilora import adapters, run
-from ilora.config import AdapterConfig, TrainingConfig
+from ilora import run
 from ilora.data.examples import Batch, Example, Totals, collate
-from ilora.memory import ReplayMemory
 from ilora.methods.olora import OLoRA
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.settings import AdapterConfig, TrainingConfig
 from tests.conftest import MakeConfig
 from tests.methods.test_contract import difference, weights
 from tests.methods.test_individual import begin, logits, plain, snapshot, train

@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from ilora import adapters, run
-from ilora.config import AdapterConfig, TrainingConfig
+from ilora import run
 from ilora.data.examples import Example, Totals, collate
-from ilora.memory import ReplayMemory
 from ilora.methods import METHODS
 from ilora.methods.progressive_prompts import ProgressivePrompts
-from ilora.results import read_records
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.results.scores import read_records
+from ilora.settings import AdapterConfig, TrainingConfig
 from ilora.training.session import Session
 from tests.conftest import MakeConfig
 from tests.methods.test_individual import LABELS, begin, logits, plain, snapshot, train

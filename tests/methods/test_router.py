@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import adapters, run
+from ilora import run
 from ilora.config import Config
 from ilora.data.examples import Batch, Example, collate
 from ilora.evaluation.scoring import evaluate
 from ilora.methods.router import Router
-from ilora.results import read_records
+from ilora.model import adapters
+from ilora.results.scores import read_records
 from ilora.training.session import Session
 from tests.conftest import MakeConfig
 from tests.methods.test_individual import LABELS, begin, plain, train

@@ -7,7 +7,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from ilora.report.tables import TaskScores, markdown_table, plain, points, row_values, run_table
+from ilora.present.numbers import plain, points
+from ilora.report.tables import TaskScores, markdown_table, row_values, run_table
 from tests.report.fake_run import SEQUENTIAL, SLOW, ZERO_SHOT, Json, results, simulated, three_tasks
 
 
@@ -181,7 +182,7 @@ def test_plain_keeps_both_ends() -> None:
 
 
 def test_the_fixture_agrees_with_the_measures_of_the_package() -> None:
-    from ilora.evaluation.matrix import summarise
+    from ilora.results.matrix import summarise
 
     for rows in (SLOW, SEQUENTIAL):
         expected = summarise(rows, ZERO_SHOT)

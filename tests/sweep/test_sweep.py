@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from ilora import InputError, resume, run
+from ilora.commands import sweep as command
+from ilora.commands.sweep import RunsFailed, sweep
 from ilora.config import load_config
-from ilora.sweep import command
 from ilora.sweep.book import Book, Entry
-from ilora.sweep.command import RunsFailed, sweep
 from tests.conftest import MakeConfig
 from tests.training.test_interrupt import outcome
 

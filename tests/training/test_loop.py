@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from ilora import adapters
-from ilora.config import AdapterConfig, TrainingConfig
 from ilora.data.examples import Example
-from ilora.memory import ReplayMemory
 from ilora.methods import METHODS, Method
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+from ilora.settings import AdapterConfig, TrainingConfig
 from ilora.training.loop import LostLoss, Plan, StepReport, optimizer_step
 from ilora.training.optim import make_optimizer, schedule
 

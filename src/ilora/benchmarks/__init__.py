@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ilora.config import TaskConfig
 from ilora.data.task import Task
 from ilora.registry import Registry
+from ilora.settings import TaskConfig
 
 Generator = Callable[..., list[Task]]
 """A seed and sizes to tasks."""

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ilora.config import TaskConfig
 from ilora.data import tables
 from ilora.data.duplicates import key
 from ilora.data.formats import SPLIT_NAMES, hub_place, load_hub
@@ -19,6 +18,7 @@ from ilora.data.tables import Entry, Problem
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
 from ilora.registry import did_you_mean
+from ilora.settings import TaskConfig
 
 Original = Mapping[str, Any]
 _PLAIN = field_names({"prompt": "prompt", "answer": "answer"}, "")

@@ -19,14 +19,14 @@ from typing import Any
 
 from ilora.benchmarks import BENCHMARKS, Stream
 from ilora.benchmarks.sources import files_by_split, normal, own_files, refuse_columns
-from ilora.config import TaskConfig
 from ilora.data import tables
 from ilora.data.rows import collect, field_names, filled, row
 from ilora.data.tables import Problem
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
-from ilora.evaluation.metrics import infer_task
+from ilora.metrics.metrics import infer_task
 from ilora.registry import did_you_mean
+from ilora.settings import TaskConfig
 
 _DEPTH = 3
 _NAMES = field_names(None, "")

@@ -15,11 +15,11 @@ from typing import Any
 
 from ilora.benchmarks import BENCHMARKS, Stream
 from ilora.benchmarks.sources import Hub, Spec, read
-from ilora.config import TaskConfig
 from ilora.data.rows import filled
 from ilora.data.tables import Problem, kind
 from ilora.data.task import Task
 from ilora.errors import InputError
+from ilora.settings import TaskConfig
 
 Entry = Mapping[str, Any]
 Converted = tuple[str, str] | None

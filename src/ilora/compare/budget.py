@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ilora.compare.run import Run
-from ilora.report.tables import number, plain
+from ilora.present.numbers import number, plain
 
 SAME = 0.01  # a share less than this apart counts as the same: batches end a few tokens apart
 # What makes two budgets equal or not; times and peaks depend on the machine and stand beside.

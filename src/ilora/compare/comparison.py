@@ -26,9 +26,10 @@ from ilora.compare.statistics import (
     mean_interval,
 )
 from ilora.errors import InputError
-from ilora.evaluation.matrix import overall_performance
+from ilora.present.numbers import plain
 from ilora.registry import did_you_mean
-from ilora.report.tables import SUMMARY, learning_row, matrix, plain
+from ilora.results.matrix import overall_performance
+from ilora.results.reader import SUMMARY, learning_row, matrix
 
 SCHEMA = 1
 Pairing = tuple[tuple[str, ...], int]  # the order and the seed of a run

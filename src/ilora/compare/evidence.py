@@ -25,9 +25,9 @@ from ilora.compare.items import cell_scores
 from ilora.compare.run import Cell, Items, Run, used_results, used_settings
 from ilora.compare.statistics import Floats
 from ilora.errors import InputError
-from ilora.report.html import check_results
-from ilora.report.tables import number, plain, task_labels
-from ilora.training.checkpoint import write_atomic
+from ilora.files import write_atomic
+from ilora.present.numbers import number, plain
+from ilora.results.reader import check_results, task_labels
 
 SCHEMA = 1
 KIND = "ilora evidence"

@@ -13,12 +13,11 @@ from typing import Any
 import yaml
 
 from ilora.compare.run import Cell, Items, Run, used_results, used_settings
-from ilora.data.stream import Phase
-from ilora.data.task import Task
+from ilora.data.task import Phase, Task
 from ilora.errors import InputError
-from ilora.report.html import read_results
-from ilora.report.tables import Results, number, plain, task_labels
-from ilora.results import BASE, prediction_file, read_records
+from ilora.present.numbers import number, plain
+from ilora.results.reader import Results, read_results, task_labels
+from ilora.results.scores import BASE, prediction_file, read_records
 
 
 def run_folders(place: Path) -> list[Path]:

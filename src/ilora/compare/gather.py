@@ -12,7 +12,7 @@ from ilora.compare.evidence import read_evidence
 from ilora.compare.folders import read_folder, run_folders
 from ilora.compare.run import Run
 from ilora.errors import InputError
-from ilora.report.tables import plain
+from ilora.present.numbers import plain
 
 
 @dataclass(frozen=True)

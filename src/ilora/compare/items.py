@@ -13,8 +13,8 @@ import numpy as np
 from ilora.compare.run import Run
 from ilora.compare.statistics import Floats
 from ilora.errors import InputError
-from ilora.evaluation.matrix import ALL, summarise
-from ilora.report.tables import SUMMARY, matrix, zero_shot_scores
+from ilora.results.matrix import ALL, summarise
+from ilora.results.reader import SUMMARY, matrix, zero_shot_scores
 
 
 def trained(run: Run) -> list[int]:

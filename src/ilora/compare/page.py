@@ -12,13 +12,13 @@ from markupsafe import Markup
 
 from ilora.compare.pictures import pictures
 from ilora.compare.tables import Comparison, grids, notes, scope
-from ilora.report.tables import points
+from ilora.present.numbers import points
 
 
 def page(comparison: Comparison) -> str:
     """The whole page as text."""
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader("ilora.compare", "."), PackageLoader("ilora.report", ".")]),
+        loader=ChoiceLoader([PackageLoader("ilora.compare", "."), PackageLoader("ilora.present", ".")]),
         autoescape=True,  # names of methods, tasks, runs and settings are untrusted
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ilora.compare.tables import Comparison
-from ilora.report.plots import COLOURS, GRID, INK, MUTED, as_svg, new_figure, short_name
+from ilora.present.figures import COLOURS, GRID, INK, MUTED, as_svg, new_figure, short_name
 
 BLUE, ORANGE = COLOURS[0], COLOURS[1]
 ACROSS = 4  # small pictures in a row

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ilora.compare.statistics import Floats
-from ilora.config import AdapterConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from ilora.errors import InputError
-from ilora.report.tables import Results, matrix, number, task_labels, zero_shot_scores
+from ilora.present.numbers import number
+from ilora.results.reader import Results, matrix, task_labels, zero_shot_scores
+from ilora.settings import AdapterConfig, EvaluationConfig, ModelConfig, TrainingConfig
 
 DIGITS = 6  # of a test row's score: enough for its mean, and every form of a run gives the same numbers
 _USED = ("schema", "method", "model", "seed", "stream", "phases", "answers_with")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ilora.compare.budget import size
-from ilora.report.tables import SUMMARY, number, plain, points
+from ilora.present.numbers import number, plain, points
+from ilora.results.reader import SUMMARY
 
 Comparison = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ilora.compare.tables import Cell, Comparison, Grid, difference_grid, grids, main_grid, notes, scope
-from ilora.report.tables import markdown, markdown_text
+from ilora.present.numbers import markdown, markdown_text
 
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",

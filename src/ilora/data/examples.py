@@ -14,9 +14,9 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from ilora.config import DataConfig
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
+from ilora.settings import DataConfig
 
 _LONGEST_AUTO = 128
 _AT_ONCE = 1000  # rows tokenized together

@@ -62,3 +62,24 @@ def task_label(name: str) -> str:
             "beginning with a letter or digit, without '..' and not ending in '.' or a space"
         )
     return name.lower().replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training from one set of rows: a task, or (joint) all of them. `index` counts from 1."""
+
+    index: int
+    name: str
+    tasks: tuple[Task, ...]
+
+    @property
+    def label(self) -> str:
+        """As it stands in file names: `03-fomc`."""
+        return f"{self.index:02d}-{task_label(self.name)}"
+
+
+def phases(tasks: list[Task], stream: str) -> list[Phase]:
+    """One phase per task, or a single joint one."""
+    if stream == "joint":
+        return [Phase(1, "joint", tuple(tasks))]
+    return [Phase(index, task.name, (task,)) for index, task in enumerate(tasks, 1)]

@@ -11,7 +11,7 @@ import torch
 from ilora.data.examples import Encoder, Example, collate
 from ilora.errors import InputError
 from ilora.kernels.losses import token_losses
-from ilora.training.learner import Learner
+from ilora.model.learner import Learner
 
 _LEAST = 2  # tokens: the first one is given, not predicted
 _HIGHEST = 700.0  # nearly the largest number whose exp is a float; NaN is not below it

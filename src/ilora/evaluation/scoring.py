@@ -17,8 +17,8 @@ from transformers import GenerationConfig
 from ilora.data.examples import Encoder, Example, answer_limit, collate
 from ilora.data.task import Task
 from ilora.errors import InputError
-from ilora.evaluation.metrics import METRICS
-from ilora.training.learner import Learner
+from ilora.metrics.metrics import METRICS
+from ilora.model.learner import Learner
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ilora import adapters
-from ilora.config import MethodConfig
 from ilora.data.examples import IGNORED, Batch, Example, Totals
 from ilora.kernels.losses import token_losses
+from ilora.model import adapters
 from ilora.registry import Registry
+from ilora.settings import MethodConfig
 
 if TYPE_CHECKING:
-    from ilora.training.learner import Learner
+    from ilora.model.learner import Learner
 
 
 class Method:

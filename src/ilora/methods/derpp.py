@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ilora.config import Count
 from ilora.data.examples import Batch, Example, Totals, collate
 from ilora.methods.base import METHODS
 from ilora.methods.er import ExperienceReplay, ReplayConfig
+from ilora.settings import Count
 
 
 @METHODS("derpp")

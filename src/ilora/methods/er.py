@@ -9,9 +9,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ilora.config import MethodConfig
 from ilora.data.examples import Example
 from ilora.methods.base import METHODS, Method
+from ilora.settings import MethodConfig
 
 
 class ReplayConfig(MethodConfig):

@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ilora.config import Count, Fraction, MethodConfig
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS, Method
+from ilora.settings import Count, Fraction, MethodConfig
 
 
 @METHODS("ewc")

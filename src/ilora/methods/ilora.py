@@ -15,10 +15,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ilora import adapters
 from ilora.data.examples import Batch, Count, Totals
 from ilora.methods.base import METHODS
 from ilora.methods.er import ExperienceReplay, ReplayConfig
+from ilora.model import adapters
 
 
 @METHODS("ilora")

@@ -22,15 +22,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ilora import adapters
-from ilora.config import Fraction
 from ilora.data.examples import IGNORED, Batch, Example, Totals, by_task
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS
 from ilora.methods.ilora import ILoRA
 from ilora.methods.lwf import distillation
-from ilora.rehearsal import Frame, pseudo_rows
-from ilora.training.learner import Learner
+from ilora.model import adapters
+from ilora.model.learner import Learner
+from ilora.replay.rehearsal import Frame, pseudo_rows
+from ilora.settings import Fraction
 
 OLD = "old"  # the answering adapter as the task found it
 

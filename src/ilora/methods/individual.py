@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ilora import adapters
 from ilora.methods.base import METHODS, Method
+from ilora.model import adapters
 
 
 @METHODS("individual")

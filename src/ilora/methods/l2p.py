@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ilora.config import Count
 from ilora.data.examples import Batch, Totals
 from ilora.methods.base import METHODS
 from ilora.methods.prompts import PromptConfig, PromptMethod, fill
+from ilora.settings import Count
 
 
 @METHODS("l2p")

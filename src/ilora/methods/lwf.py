@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from ilora import adapters
-from ilora.config import MethodConfig
 from ilora.data.examples import IGNORED, Batch, Totals
 from ilora.methods.base import METHODS, Method
+from ilora.model import adapters
+from ilora.settings import MethodConfig
 
 
 @METHODS("lwf")

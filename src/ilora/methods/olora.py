@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ilora import adapters
-from ilora.config import MethodConfig
 from ilora.methods.base import METHODS, Method
+from ilora.model import adapters
+from ilora.settings import MethodConfig
 
 
 @METHODS("olora")

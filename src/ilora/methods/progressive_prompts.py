@@ -17,11 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ilora import adapters
-from ilora.config import Count
 from ilora.data.examples import Batch, Totals
 from ilora.methods.base import METHODS
 from ilora.methods.prompts import PromptConfig, PromptMethod, fill
+from ilora.model import adapters
+from ilora.settings import Count
 
 
 @METHODS("progressive_prompts")

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ilora.config import Count, MethodConfig
 from ilora.data.examples import Example
 from ilora.methods.base import Method
+from ilora.settings import Count, MethodConfig
 
 
 class GradientProjection(Method):

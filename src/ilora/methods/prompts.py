@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ilora import adapters
-from ilora.config import MethodConfig
 from ilora.methods.base import Method
+from ilora.model import adapters
+from ilora.settings import MethodConfig
 
 
 class PromptConfig(MethodConfig):

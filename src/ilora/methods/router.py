@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ilora.config import Count, MethodConfig
 from ilora.data.examples import Batch
 from ilora.methods.base import METHODS
 from ilora.methods.individual import Individual
+from ilora.settings import Count, MethodConfig
 
 
 @METHODS("router")

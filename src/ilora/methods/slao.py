@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 
-from ilora import adapters
 from ilora.methods.base import METHODS, Method
+from ilora.model import adapters
 
 
 @METHODS("slao")

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from ilora import adapters
-from ilora.config import Fraction, MethodConfig
 from ilora.methods.base import METHODS, Method
+from ilora.model import adapters
+from ilora.settings import Fraction, MethodConfig
 
 
 @METHODS("wise_ft")

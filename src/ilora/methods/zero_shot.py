@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ilora import adapters
 from ilora.methods.base import METHODS, Method
+from ilora.model import adapters
 
 
 @METHODS("zero_shot")

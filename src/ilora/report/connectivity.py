@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ilora.geometry import files, pictures
-from ilora.report.plots import as_svg
-from ilora.report.tables import plain
+from ilora.connectivity import files, pictures
+from ilora.present.figures import as_svg
+from ilora.present.numbers import plain
 
 # Of each kind the page shows so many results, those of the newest tasks; the page of connectivity/ has them all.
 MOST = {"plane": 1, "path": 3, "similarity": 1}

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from ilora.report.tables import Results, method_title, number, plain
+from ilora.present.numbers import number, plain
+from ilora.results.reader import Results, method_title
 
 
 def perplexity_rows(runs: Sequence[Results]) -> list[dict[str, str]]:

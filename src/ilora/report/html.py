@@ -9,27 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ilora.errors import IloraError, InputError
+from ilora.present.numbers import number, plain, points
 from ilora.report.connectivity import connectivity
 from ilora.report.general import harness_rows, perplexity_rows, text_name
 from ilora.report.plots import bars_svg, curves_svg, heatmap_svg, loss_svg
-from ilora.report.tables import (
-    CAPTION,
+from ilora.report.tables import CAPTION, row_values
+from ilora.results.reader import (
     SUMMARY,
     Results,
     learning_row,
     matrix,
     method_title,
-    number,
-    plain,
-    points,
-    row_values,
+    read_results,
+    read_text,
     task_labels,
 )
-from ilora.results import contrast_folder
+from ilora.results.scores import contrast_folder
 
 EXAMPLES_OWN, EXAMPLES_CONTRAST, EXAMPLES_TOTAL = 3, 2, 80
 PROMPT_CHARACTERS, ANSWER_CHARACTERS, CONFIG_CHARACTERS = 1200, 400, 40_000
@@ -88,7 +87,7 @@ def _forgotten(bwt: float | None, lost: str, gained: str) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("ilora.report", "."),
+        loader=ChoiceLoader([PackageLoader("ilora.report", "."), PackageLoader("ilora.present", ".")]),
         autoescape=True,  # for every name and ending: prompts, answers, task names and settings are untrusted
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -103,7 +102,7 @@ def _environment() -> Environment:
 
 
 def _context(run_dir: Path) -> dict[str, Any]:
-    results, config = read_results(run_dir), _read_text(run_dir / "config.yaml")
+    results, config = read_results(run_dir), read_text(run_dir / "config.yaml")
     found = _in_order([path for path in (run_dir / "contrast").glob("*") if path.is_dir()], config)
     folders = [path for path in found if (path / "results.json").is_file()]
     contrast = [read_results(path) for path in folders]
@@ -149,62 +148,11 @@ def _in_order(folders: list[Path], config: str) -> list[Path]:
     return sorted(folders, key=lambda path: (order.get(path.name, len(order)), path.name))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: file not found") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-
-
-def read_results(run_dir: Path) -> Results:
-    """The checked `results.json` of a run folder."""
-    path = run_dir / "results.json"
-    try:
-        content = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    results = check_results(content, str(path))
-    for label in task_labels(results):
-        if Path(label).name != label:
-            raise InputError(f"{path}: {label!r} cannot be a task's label: it would leave the run folder")
-    return results
-
-
-def check_results(results: object, source: str = "results") -> Results:
-    """`results` if it has the form of schema 1, else InputError naming `source` and the place."""
-    if not isinstance(results, Mapping):
-        raise InputError(f"{source}: expected an object, found {type(results).__name__}")
-    if results.get("schema") != 1:
-        raise InputError(f"{source}: schema {results.get('schema')!r} is unknown; this version reads 1")
-    tasks, variants = results.get("tasks"), results.get("variants")
-    if (
-        not tasks
-        or not isinstance(tasks, list)
-        or any(not isinstance(task, dict) or "name" not in task for task in tasks)
-    ):
-        raise InputError(f"{source}: 'tasks' must be a list of objects with a 'name'")
-    if not isinstance(variants, Mapping) or str(results.get("answers_with")) not in variants:
-        raise InputError(f"{source}: 'answers_with' must name one of 'variants'")
-    for key, kind in (("cost", dict), ("phases", list)):
-        if not isinstance(results.get(key) or kind(), kind):
-            raise InputError(f"{source}: '{key}' has the wrong type, {type(results[key]).__name__}")
-    for name, variant in variants.items():
-        rows = variant.get("R") if isinstance(variant, Mapping) else None
-        if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == len(tasks) for r in rows):
-            raise InputError(f"{source}: variants.{name}.R must be rows of {len(tasks)} scores")
-        zero_shot = variant.get("zero_shot")
-        if zero_shot is not None and not (isinstance(zero_shot, list) and len(zero_shot) == len(tasks)):
-            raise InputError(f"{source}: variants.{name}.zero_shot must be null or {len(tasks)} scores")
-    return results
-
-
 def _read_lines(path: Path, *, torn_end: bool = False) -> list[dict[str, Any]]:
     """The objects of a .jsonl file, none without a file; a killed run may leave half a line at its end."""
     if not path.is_file():
         return []
-    lines, found = _read_text(path).split("\n"), []
+    lines, found = read_text(path).split("\n"), []
     for place, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.cells import cell_len
@@ -15,16 +13,14 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-Results = Mapping[str, Any]
-"""The parsed `results.json` of a run."""
+from ilora.present.numbers import markdown, number, plain, points
+from ilora.results.reader import SUMMARY, Results, learning_row, matrix, method_title, task_labels, zero_shot_scores
 
-SUMMARY = ("OP", "BWT", "forgetting", "FWT", "plasticity")
 SCORES = ("learnt", "kept", "forgotten")
 CAPTION = (
     "Points of 100. learnt: just after its training; kept: at the end; "
     "forgotten: the best earlier score minus the kept one; zero-shot: before any training."
 )
-_PROSE = {"sequential": "sequential fine-tuning", "joint": "joint training"}  # as they read in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,55 +73,6 @@ class RowValues:
         return tuple(s for s in self.series if s.answers)
 
 
-def method_title(results: Results, *, prose: bool = False) -> str:
-    """How the method of a run is written: short for tables, or as it reads in a sentence."""
-    method = plain(results.get("method", "?"), 24)
-    title = plain(results.get("title") or method, 24)
-    if results.get("stream") == "joint" and method == "sequential":
-        method = title = "joint"  # plain fine-tuning on all tasks mixed
-    return _PROSE.get(method, title) if prose else title
-
-
-def plain(text: object, limit: int | None = None) -> str:
-    """Untrusted text as one line without control characters; the middle of a long one is cut, not its end."""
-    line = "".join(c if c.isprintable() else " " for c in str(text))
-    if limit is None or len(line) <= limit:
-        return line
-    tail = (limit - 1) // 3
-    return f"{line[: limit - 1 - tail]}…{line[len(line) - tail :]}"
-
-
-def points(score: float | None) -> str:
-    """A score of 0..1 in points with one decimal; an en dash where there is none."""
-    return "–" if score is None else f"{round(100 * score, 1) + 0.0:.1f}"
-
-
-def number(value: object) -> float | None:
-    """A finite number, or None for null, NaN and everything that is not a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def matrix(results: Results, variant: str) -> list[list[float | None]]:
-    """R of a variant without the rows at its end that were not evaluated yet."""
-    rows = [[number(score) for score in row] for row in results["variants"][variant]["R"]]
-    while rows and all(score is None for score in rows[-1]):
-        rows.pop()
-    return rows
-
-
-def zero_shot_scores(results: Results, variant: str) -> list[float | None]:
-    """The scores before any training; all None if they were not taken."""
-    scores = results["variants"][variant].get("zero_shot") or [None] * len(results["tasks"])
-    return [number(score) for score in scores]
-
-
-def learning_row(results: Results, task: int) -> int:
-    """The row of R that follows the training of a task."""
-    return 0 if results.get("stream") == "joint" else task
-
-
 def _task_scores(results: Results, variant: str) -> list[TaskScores]:
     rows, before = matrix(results, variant), zero_shot_scores(results, variant)
     errors = results["variants"][variant].get("se") or []
@@ -176,11 +123,6 @@ def _run_series(results: Results, run: int, title: str, labels: Sequence[str]) -
             )
         )
     return series
-
-
-def task_labels(results: Results) -> list[str]:
-    """The labels of the tasks: what names their files and pairs them between runs."""
-    return [str(task.get("label", task["name"])) for task in results["tasks"]]
 
 
 def row_values(results: Results, contrast: Sequence[Results] = ()) -> RowValues:
@@ -286,17 +228,3 @@ def markdown_table(results: Results, contrast: Sequence[Results] = ()) -> str:
     summary += [[s.label, *(points(s.summary[key]) for key in SUMMARY)] for s in values.series]
     note = f"Not finished: {values.finished} of {len(values.tasks)} tasks.\n\n" if not values.complete else ""
     return f"{note}{markdown(lines)}\n{markdown(summary)}\n{CAPTION}\n"
-
-
-def markdown(lines: Sequence[Sequence[str]], *, strong: Sequence[Sequence[bool]] = ()) -> str:
-    """A table of plain texts, the first line its head, everything escaped; `strong`: which cells are bold."""
-    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
-    cells = [[markdown_text(cell) for cell in line] for line in lines]
-    for line, bold in zip(cells, strong, strict=bool(strong)):
-        line[:] = [f"**{cell}**" if is_bold else cell for cell, is_bold in zip(line, bold, strict=True)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (cells[0], rule, *cells[1:]))
-
-
-def markdown_text(text: str) -> str:
-    """The text as it stands, for Markdown."""
-    return re.sub(r"([\\`*_|<>\[\]~&#])", r"\\\1", text)

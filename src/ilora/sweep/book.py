@@ -16,8 +16,8 @@ import yaml
 
 from ilora.config import load_config
 from ilora.errors import InputError
+from ilora.files import write_atomic
 from ilora.sweep.plan import Job
-from ilora.training.checkpoint import write_atomic
 
 SCHEMA = 1
 State = Literal["waiting", "running", "done", "failed"]

@@ -6,8 +6,8 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 
+from ilora.check import audit as check
 from ilora.config import Config
-from ilora.data import check
 from ilora.sweep.book import Entry
 from ilora.sweep.plan import Job
 

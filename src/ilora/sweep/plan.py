@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from ilora.config import Config, Count, Section, apply_override, load_config, method_label, problems, read_yaml
-from ilora.data.stream import load_tasks, resolve
+from ilora.config import Config, apply_override, load_config, problems, read_yaml
 from ilora.errors import InputError
+from ilora.settings import Count, Section, method_label
+from ilora.stream import load_tasks, resolve
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 

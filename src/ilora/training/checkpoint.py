@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ilora.errors import IloraError, InputError
+from ilora.files import flush_folder, write_flushed
 
 FORMAT = 1
 KEPT = 2  # the newest, and the one before it for the case that the newest is damaged
@@ -56,7 +56,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         state["sha256"] = _digest(state)
         write_flushed(scratch / "state.json", json.dumps(state, ensure_ascii=False, allow_nan=False).encode())
         scratch.rename(final)
-        _flush_folder(folder)
+        flush_folder(folder)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise IloraError(
@@ -111,56 +111,6 @@ def _digest(state: dict[str, Any]) -> str:
 
 def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename survive a power cut (where the system can: not on Windows)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def flush_tree(folder: Path) -> None:
-    """Wait until the disk has every file below a folder, before it is renamed into its place."""
-    for path in (folder, *folder.rglob("*")):
-        if path.is_dir():
-            _flush_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def write_flushed(path: Path, data: bytes) -> None:
-    """Write and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file whole: a reader, or a run that is killed, sees the old content or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}-writing")
-    try:
-        write_flushed(scratch, content.encode() if isinstance(content, str) else content)
-        scratch.replace(path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise IloraError(f"{path}: cannot write: {error.strerror or error}") from error
-
-
-def append_line(path: Path, text: str) -> None:
-    """Add a line; where that fails it may stay behind cut off."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
-    except OSError as error:
-        raise IloraError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
 def split_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

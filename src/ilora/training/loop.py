@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ilora.data.examples import Example, Totals
 from ilora.errors import IloraError
 from ilora.methods.base import Method
-from ilora.training.learner import Learner
+from ilora.model.learner import Learner
 from ilora.training.optim import schedule
 
 

@@ -15,19 +15,21 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import nn
 
-from ilora import adapters, model
 from ilora.config import Config
 from ilora.data.examples import Encoder, Example
-from ilora.data.stream import Phase, phases
-from ilora.data.task import Task
+from ilora.data.task import Phase, Task, phases
 from ilora.errors import IloraError, InputError
 from ilora.evaluation.perplexity import perplexity, read_text
 from ilora.evaluation.scoring import EvaluationSet, evaluate, prepare
-from ilora.kernels.below import Below
-from ilora.memory import ReplayMemory
+from ilora.files import append_line, flush_tree, write_atomic
 from ilora.methods import method_class
+from ilora.model import adapters
+from ilora.model import base as model
+from ilora.model.frozen import Below
+from ilora.model.learner import Learner
 from ilora.progress import Bar, Display
-from ilora.results import (
+from ilora.replay.memory import ReplayMemory
+from ilora.results.scores import (
     BASE,
     SCHEMA,
     perplexity_file,
@@ -38,9 +40,8 @@ from ilora.results import (
 )
 from ilora.training import checkpoint as checkpoints
 from ilora.training import trajectory
-from ilora.training.checkpoint import Checkpoint, append_line, flush_tree, write_atomic
+from ilora.training.checkpoint import Checkpoint
 from ilora.training.interrupt import StopRequest
-from ilora.training.learner import Learner
 from ilora.training.loop import Plan, StepReport, optimizer_step
 from ilora.training.optim import make_optimizer
 from ilora.training.peak import peak_memory, reset_peak_memory

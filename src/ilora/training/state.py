@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilora import adapters
 from ilora.config import Config, load_config
-from ilora.data.stream import fingerprint
 from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.methods.base import Method
+from ilora.model import adapters
+from ilora.model.learner import Learner
+from ilora.stream import fingerprint
 from ilora.training.checkpoint import Checkpoint, split_tensors
-from ilora.training.learner import Learner
 from ilora.training.loop import LostLoss
 from ilora.training.optim import make_optimizer
 

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ilora import adapters
 from ilora.errors import InputError
+from ilora.files import write_atomic
 from ilora.methods.base import Method
-from ilora.training.checkpoint import write_atomic
+from ilora.model import adapters
 
 MOVING = ("fast", "slow")  # the adapters that steps move; others (`merged`) change at a task's end only
 

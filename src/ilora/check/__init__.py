@@ -1,0 +1,1 @@
+"""`ilora data check`."""

@@ -1,0 +1,322 @@
+"""`ilora data check`: what is wrong with a stream's data, before anything is trained on it.
+
+A report is a plain mapping (see `check_task`), shown as a table and written as JSON. An `error` among its problems
+means that a run would be refused, or that its scores would not mean what they say: a test row stands in train.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, starmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ilora.benchmarks import BENCHMARKS, Stream
+from ilora.benchmarks.sources import normal
+from ilora.config import Config, load_config
+from ilora.data.duplicates import PAIRS, Repeats, complaints, find_repeats, key, leaks
+from ilora.data.examples import Encoder, answer_limit
+from ilora.data.formats import split_files
+from ilora.data.near import THRESHOLD, near_duplicates
+from ilora.data.task import SPLITS, Row, Task
+from ilora.errors import InputError
+from ilora.metrics.metrics import METRICS
+from ilora.stream import prepared, readers
+
+Report = dict[str, Any]
+EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_ONE_SIDED = 0.9
+_TEMPLATE = 0.9  # of the rows begin or end with it
+_MOST_COUNTED = 5_000
+
+
+def check_task(
+    task: Task, *, encoder: Encoder | None = None, near: bool = True, max_new_tokens: int | str = "auto"
+) -> Report:
+    """Everything about one task, as JSON types; counts are rows, shares are of 1.
+
+    encoder: to count tokens with; None leaves them out. near: also look for near duplicates. max_new_tokens: of the
+    answers, which decides how much room a prompt has in evaluation.
+    """
+    repeats = find_repeats(task)
+    report: Report = {
+        "task": task.name,
+        "source": task.source,
+        "metric": task.metric,
+        "rows": {split: len(task.rows[split]) for split in SPLITS if split in task.rows},
+        "repeated": dict(repeats.inside),
+        "contradicting": dict(repeats.contradicting),
+        "shared": {f"{first}/{second}": count for (first, second), count in repeats.across.items()},
+        "same": [f"{first}/{second}" for first, second in repeats.equal],
+        "near": _near(task) if near else None,
+        "answers": _answers(task),
+        "characters": {
+            "prompt": _spread([len(row.prompt) for row in _all_rows(task)]),
+            "answer": _spread([len(row.answer) for row in _all_rows(task)]),
+        },
+        "tokens": _tokens(task, encoder, max_new_tokens) if encoder else None,
+        "run": None,
+    }
+    report["problems"] = _problems(task, repeats, report)
+    return report
+
+
+def unread(name: str, error: InputError) -> Report:
+    """The report of a task whose rows cannot be used, of the same form."""
+    spread = {"median": 0, "p95": 0, "max": 0}
+    return {
+        "task": name,
+        "source": "",
+        "metric": None,
+        **{key: {} for key in ("rows", "repeated", "contradicting", "shared")},
+        "same": [],
+        "near": None,
+        "answers": {"unreadable": {}, "examples": [], "labels": {}, "commonest": {}},
+        "characters": {"prompt": spread, "answer": spread},
+        "tokens": None,
+        "run": None,
+        "problems": [{"level": "error", "text": str(error)}],
+    }
+
+
+def failed(reports: Sequence[Report]) -> bool:
+    """Whether a problem of any task is an error."""
+    return any(problem["level"] == "error" for report in reports for problem in report["problems"])
+
+
+def _all_rows(task: Task) -> list[Row]:
+    return list(chain.from_iterable(task.rows.values()))
+
+
+def _near(task: Task) -> dict[str, int]:
+    """Distinct rows that are much like an earlier one, by where that one is: the same split, or `train/test`."""
+    seen: set[bytes] = set()
+    rows: list[tuple[str, str]] = []
+    for split in SPLITS:
+        for row in task.rows.get(split, ()):
+            if (one := key(row)) not in seen:
+                seen.add(one)
+                rows.append((split, task.text(row)))
+    found: set[tuple[str, int]] = set()
+    for earlier, later in near_duplicates(_without_common_ends([text for _, text in rows])):
+        first, second = rows[earlier][0], rows[later][0]
+        found.add((first if first == second else f"{first}/{second}", later))
+    counts = Counter(place for place, _ in found)
+    return {place: counts[place] for place in (*SPLITS, *(f"{first}/{second}" for first, second in PAIRS))}
+
+
+def _without_common_ends(texts: Sequence[str]) -> list[str]:
+    """The texts without the beginning and the end that nearly all of them share: a template is no likeness."""
+    head = _common_beginning(texts)
+    turned = [text.removeprefix(head)[::-1] for text in texts]
+    tail = _common_beginning(turned)
+    return [text.removeprefix(tail)[::-1] for text in turned]
+
+
+def _common_beginning(texts: Sequence[str]) -> str:
+    """The longest that `_TEMPLATE` of the texts begin with: in their order such texts are neighbours."""
+    if len(texts) < 2:
+        return ""
+    ordered, most = sorted(texts), math.ceil(_TEMPLATE * len(texts))
+    ends = zip(ordered, ordered[most - 1 :], strict=False)
+    return max(starmap(_shared, ends), key=len)
+
+
+def _shared(first: str, second: str) -> str:
+    """What both begin with."""
+    differ = (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return first[: next(differ, min(len(first), len(second)))]
+
+
+def _answers(task: Task) -> Report:
+    """unreadable: answers that the metric cannot judge, by split; labels: how often each choice is right, by split."""
+    metric = METRICS[task.metric]
+    unreadable: dict[str, list[str]] = {}
+    labels: dict[str, dict[str, int]] = {}
+    for split, rows in task.rows.items():
+        counts = Counter(row.answer for row in rows)
+        bad = [answer for answer in counts if metric.complaint(answer, task.choices)]
+        if bad:
+            unreadable[split] = [answer for answer in bad for _ in range(counts[answer])]
+        if task.choices:
+            read: Counter[str] = Counter()
+            for answer, count in counts.items():
+                read[metric.parse(answer, task.choices) or ""] += count
+            labels[split] = {choice: read[choice] for choice in task.choices}
+    return {
+        "unreadable": {split: len(bad) for split, bad in unreadable.items()},
+        "examples": [answer[:80] for answer in list(chain.from_iterable(unreadable.values()))[:3]],
+        "labels": labels,
+        "commonest": _commonest(task),
+    }
+
+
+def _commonest(task: Task) -> dict[str, float]:
+    """The share of the commonest answer of each split: what always giving it would score."""
+    shares = {}
+    for split, rows in task.rows.items():
+        counts = Counter(row.answer.split("\n")[0].strip() for row in rows)
+        shares[split] = round(counts.most_common(1)[0][1] / len(rows), 4) if rows else 0.0
+    return shares
+
+
+def _tokens(task: Task, encoder: Encoder, max_new_tokens: int | str) -> Report:
+    """Lengths of prompt + answer in tokens, uncut; `cut`: rows whose prompt loses a part, in training or evaluation.
+
+    Of a split of more than 5,000 rows so many are counted (`counted`), a random part, and the sums are scaled up.
+    """
+    limit = encoder.config.max_length
+    lengths = {split: encoder.lengths(_part(task, split)) for split in SPLITS if split in task.rows}
+    scale = {split: len(task.rows[split]) / max(1, len(pairs)) for split, pairs in lengths.items()}
+    wholes = [whole for pairs in lengths.values() for whole, _ in pairs]
+    edges = [0, *EDGES, 2**31]
+    histogram, _ = np.histogram(wholes, bins=[edge + 1 for edge in edges])
+    names = [*(f"<={edge}" for edge in EDGES), f">{EDGES[-1]}"]
+    room = _room(task, encoder, max_new_tokens, longest=max((answer for _, answer in lengths["train"]), default=1))
+
+    def counts(too_long: Callable[[str, int, int], bool]) -> dict[str, int]:
+        return {
+            split: round(scale[split] * sum(too_long(split, *pair) for pair in pairs))
+            for split, pairs in lengths.items()
+        }
+
+    return {
+        "max_length": limit,
+        "counted": {split: len(pairs) for split, pairs in lengths.items()},
+        "whole": _spread(wholes),
+        "median": _spread([whole for whole, _ in lengths["train"]])["median"],
+        "train": round(scale["train"] * sum(min(whole, limit) for whole, _ in lengths["train"])),
+        "histogram": dict(zip(names, map(int, histogram), strict=True)),
+        "cut": counts(lambda split, whole, answer: whole > limit or (split != "train" and whole - answer > room)),
+        "answer_too_long": counts(lambda _, __, answer: answer >= limit),
+    }
+
+
+def _room(task: Task, encoder: Encoder, max_new_tokens: int | str, *, longest: int) -> int:
+    """Tokens of a prompt in evaluation: beside the longest choice that is ranked, or the longest generated answer."""
+    if task.scoring == "rank":
+        choices = encoder.lengths([Row("?", choice) for choice in task.choices])
+        return encoder.config.max_length - max(answer for _, answer in choices)
+    return encoder.room(answer_limit(task, max_new_tokens, longest))
+
+
+def _part(task: Task, split: str) -> list[Row]:
+    rows = task.rows[split]
+    return rows if len(rows) <= _MOST_COUNTED else random.Random(f"check/{split}").sample(rows, _MOST_COUNTED)
+
+
+def _spread(values: Sequence[int]) -> dict[str, int]:
+    if not values:
+        return {"median": 0, "p95": 0, "max": 0}
+    median, high = np.percentile(values, [50, 95])
+    return {"median": round(median), "p95": round(high), "max": max(values)}
+
+
+def _problems(task: Task, repeats: Repeats, report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Each with its level: error, warning or note."""
+    texts = complaints(task, repeats)
+    leak = leaks(repeats) > 0
+    found = [("error" if leak and index == 0 else "warning", text) for index, text in enumerate(texts)]
+    if bad := report["answers"]["unreadable"]:
+        shown = ", ".join(map(repr, report["answers"]["examples"]))
+        found.append(("error", f"answers that the metric {task.metric} cannot judge: {_listed(bad)}, such as {shown}"))
+    if never := [choice for choice, count in report["answers"]["labels"].get("train", {}).items() if not count]:
+        found.append(("note", f"never right in train: {', '.join(never)}"))
+    if task.choices and (share := report["answers"]["commonest"]["train"]) > _ONE_SIDED:
+        found.append(("warning", f"one answer has {share:.0%} of train"))
+    if tokens := report["tokens"]:
+        limit = f"max_length {tokens['max_length']:,}"
+        if any(tokens["answer_too_long"].values()):
+            found.append(("error", f"answers that alone do not fit into {limit}: {_listed(tokens['answer_too_long'])}"))
+        if any(tokens["cut"].values()):
+            found.append(("note", f"prompts cut to {limit}: {_listed(tokens['cut'])}"))
+    if any((report["near"] or {}).values()):
+        level = "warning" if report["near"]["train/test"] else "note"
+        found.append(
+            (level, f"like an earlier row ({THRESHOLD:.0%} of words and word pairs): {_listed(report['near'])}")
+        )
+    return [{"level": level, "text": text} for level, text in found]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """`3 train, 2 test (like train)` for the places that have some."""
+    parts = [(place.split("/"), count) for place, count in counts.items() if count]
+    return ", ".join(
+        f"{count:,} {where[-1]}{f' (like {where[0]})' if len(where) > 1 else ''}" for where, count in parts
+    )
+
+
+def check_config(config: Config, *, tokens: bool = True, near: bool = True) -> Iterator[Report]:
+    """The reports of all tasks of a configuration, one by one: of all their rows, before any repair or limit.
+
+    A task that cannot be read is an `error` of its own report. Raises InputError for a source that names no tasks.
+    """
+    encoder = None
+    if tokens:
+        from ilora.model import base as model  # here, since it imports transformers
+
+        encoder = Encoder(model.load_tokenizer(config.model), config.data)
+    for name, read in readers(config.data, whole=True):
+        try:
+            task = read()
+            report = check_task(task, encoder=encoder, near=near, max_new_tokens=config.evaluation.max_new_tokens)
+            used = prepared(task, config.data)
+        except InputError as error:
+            yield unread(name, error)
+            continue
+        report["run"] = {"rows": {split: len(rows) for split, rows in used.rows.items()}, "dropped": dict(used.dropped)}
+        if some := {split: count for split, count in used.dropped.items() if count}:
+            text = f"deduplicate would leave out {_listed(some)}; this report is of all rows"
+            report["problems"].append({"level": "note", "text": text})
+        yield report
+
+
+def config_of(source: Path, overrides: Sequence[str]) -> Config:
+    """A configuration file, a folder of task folders, or one task folder, with overrides."""
+    if not source.is_dir():
+        return load_config(source, overrides)
+    if not any(split_files(source, split) for split in SPLITS):
+        return load_config({"data": {"path": str(source)}}, overrides)
+    task = {"name": source.resolve().name, "path": str(source)}
+    config = load_config({"data": {"tasks": [task]}}, overrides)
+    benchmark = BENCHMARKS[config.data.benchmark] if config.data.benchmark else None
+    for known in benchmark.known if isinstance(benchmark, Stream) else ():
+        if normal(known) == normal(task["name"]):
+            return load_config({"data": {"tasks": [task | {"name": known}]}}, overrides)
+    return config
+
+
+def summarised(reports: Sequence[Report], config: Config, *, timed: bool = False) -> Report:
+    """All reports, with the tokens to train on; timed: and how long that takes here, by plain fine-tuning."""
+    counted = [report for report in reports if report["tokens"]]
+    tokens = config.training.epochs * sum(map(_trained, counted)) if counted else None
+    summary: Report = {
+        "tasks": list(reports),
+        "failed": failed(reports),
+        "model": config.model.name,
+        "epochs": config.training.epochs,
+        "train_tokens": tokens,
+        "tokens_per_second": None,
+        "seconds": None,
+    }
+    if timed and tokens:
+        from ilora.training.speed import tokens_per_second
+
+        limit, seconds = config.data.max_length, 0.0
+        lengths = [min(max(report["tokens"]["median"], 2), limit) for report in counted]
+        for report, speed in zip(counted, tokens_per_second(config, lengths), strict=True):
+            seconds += config.training.epochs * _trained(report) / speed
+        summary |= {"tokens_per_second": round(tokens / seconds, 1), "seconds": round(seconds)}
+    return summary
+
+
+def _trained(report: Report) -> int:
+    """Tokens of an epoch of the rows that a run would train on."""
+    rows: int = report["rows"]["train"]
+    used: int = report["run"]["rows"]["train"] if report["run"] else rows
+    return int(report["tokens"]["train"] * used / max(1, rows))

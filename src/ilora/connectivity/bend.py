@@ -1,0 +1,104 @@
+"""Training the bend of a path, so that the loss is low all along it (Garipov et al. 2018, section 3.1).
+
+The loss at a random point, E over t in U(0, 1) of L(φ(t)), is minimised over the bend alone; the ends stay. The
+gradient at the point is that of an ordinary adapter, and autograd carries it from there to the bend.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ilora.connectivity.ground import SLOT, Ground
+from ilora.connectivity.paths import Path
+from ilora.data.examples import IGNORED, Batch, Example, collate
+from ilora.errors import IloraError
+from ilora.kernels.losses import token_losses
+from ilora.model import adapters
+from ilora.model.adapters import LowRank
+
+
+def train_bend(
+    path: Path,
+    ground: Ground,
+    examples: Sequence[Example],
+    *,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+) -> Path:
+    """The path with its bend trained on these rows by Adam. Rows and t of a step depend on (seed, step) only.
+
+    Raises IloraError where the loss is not finite.
+    """
+    start = path.controls[1]
+    leaves = {layer: _leaf(update) for layer, update in start.updates.items()}
+    path = path.bent(replace(start, updates=leaves))
+    tensors = [side for update in leaves.values() for side in (update.down, update.up)]
+    optimizer = torch.optim.Adam(tensors, lr=learning_rate)
+    slot = adapters.parameters(ground.learner.model, SLOT).values()
+    for parameter in slot:
+        parameter.requires_grad_(True)
+    try:
+        for step in range(steps):
+            source = random.Random(f"{seed}/bend/{step}")
+            rows = source.sample(list(examples), min(batch_size, len(examples)))
+            optimizer.zero_grad()
+            _backward(path, source.random(), ground, rows)
+            optimizer.step()
+            advance()
+    finally:
+        for parameter in slot:
+            parameter.requires_grad_(False)
+    trained = {name: LowRank(one.down.detach(), one.up.detach(), one.scale) for name, one in leaves.items()}
+    return path.bent(replace(start, updates=trained))
+
+
+@torch.no_grad()
+def mean_loss(path: Path, ground: Ground, examples: Sequence[Example], *, points: int, batch_size: int) -> float:
+    """E_t L(φ(t)) over these rows, by the midpoints of `points` equal parts of the path; nats per answer token."""
+    learner, found = ground.learner, list[float]()
+    for number in range(points):
+        ground.place(path.at((number + 0.5) / points))
+        for start in range(0, len(examples), batch_size):
+            batch = collate(examples[start : start + batch_size], pad=learner.pad, device=learner.device)
+            found += row_losses(learner.forward(batch).logits, batch).tolist()
+    return statistics.fmean(found)
+
+
+def _leaf(update: LowRank) -> LowRank:
+    down, up = (side.detach().clone().requires_grad_(True) for side in (update.down, update.up))
+    return LowRank(down, up, update.scale)
+
+
+def _backward(path: Path, t: float, ground: Ground, rows: Sequence[Example]) -> None:
+    """Leave dL(φ(t))/d(bend) at the bend's tensors."""
+    point = path.at(t)
+    ground.place(point)
+    learner = ground.learner
+    batch = collate(rows, pad=learner.pad, device=learner.device)
+    loss = row_losses(learner.forward(batch).logits, batch).mean()
+    if not torch.isfinite(loss):
+        raise IloraError(f"the loss is not finite ({float(loss)}) at t = {t:.3f} while the bend is trained")
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = adapters.placed_gradients(learner.model, SLOT)
+    pairs = [
+        (side, gradient.to(side.device))
+        for layer, update in point.updates.items()
+        for side, gradient in zip((update.down, update.up), gradients[layer], strict=True)
+        if side.requires_grad
+    ]
+    if pairs:
+        torch.autograd.backward([side for side, _ in pairs], [gradient for _, gradient in pairs])
+
+
+def row_losses(logits: Tensor, batch: Batch) -> Tensor:
+    """Each row's mean cross-entropy over its answer, (rows,), from the logits of the batch's trailing columns."""
+    return token_losses(logits[:, :-1], batch.targets).sum(1) / (batch.targets != IGNORED).sum(1)

@@ -1,0 +1,127 @@
+"""Choosing an adapter along a path: on replay memory and the current evaluation split, never on test rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ilora.connectivity import files, paths, space
+from ilora.connectivity.ground import Ground, PointScores, average, gain, limited, open_ground
+from ilora.connectivity.sources import Origins, Pair, Source
+from ilora.data.task import Task
+from ilora.errors import InputError
+from ilora.evaluation.scoring import EvaluationSet
+from ilora.progress import Display
+from ilora.stream import fingerprint
+from ilora.training.checkpoint import load_latest
+
+MEMORY = "memory"  # the split of which a task's remembered training rows are
+
+
+def remembered(run: Path, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks with a split `memory`: their training rows that the run's replay memory holds.
+
+    Raises InputError where it holds none of a task's rows.
+    """
+    checkpoint, _ = load_latest(run / "checkpoints")
+    kept = checkpoint.values["memory"]["rows"] if checkpoint else []
+    found = []
+    for task in tasks:
+        numbers = sorted({int(key.rpartition("/")[2]) for name, key in kept if name == task.name})
+        if not numbers:
+            raise InputError(
+                f"{run}: the replay memory holds no row of task '{task.name}', so nothing tells what it keeps of it; "
+                "choose on a run of a method with a memory"
+            )
+        rows = [task.rows["train"][number] for number in numbers]
+        found.append(replace(task, rows={**task.rows, MEMORY: rows}))
+    return found
+
+
+def select(
+    source: Source, pair: Pair, out: Path, *, kind: str, where: str, points: int, rows: int | None, quiet: bool = False
+) -> dict[str, Any]:
+    """The point with the highest mean score on old tasks' memory and the new task's eval split (then lowest loss).
+
+    Writes what it gains over both ends on the test split, which had no part in the choice, and the adapter as a PEFT
+    folder `out/selected-<pair>-<path>`. One that is there already comes back. Raises InputError without replay memory,
+    an eval split, or where the file was made from something else.
+    """
+    assert source.run is not None  # the caller has refused anything else
+    if kind in paths.BENT:
+        raise InputError(
+            f"--select goes along factors, delta or spherical: the bend of a {kind} is trained on the tasks' training "
+            "rows, which a learner no longer has when it chooses"
+        )
+    curve, ts = paths.make_path(kind, pair.ends, space=where), paths.grid(points)
+    name = f"{pair.name}-{curve.name}"
+    folder, file = out / f"selected-{name}", out / f"selection-{name}.json"
+    chosen_on = [(task, MEMORY) for task in remembered(source.run, pair.old)]
+    chosen_on += [(limited(task, "eval", rows), "eval") for task in pair.new]
+    tests = [limited(task, "test", rows) for task in pair.tasks]
+    used = [task for task, _ in chosen_on] + tests
+    made_from = Origins(source.config).of(pair.ends, pair.tasks, {"points": points, "rows": rows})
+    made_from["rows"] = [fingerprint(task) for task in used]  # of memory, eval and test, as limited
+    result = files.earlier(file, made_from)
+    if result is None:
+        if folder.exists():
+            raise InputError(f"{folder}: exists, without its selection-*.json; --out names another folder")
+        result = _selection(source, pair, curve, ts, chosen_on, tests, quiet=quiet) | {"made_from": made_from}
+        result["adapter"] = folder.name
+        files.save(file, result)
+    if not folder.exists():
+        adapter = curve.at(result["t"])
+        space.write(replace(adapter, base=adapter.base or source.config.model.name), folder)
+    return {**result, "folder": folder}
+
+
+def _selection(
+    source: Source,
+    pair: Pair,
+    curve: paths.Path,
+    ts: Sequence[float],
+    chosen_on: Sequence[tuple[Task, str]],
+    tests: Sequence[Task],
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
+    labels = [task.label for task in pair.tasks]
+    with Display(quiet=quiet) as display:
+        ground = open_ground(source.config, [], pair.ends, split="test")
+        sets = [ground.encoded(task, split) for task, split in chosen_on]
+        found = _judged(ground, sets, [curve.at(t) for t in ts], display, title=f"choosing on {pair.name}")
+        means = [average(scores, labels) for scores in found]
+        best = max(range(len(ts)), key=lambda n: (means[n]["score"], -means[n]["loss"]))
+        three = [pair.ends[0], curve.at(ts[best]), pair.ends[1]]
+        tested = [ground.encoded(task, "test") for task in tests]
+        judged = _judged(ground, tested, three, display, title="testing it", exact=(0, 1, 2))
+    return {
+        "kind": "selection",
+        "complete": True,
+        "ends": [{"label": end.label} for end in pair.ends],
+        "path": curve.kind,
+        "space": curve.space,
+        "t": ts[best],
+        "chosen_on": {data.task.label: {"split": data.split, "n": len(data.examples)} for data in sets},
+        "choice": [{"t": t, **values} for t, values in zip(ts, means, strict=True)],
+        "test": {
+            name: {**average(scores, labels), "tasks": {label: scores[label].summary() for label in labels}}
+            for name, scores in zip(("t=0", "selected", "t=1"), judged, strict=True)
+        },
+        "gain": {"over_0": gain(judged[1], judged[0], labels), "over_1": gain(judged[1], judged[2], labels)},
+    }
+
+
+def _judged(
+    ground: Ground,
+    sets: Sequence[EvaluationSet],
+    points: Sequence[space.Adapter],
+    display: Display,
+    *,
+    title: str,
+    exact: Sequence[int] = (),
+) -> list[PointScores]:
+    with display.bar(title, len(points) * sum(len(data.examples) for data in sets)) as bar:
+        return ground.judge(points, exact=exact, sets=sets, advance=bar.advance)

@@ -1,0 +1,220 @@
+"""Where points are judged: one model with a place for an adapter, and tasks encoded once for all points."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ilora.config import Config
+from ilora.connectivity import space
+from ilora.connectivity.reading import Reading, Stem, batches, stem_length
+from ilora.connectivity.space import Adapter
+from ilora.data.examples import Batch, Encoder, collate
+from ilora.data.task import Task
+from ilora.errors import InputError
+from ilora.evaluation.scoring import EvaluationSet, answer_text, evaluate, prepare, questions, record
+from ilora.model import adapters
+from ilora.model import base as model
+from ilora.model.learner import Learner
+from ilora.replay.memory import ReplayMemory
+
+SLOT = "point"  # the name of the adapter whose tensors are exchanged
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One task at one point: a loss (nats per answer token) and a score in [0, 1] for each of its rows."""
+
+    losses: list[float]
+    scores: list[float]
+
+    def summary(self) -> dict[str, Any]:
+        """Means over rows with their standard errors."""
+        return {
+            "n": len(self.losses),
+            "loss": statistics.fmean(self.losses),
+            "loss_se": standard_error(self.losses),
+            "score": statistics.fmean(self.scores),
+            "score_se": standard_error(self.scores),
+        }
+
+
+PointScores = dict[str, TaskScores]  # by the task's label
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean of independent values; None for a single one."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+class Ground:
+    """A frozen base model, tasks of one split, and a slot into which any adapter can be placed."""
+
+    def __init__(self, config: Config, tasks: Sequence[Task], changed: Sequence[str], *, split: str) -> None:
+        """changed: every layer that an adapter to be judged changes. Raises InputError as loading does."""
+        accelerator = Accelerator()
+        base, tokenizer = model.load(config.model, max_length=config.data.max_length, device=accelerator.device)
+        _refuse_recurrent(base, config.model.name)
+        self.config, self.split = config, split
+        self.encoder = Encoder(tokenizer, config.data)
+        self.learner = Learner(
+            model=adapters.attach_slot(base, changed, name=SLOT),
+            memory=ReplayMemory(0, seed=config.seed),
+            accelerator=accelerator,
+            training=config.training,
+            seed=config.seed,
+            pad=self.encoder.pad,
+        )
+        self.learner.model.eval()
+        self.sets = [self.encoded(task, split) for task in tasks]
+
+    def encoded(self, task: Task, split: str) -> EvaluationSet:
+        """A task's rows of a split, ready to be judged."""
+        limit = self.config.evaluation.max_new_tokens
+        # Only an answer limit that is `auto` asks for the training rows; encoding them takes longer than the rest.
+        train = [] if task.max_new_tokens or isinstance(limit, int) else self.encoder.encode(task, "train")
+        return prepare(task, self.encoder, train, split=split, max_new_tokens=limit)
+
+    def place(self, adapter: Adapter) -> None:
+        """Compute with this adapter from now on."""
+        adapters.place(self.learner.model, SLOT, adapter.updates)
+
+    def judge(
+        self,
+        points: Sequence[Adapter],
+        *,
+        exact: Sequence[int] = (),
+        sets: Sequence[EvaluationSet] | None = None,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[PointScores]:
+        """Loss and score of every row of every task at every point, in one pass over the rows.
+
+        exact: the points whose answers come from the run's own evaluation code, in its own batches, so that they are
+        the run's to the last row; the other points' answers are read from the prompt's cache (see `reading`).
+        advance: told of rows done, of which there are rows · points.
+        """
+        chosen = self.sets if sets is None else sets
+        found: list[PointScores] = [{} for _ in points]
+        with torch.inference_mode():
+            for data in chosen:
+                for number, scores in enumerate(self._judge_task(data, points, set(exact), advance)):
+                    found[number][data.task.label] = scores
+        return found
+
+    def _judge_task(
+        self, data: EvaluationSet, points: Sequence[Adapter], exact: set[int], advance: Callable[[int], None]
+    ) -> list[TaskScores]:
+        count, end = len(data.examples), self.encoder.end
+        whole = exact if data.task.scoring != "rank" else set(range(len(points)))
+        scores = [self._score(data, point) if n in whole else [0.0] * count for n, point in enumerate(points)]
+        losses = [[0.0] * count for _ in points]
+        for batch, rows, stems in self._read(data, points):
+            answers = [data.examples[index].answer for index in rows]
+            drafts: Sequence[Sequence[int]] = answers
+            for number, point in enumerate(points):
+                self.place(point)
+                reading = Reading(self.learner, batch, stems[number], answers)
+                for index, loss in zip(rows, reading.losses, strict=True):
+                    losses[number][index] = loss
+                if number not in whole:
+                    drafts = reading.greedy(drafts, limit=data.max_new_tokens, end=end)
+                    for index, ids in zip(rows, drafts, strict=True):
+                        scores[number][index] = record(data, index, answer_text(ids, self.encoder))["score"]
+                advance(len(rows))
+        return [TaskScores(*pair) for pair in zip(losses, scores, strict=True)]
+
+    def _read(self, data: EvaluationSet, points: Sequence[Adapter]) -> Iterator[tuple[Batch, list[int], list[Stem]]]:
+        """The task's prompts in batches without their stem, the rows' numbers, and the stem read at every point."""
+        asked = questions(data, range(len(data.examples)), self.encoder)
+        shared = stem_length([example.prompt for example in asked])
+        stems = []
+        for point in points:
+            self.place(point)
+            stems.append(Stem(self.learner, asked[0].prompt[:shared]))
+        own = [replace(example, prompt=example.prompt[shared:]) for example in asked]
+        for rows in batches([len(example) for example in own], size=self.config.evaluation.batch_size):
+            chosen = [own[index] for index in rows]
+            yield collate(chosen, pad=self.encoder.pad, device=self.learner.device), rows, stems
+
+    def _score(self, data: EvaluationSet, point: Adapter) -> list[float]:
+        self.place(point)
+        size, accelerator = self.config.evaluation.batch_size, self.learner.accelerator
+        records = evaluate(data, self.learner, self.encoder, batch_size=size, accelerator=accelerator)
+        return [line["score"] for line in records]
+
+
+def _refuse_recurrent(base: Any, name: str) -> None:
+    """A recurrent state cannot be cut back to the end of the prompt, as keys and values can."""
+    kinds = set(getattr(base.config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
+        raise InputError(f"model '{name}' has layers that are not attention ({', '.join(sorted(kinds))}); give another")
+
+
+def open_ground(config: Config, tasks: Sequence[Task], points: Sequence[Adapter], *, split: str) -> Ground:
+    """The ground for these adapters and their combinations. Raises InputError where one does not fit the model."""
+    ground = Ground(config, tasks, space.layers(points), split=split)
+    slot = adapters.parameters(ground.learner.model, SLOT)
+    sizes = {key.split("base_model.model.", 1)[-1]: tuple(value.shape) for key, value in slot.items()}
+    for point in points:
+        for layer, update in point.updates.items():
+            ours = len(update.up), update.down.shape[1]
+            theirs = sizes[f"{layer}.lora_B.weight"][0], sizes[f"{layer}.lora_A.weight"][1]
+            if ours != theirs:
+                raise InputError(
+                    f"{point.label} belongs to another base model: layer {layer} is {ours[0]} x {ours[1]} in it and "
+                    f"{theirs[0]} x {theirs[1]} in {config.model.name}"
+                )
+    return ground
+
+
+def limited(task: Task, split: str, rows: int | None) -> Task:
+    """The task with at most `rows` rows of the split: a random subset that depends on the task and split only."""
+    have = task.rows.get(split)
+    if have is None:
+        raise InputError(f"task '{task.name}': no {split} split; there are {', '.join(task.rows)}")
+    if rows is None or rows >= len(have):
+        return task
+    kept = sorted(random.Random(f"connect/{task.name}/{split}").sample(range(len(have)), rows))
+    return replace(task, rows={**task.rows, split: [have[index] for index in kept]})
+
+
+def average(scores: PointScores, tasks: Sequence[str]) -> dict[str, Any]:
+    """Mean over tasks, each counting alike, with the standard errors of the tasks' means added in squares; n: rows."""
+    parts = [scores[task].summary() for task in tasks]
+    made: dict[str, Any] = {"n": sum(part["n"] for part in parts)}
+    for key in ("loss", "score"):
+        made[key] = statistics.fmean(part[key] for part in parts)
+        made[f"{key}_se"] = of_mean([part[f"{key}_se"] for part in parts])
+    return made
+
+
+def contrast(
+    points: Sequence[PointScores], weights: Sequence[float], tasks: Sequence[str], *, key: str
+) -> tuple[float, float | None]:
+    """Σ weight · mean over tasks of the points' `scores` or `losses`, and its standard error row by row (paired)."""
+    means, errors = [], []
+    for task in tasks:
+        rows = zip(*(getattr(point[task], key) for point in points), strict=True)
+        values = [sum(weight * value for weight, value in zip(weights, row, strict=True)) for row in rows]
+        means.append(statistics.fmean(values))
+        errors.append(standard_error(values))
+    return statistics.fmean(means), of_mean(errors)
+
+
+def of_mean(errors: Sequence[float | None]) -> float | None:
+    """The standard error of the mean of independent values with these errors; None where one is not known."""
+    known = [error for error in errors if error is not None]
+    return math.sqrt(sum(error**2 for error in known)) / len(errors) if len(known) == len(errors) else None
+
+
+def gain(one: PointScores, other: PointScores, tasks: Sequence[str]) -> dict[str, float | None]:
+    """Mean score of `one` minus that of `other`, with the standard error of the difference row by row (paired)."""
+    score, error = contrast([one, other], [1.0, -1.0], tasks, key="scores")
+    return {"score": score, "score_se": error}

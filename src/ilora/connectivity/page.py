@@ -1,0 +1,84 @@
+"""connectivity/index.html: one self-contained page in which moving t shows each task's score."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ilora.connectivity import files, pictures
+from ilora.files import write_atomic
+from ilora.present.figures import as_svg
+from ilora.present.numbers import plain
+
+
+def write_page(folder: Path, drawn: Mapping[str, str]) -> Path:
+    """Write `folder/index.html` from its complete results. Raises InputError that names a damaged one.
+
+    drawn: SVG texts by name that need not be drawn again.
+    """
+    results = [result for result in files.load_all(folder) if result["complete"]]
+    moving, figures = [], []
+    for result in results:
+        with files.reading(folder / result["file"]):
+            figures += _figures(result, drawn)
+            moving += [_moving(result)] if result["kind"] == "path" else []
+    environment = Environment(
+        loader=PackageLoader("ilora.connectivity", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+    page = environment.get_template("page.html.jinja").render(
+        script=Markup(script),  # our own file; the policy allows this very text and no other
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=Markup(_inert_json(moving)),
+        figures=figures,
+    )
+    target = folder / "index.html"
+    write_atomic(target, page)
+    return target
+
+
+def _inert_json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in, whatever names and labels hold."""
+    text = json.dumps(value, ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _moving(result: dict[str, Any]) -> dict[str, Any]:
+    """What the slider needs of a path: rows (task or mean) by point, score and its standard error in points."""
+    rows = [{"title": plain(task["name"], 40), "at": ("tasks", task["label"])} for task in result["tasks"]]
+    rows += [
+        {"title": pictures.GROUPS[group], "at": (group,)} for group in pictures.GROUPS if group in result["groups"]
+    ]
+    made = []
+    for row in rows:
+        cells = []
+        for point in result["points"]:
+            values = point
+            for key in row["at"]:
+                values = values[key]
+            cells.append([values[key] for key in ("score", "score_se", "loss", "loss_se")])
+        made.append({"title": row["title"], "cells": cells})
+    ends = [plain(end["label"], 48) for end in result["ends"]]
+    return {
+        "title": f"{ends[0]} → {ends[1]}: {result['path']} in {result['space']}",
+        "ts": [point["t"] for point in result["points"]],
+        "best": result["profiles"]["mean"]["score"]["best_t"],
+        "rows": made,
+    }
+
+
+def _figures(result: dict[str, Any], drawn: Mapping[str, str]) -> list[dict[str, Any]]:
+    made = []
+    for ending, draw in pictures.drawings(result).items():
+        name = f"{Path(result['file']).stem}{ending}"
+        # Markup: our own SVG, in which matplotlib drew every text of the user as glyph outlines.
+        made.append({"title": plain(name, 120), "svg": Markup(drawn.get(name) or as_svg(name, draw))})
+    return made

@@ -1,0 +1,306 @@
+"""What is to be compared: a run's minima, or PEFT folders from anywhere, with the tasks to judge them on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ilora.config import Config, load_config
+from ilora.connectivity import space
+from ilora.connectivity.space import Adapter
+from ilora.data.task import Phase, Task, phases
+from ilora.errors import InputError
+from ilora.stream import fingerprint, load_tasks
+from ilora.training.trajectory import Snapshot, snapshots
+
+PAIRS = ("last", "all")
+ADJACENT, TWINS = BETWEEN = ("adjacent", "fast-slow")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two ends, and the tasks on which the points between them are judged; `new` is empty without an order of tasks."""
+
+    ends: tuple[Adapter, Adapter]
+    old: tuple[Task, ...]
+    new: tuple[Task, ...] = ()
+    between: str = ""  # `adjacent` minima or `fast-slow`, for a run
+    when: float = 0.0  # of a run: the phase after which the later end was saved
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Old tasks, then new ones."""
+        return (*self.old, *self.new)
+
+    @property
+    def name(self) -> str:
+        """As it stands in file names."""
+        return "--".join(file_name(end.label) for end in self.ends)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """An adapter of a run on its way, read when it is asked for: a run of many tasks has more than fit into memory.
+
+    variant: `fast`, `slow`, ...; when: tasks trained by then, with parts of one.
+    """
+
+    label: str
+    variant: str
+    when: float
+    read: Callable[[], Adapter]
+
+
+@dataclass(frozen=True)
+class Source:
+    """pairs: for paths. corners: for a plane, if there are three. trail: a run's adapters in the order of training."""
+
+    config: Config
+    pairs: tuple[Pair, ...]
+    corners: tuple[Adapter, Adapter, Adapter] | None
+    trail: tuple[Stage, ...] = ()
+    run: Path | None = None
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """All that models may be made of."""
+        return (*(end for pair in self.pairs for end in pair.ends), *(self.corners or ()))
+
+    def until(self, pair: Pair) -> tuple[Stage, ...]:
+        """The trail up to the pair's later end, so that tasks that a run adds later change nothing of it."""
+        return tuple(stage for stage in self.trail if stage.when <= pair.when)
+
+
+def pair_of(source: Source, between: str) -> Pair:
+    """The last such pair of a run; of adjacent minima, that of the answering adapter."""
+    if between not in BETWEEN:
+        raise InputError(f"--between {between}: allowed are {', '.join(BETWEEN)}")
+    found = [pair for pair in source.pairs if pair.between == between]
+    if not found:
+        need = "two tasks" if between == ADJACENT else "a fast and a slow adapter (method ilora)"
+        raise InputError(f"{source.run}: no {between} pair of adapters; that takes a run with {need}")
+    return found[0]
+
+
+def file_name(label: str) -> str:
+    """A label as it may stand in a file name: nothing of it can leave the folder.
+
+    Only `/` is replaced without a trace; of a label that is squashed or cut more than that, a digest stands behind it.
+    """
+    safe = re.sub(r"[^\w.+-]+", "-", label).strip("-.")[:60] or "adapter"
+    changed = safe != label.replace("/", "-")
+    return f"{safe}-{hashlib.sha256(label.encode()).hexdigest()[:6]}" if changed else safe
+
+
+def read_run(run: Path) -> tuple[Config, list[Task], dict[str, Any]]:
+    """Configuration, tasks and results of a run folder. Raises InputError where it is none, or has none yet."""
+    for name in ("config.yaml", "results.json"):
+        if not (run / name).is_file():
+            raise InputError(f"{run}: not a run folder with results (no {name} in it)")
+    config = load_config(run / "config.yaml")
+    try:
+        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{run / 'results.json'}: not valid JSON: {error}") from None
+    missing = [
+        key for key in ("answers_with", "method", "adapter") if not isinstance(results, dict) or key not in results
+    ]
+    if missing:
+        raise InputError(f"{run / 'results.json'}: not the results of a run (no {', '.join(missing)} in it)")
+    return config, load_tasks(config.data), results
+
+
+def from_run(run: Path, *, pairs: str) -> Source:
+    """Adjacent minima of a run, and each minimum's fast and slow adapter. pairs: the `last` of each kind, or `all`."""
+    if pairs not in PAIRS:
+        raise InputError(f"--pairs {pairs}: allowed are {', '.join(PAIRS)}")
+    config, tasks, results = read_run(run)
+    answering, stream = str(results["answers_with"]), phases(tasks, config.stream)
+    done = [phase for phase in stream if (run / "adapters" / phase.label / answering).is_dir()]
+    if not done:
+        raise InputError(f"{run}: no adapter in adapters/ (method {config.method.name}); paths join LoRA adapters")
+    found = {phase.label: _variants(run, phase, answering) for phase in done}
+    adjacent = [
+        Pair(
+            (found[before.label][variant], found[after.label][variant]),
+            _tasks(done[:number]),
+            after.tasks,
+            ADJACENT,
+            when=number + 1,
+        )
+        for number, (before, after) in enumerate(pairwise(done), 1)
+        for variant in found[after.label]
+        if variant in found[before.label]
+    ]
+    twins = [
+        Pair(
+            (found[phase.label]["fast"], found[phase.label]["slow"]),
+            _tasks(done[: number - 1]),
+            phase.tasks,
+            TWINS,
+            when=number,
+        )
+        for number, phase in enumerate(done, 1)
+        if {"fast", "slow"} <= found[phase.label].keys()
+    ]
+    if pairs == "last":
+        last = found[done[-1].label].values()
+        adjacent = [pair for pair in adjacent if pair.ends[1] in last]
+        twins = twins[-1:]
+    if not adjacent and not twins:
+        raise InputError(f"{run}: one task and one adapter; a path needs two: add a task, or name two adapters")
+    corners = _corners(found, done)
+    return Source(config, (*adjacent, *twins), corners, tuple(_trail(run, done, found)), run)
+
+
+def _tasks(done: Sequence[Phase]) -> tuple[Task, ...]:
+    return tuple(task for phase in done for task in phase.tasks)
+
+
+def _variants(run: Path, phase: Phase, answering: str) -> dict[str, Adapter]:
+    """The saved adapters of a phase, by variant, the answering one first."""
+    folders = [path for path in (run / "adapters" / phase.label).iterdir() if path.is_dir()]
+    folders.sort(key=lambda path: (path.name != answering, path.name))
+    return {path.name: space.read(path, label=f"{phase.label}/{path.name}") for path in folders}
+
+
+def _corners(found: dict[str, dict[str, Adapter]], done: Sequence[Phase]) -> tuple[Adapter, Adapter, Adapter] | None:
+    """Before and after the last task, and the slow one after it; without a slow one the last three minima."""
+    last = found[done[-1].label]
+    if len(done) > 1 and {"fast", "slow"} <= last.keys():
+        return found[done[-2].label]["fast"], last["fast"], last["slow"]
+    if len(done) > 2:
+        variant = next(iter(last))
+        one, two, three = (found[phase.label][variant] for phase in done[-3:])
+        return one, two, three
+    return None
+
+
+def _trail(run: Path, done: Sequence[Phase], found: dict[str, dict[str, Adapter]]) -> Iterator[Stage]:
+    """The snapshots within each task, and the adapters at its end, as they came."""
+    kept = list(snapshots(run / "trajectory"))
+    for number, phase in enumerate(done, 1):
+        ends = found[phase.label]
+        for snapshot in sorted((one for one in kept if one.phase == phase.label), key=lambda one: one.step):
+            for variant in (name for name in ends if name in snapshot.adapters):
+                label, when = f"{phase.label}/{variant}, step {snapshot.step}", number - 1 + snapshot.share
+                yield Stage(label, variant, when, partial(_at, snapshot, variant, ends[variant], label))
+        for variant, adapter in ends.items():
+            yield Stage(adapter.label, variant, number, lambda adapter=adapter: adapter)  # type: ignore[misc]
+
+
+def _at(snapshot: Snapshot, variant: str, like: Adapter, label: str) -> Adapter:
+    """An adapter of a snapshot, of the form of its task's end. Raises InputError where it has other tensors."""
+    tensors = snapshot.tensors(variant)
+    keys = {layer: f"base_model.model.{layer}.lora_" for layer in like.updates}
+    try:
+        updates = {
+            layer: replace(like.updates[layer], down=tensors[f"{key}A.weight"], up=tensors[f"{key}B.weight"])
+            for layer, key in keys.items()
+        }
+    except KeyError as error:
+        raise InputError(f"{snapshot.file}: not of this run: no {error} in it; move it away") from None
+    return Adapter(label, updates, like.base)
+
+
+def from_adapters(folders: Sequence[Path], *, data: Path | None, model: str | None) -> Source:
+    """Any two or three PEFT LoRA folders of one base model, judged on `data` (see `judged_on`)."""
+    if not 2 <= len(folders) <= 3:
+        raise InputError(f"{len(folders)} adapters: give a run folder, or two or three adapter folders")
+    labels = labels_of(folders)
+    found = [space.read(folder, label=label) for folder, label in zip(folders, labels, strict=True)]
+    bases = list(dict.fromkeys(adapter.base for adapter in found if adapter.base))
+    if model is None and len(bases) > 1:
+        raise InputError(f"the adapters name different base models ({', '.join(bases)}); --model says which to use")
+    space.check_space(found, "delta")
+    base = model or next(iter(bases), None)
+    if base is None:
+        raise InputError(f"{folders[0]}: adapter_config.json names no base model; --model says which to use")
+    config = judged_on(data, base)
+    tasks = tuple(load_tasks(config.data))
+    joined = [(0, 1), (0, 2), (1, 2)] if len(found) == 3 else [(0, 1)]
+    pairs = tuple(Pair((found[i], found[k]), tasks) for i, k in joined)
+    corners = (found[0], found[1], found[2]) if len(found) == 3 else None
+    return Source(config, pairs, corners)
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with their parents' or numbers where names alone would share a file."""
+    labels = [folder.resolve().name for folder in folders]
+    if _alike(labels):
+        labels = [f"{folder.resolve().parent.name}/{folder.resolve().name}" for folder in folders]
+    if _alike(labels):
+        labels = [f"{number} {label}" for number, label in enumerate(labels, 1)]
+    return labels
+
+
+def _alike(labels: Sequence[str]) -> bool:
+    """Whether two of them would share a file (names differ in case only on some file systems)."""
+    return len({file_name(label).lower() for label in labels}) < len(labels)
+
+
+def judged_on(data: Path | None, base: str) -> Config:
+    """The configuration for rows of `data`: a run folder, a CONFIG.yaml, a task folder, or a folder of those."""
+    if data is None:
+        raise InputError("no data to judge the adapters on: give --data RUN, CONFIG.yaml, a task folder, or a folder of"
+                         " task folders")  # fmt: skip
+    if not data.exists():
+        raise InputError(f"{data}: no such file or folder")
+    if (data / "config.yaml").is_file() or data.is_file():
+        config = load_config(data / "config.yaml" if data.is_dir() else data)
+        return config.model_copy(update={"model": config.model.model_copy(update={"name": base})})
+    if any((data / f"train.{ending}").is_file() for ending in ("json", "jsonl")):
+        rows: dict[str, Any] = {"tasks": [{"name": data.resolve().name, "path": str(data)}]}
+    else:
+        rows = {"path": str(data)}
+    return load_config({"model": {"name": base}, "data": rows})
+
+
+def digest(adapter: Adapter) -> str:
+    """SHA-256 of what an adapter computes."""
+    found = hashlib.sha256()
+    for layer, update in adapter.updates.items():
+        found.update(f"{layer} {update.scale!r}".encode())
+        for side in (update.down, update.up):
+            found.update(side.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+class Origins:
+    """What results are made from: a file of another origin is another result. Digests are computed once."""
+
+    def __init__(self, config: Config) -> None:
+        self._digests: dict[
+            int, tuple[Adapter | Stage | Task, str]
+        ] = {}  # with the object, so that its id stays its own
+        data, model, evaluation = config.data, config.model, config.evaluation
+        self._common = {
+            "model": {key: getattr(model, key) for key in ("name", "revision", "dtype", "attention")},
+            "data": {key: getattr(data, key) for key in ("template", "separator", "max_length", "cut")},
+            "evaluation": {key: getattr(evaluation, key) for key in ("batch_size", "max_new_tokens")},
+        }
+
+    def of(
+        self, made_from: Sequence[Adapter | Stage], tasks: Sequence[Task], settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The origin of one result: its own adapters, tasks (with the rows it is limited to) and settings."""
+        return {
+            "adapters": {adapter.label: self._digest(adapter) for adapter in made_from},
+            "tasks": {task.label: self._digest(task) for task in tasks},
+            "settings": dict(settings),
+            **self._common,
+        }
+
+    def _digest(self, thing: Adapter | Stage | Task) -> str:
+        if id(thing) not in self._digests:
+            adapter = thing.read() if isinstance(thing, Stage) else thing
+            value = fingerprint(adapter) if isinstance(adapter, Task) else digest(adapter)
+            self._digests[id(thing)] = thing, value
+        return self._digests[id(thing)][1]

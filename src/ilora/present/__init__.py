@@ -1,0 +1,1 @@
+"""What every page, table and picture shares."""

@@ -1,0 +1,86 @@
+"""Pictures in one style, for pages (SVG) and for papers (PNG)."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from ilora.present.numbers import plain
+
+INK, MUTED, GRID = "#1c2733", "#5b6875", "#dfe4e8"
+
+
+# Apart in hue and in lightness; every series also has its own hatch, line style and marker.
+COLOURS = ("#0b4f8a", "#e08a1e", "#5aa9d6", "#8c5a9e", "#7a7a7a")
+
+
+DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+
+
+MARKERS = ("o", "s", "^", "D", "v")
+
+
+_SVG_ID = re.compile(r'\bid="|url\(#|href="#')
+
+
+_STYLE = {
+    "text.parse_math": False,  # names and labels come from the user
+    "text.color": INK,
+    "axes.edgecolor": "#aab4bd",
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "hatch.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9.0,
+    "svg.fonttype": "path",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
+
+
+def _saved(draw: Callable[[], Figure], name: str, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        draw().savefig(buffer, **how)
+    return buffer.getvalue()
+
+
+def as_png(draw: Callable[[], Figure]) -> bytes:
+    """What `draw` draws, in our style, at 200 dots per inch."""
+    return _saved(draw, "png", format="png", dpi=200, metadata={"Software": None})
+
+
+def as_svg(name: str, draw: Callable[[], Figure]) -> str:
+    """What `draw` draws, in our style, as an `<svg>` element whose ids begin with `name`."""
+    text = _saved(draw, name, format="svg", metadata={"Date": None, "Creator": None}).decode()
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    # Several figures stand in one page, where an id must be unique.
+    text = _SVG_ID.sub(lambda match: f"{match[0]}{name}-", text)
+    return re.sub(r">\s+<", "><", text).strip()
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure; sides in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def short_name(text: object, limit: int = 22) -> str:
+    """A user's text as a label: printable, and never what matplotlib would hide (a leading underscore)."""
+    return plain(text, limit).lstrip("_") or "?"

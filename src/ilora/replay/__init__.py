@@ -1,0 +1,1 @@
+"""Replay: stored rows, and pseudo rows."""

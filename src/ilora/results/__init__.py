@@ -1,0 +1,1 @@
+"""What a run measured: written, read, summarised."""

@@ -1,0 +1,105 @@
+"""results.json as it is read: checked, and in the pieces that tables, pages and comparisons are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ilora.errors import InputError
+from ilora.present.numbers import number, plain
+
+Results = Mapping[str, Any]
+"""The parsed `results.json` of a run."""
+
+
+SUMMARY = ("OP", "BWT", "forgetting", "FWT", "plasticity")
+
+
+_PROSE = {"sequential": "sequential fine-tuning", "joint": "joint training"}  # as they read in a sentence
+
+
+def method_title(results: Results, *, prose: bool = False) -> str:
+    """How the method of a run is written: short for tables, or as it reads in a sentence."""
+    method = plain(results.get("method", "?"), 24)
+    title = plain(results.get("title") or method, 24)
+    if results.get("stream") == "joint" and method == "sequential":
+        method = title = "joint"  # plain fine-tuning on all tasks mixed
+    return _PROSE.get(method, title) if prose else title
+
+
+def matrix(results: Results, variant: str) -> list[list[float | None]]:
+    """R of a variant without the rows at its end that were not evaluated yet."""
+    rows = [[number(score) for score in row] for row in results["variants"][variant]["R"]]
+    while rows and all(score is None for score in rows[-1]):
+        rows.pop()
+    return rows
+
+
+def zero_shot_scores(results: Results, variant: str) -> list[float | None]:
+    """The scores before any training; all None if they were not taken."""
+    scores = results["variants"][variant].get("zero_shot") or [None] * len(results["tasks"])
+    return [number(score) for score in scores]
+
+
+def learning_row(results: Results, task: int) -> int:
+    """The row of R that follows the training of a task."""
+    return 0 if results.get("stream") == "joint" else task
+
+
+def task_labels(results: Results) -> list[str]:
+    """The labels of the tasks: what names their files and pairs them between runs."""
+    return [str(task.get("label", task["name"])) for task in results["tasks"]]
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file. Raises InputError naming the file where it is missing or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: file not found") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def read_results(run_dir: Path) -> Results:
+    """The checked `results.json` of a run folder."""
+    path = run_dir / "results.json"
+    try:
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    results = check_results(content, str(path))
+    for label in task_labels(results):
+        if Path(label).name != label:
+            raise InputError(f"{path}: {label!r} cannot be a task's label: it would leave the run folder")
+    return results
+
+
+def check_results(results: object, source: str = "results") -> Results:
+    """`results` if it has the form of schema 1, else InputError naming `source` and the place."""
+    if not isinstance(results, Mapping):
+        raise InputError(f"{source}: expected an object, found {type(results).__name__}")
+    if results.get("schema") != 1:
+        raise InputError(f"{source}: schema {results.get('schema')!r} is unknown; this version reads 1")
+    tasks, variants = results.get("tasks"), results.get("variants")
+    if (
+        not tasks
+        or not isinstance(tasks, list)
+        or any(not isinstance(task, dict) or "name" not in task for task in tasks)
+    ):
+        raise InputError(f"{source}: 'tasks' must be a list of objects with a 'name'")
+    if not isinstance(variants, Mapping) or str(results.get("answers_with")) not in variants:
+        raise InputError(f"{source}: 'answers_with' must name one of 'variants'")
+    for key, kind in (("cost", dict), ("phases", list)):
+        if not isinstance(results.get(key) or kind(), kind):
+            raise InputError(f"{source}: '{key}' has the wrong type, {type(results[key]).__name__}")
+    for name, variant in variants.items():
+        rows = variant.get("R") if isinstance(variant, Mapping) else None
+        if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == len(tasks) for r in rows):
+            raise InputError(f"{source}: variants.{name}.R must be rows of {len(tasks)} scores")
+        zero_shot = variant.get("zero_shot")
+        if zero_shot is not None and not (isinstance(zero_shot, list) and len(zero_shot) == len(tasks)):
+            raise InputError(f"{source}: variants.{name}.zero_shot must be null or {len(tasks)} scores")
+    return results

@@ -1,0 +1,51 @@
+"""Adapters with known weights, a ground on the tiny model, and a finished tiny run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ilora import run
+from ilora.connectivity.ground import Ground
+from ilora.connectivity.space import Adapter
+from ilora.model.adapters import LowRank
+from ilora.stream import load_tasks
+from tests.conftest import MakeConfig
+
+LAYERS = [f"model.layers.{number}.self_attn.{name}" for number in range(2) for name in ("q_proj", "v_proj")]
+SIZES = {"q_proj": (32, 32), "v_proj": (16, 32)}  # (out, in) of the tiny model
+
+
+def random_adapter(label: str, seed: int, *, rank: int = 4, scale: float = 2.0, size: float = 0.2) -> Adapter:
+    """Random A and B for q_proj and v_proj of both layers of the tiny model."""
+    source = torch.Generator().manual_seed(seed)
+    updates = {}
+    for layer in LAYERS:
+        out, inner = SIZES[layer.rpartition(".")[2]]
+        down, up = (size * torch.randn(shape, generator=source) for shape in ((rank, inner), (out, rank)))
+        updates[layer] = LowRank(down, up, scale)
+    settings = {"peft_type": "LORA", "target_modules": ["q_proj", "v_proj"], "r": rank, "lora_alpha": scale * rank}
+    return Adapter(label, updates, "tiny", settings)
+
+
+def update(adapter: Adapter, layer: str) -> torch.Tensor:
+    """ΔW of a layer, formed: (out, in), float64."""
+    one = adapter.updates[layer]
+    return one.scale * one.up.double() @ one.down.double()
+
+
+@pytest.fixture(scope="session")
+def ground(make_config: MakeConfig) -> Ground:
+    """The tiny model with a slot, and the test rows of two tasks."""
+    config = make_config("evaluation.batch_size=3")
+    return Ground(config, load_tasks(config.data)[:2], LAYERS, split="test")
+
+
+@pytest.fixture(scope="session")
+def finished(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two tasks with both of I-LoRA's adapters, trained enough that their answers score apart."""
+    tasks = "data.tasks=[{name: one, metric: edit}, {name: two, metric: edit}]"
+    config = make_config(tasks, "training.epochs=12", "training.learning_rate=0.02", "training.trajectory=4")
+    return run(config, tmp_path_factory.mktemp("connect") / "run", quiet=True).path

@@ -1,0 +1,80 @@
+"""The house: every room imports from the floors below it alone, so no room can stand in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "ilora"
+
+# From the ground up. A room is a folder or a file of the package; it may import from rooms of lower floors only.
+FLOORS = (
+    ("errors",),
+    ("registry", "settings", "files", "progress", "present"),
+    ("data",),
+    ("kernels", "replay", "metrics"),
+    ("results", "model"),
+    ("benchmarks", "methods", "evaluation"),
+    ("config",),
+    ("stream", "compare"),
+    ("training",),
+    ("connectivity", "check"),
+    ("report", "sweep"),
+    ("runner",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, room) of everything that a file imports from the package: at its top, in a function, for types."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: write imports in full"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("ilora."):
+                yield node.lineno, name.split(".")[1]
+
+
+def room_of(file: Path) -> str:
+    """The folder or file of the package in which a file stands."""
+    return file.relative_to(ROOT).with_suffix("").parts[0]
+
+
+FILES = [file for file in sorted(ROOT.rglob("*.py")) if room_of(file) != "__init__"]  # it offers what others make
+
+
+def upward(file: Path) -> list[str]:
+    """The imports of a file that do not run down, each with its place."""
+    here = room_of(file)
+    return [
+        f"{file.relative_to(ROOT)}:{line}: {here} (floor {FLOOR[here]}) imports {room} (floor {FLOOR[room]})"
+        for line, room in imports(file)
+        if room != here and FLOOR[room] >= FLOOR[here]
+    ]
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(file) for file in FILES} == set(FLOOR)
+
+
+def test_imports_run_down() -> None:
+    assert not [arrow for file in FILES for arrow in upward(file)]
+
+
+def test_an_arrow_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.test_house.ROOT", tmp_path)
+    bad = tmp_path / "data" / "rows.py"
+    bad.parent.mkdir()
+    bad.write_text("def late():\n    from ilora.report.html import write_report\n")
+    assert upward(bad) == [f"data/rows.py:2: data (floor {FLOOR['data']}) imports report (floor {FLOOR['report']})"]
