@@ -20,6 +20,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
+from ilora import files
 from ilora.cli import main
 from ilora.config import Config
 from ilora.methods.ilora import ILoRA
@@ -369,7 +370,9 @@ def fill_disk(patch: pytest.MonkeyPatch, what: str) -> None:
 
         patch.setattr(adapters, "save", failing_from(2, save, fail if "safetensors" in what else full_disk))
     else:
-        patch.setattr(checkpoint, "write_flushed", on_files(what))
+        writing = on_files(what)
+        for module in (checkpoint, files):
+            patch.setattr(module, "write_flushed", writing)
 
 
 @pytest.mark.parametrize(

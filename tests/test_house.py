@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,20 @@ def test_an_arrow_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     bad.parent.mkdir()
     bad.write_text("def late():\n    from ilora.report.html import write_report\n")
     assert upward(bad) == [f"data/rows.py:2: data (floor {FLOOR['data']}) imports report (floor {FLOOR['report']})"]
+
+
+def modules_imported(file: Path, modules: dict[str, Path]) -> set[str]:
+    """The files of the package that a file imports, by module name; a name taken from a package is that package's."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in modules else str(node.module) for name in names}
+    return found & modules.keys()
+
+
+def test_no_files_import_each_other() -> None:
+    names = {file: ".".join(("ilora", *file.relative_to(ROOT).with_suffix("").parts)) for file in FILES}
+    modules = {name.removesuffix(".__init__"): file for file, name in names.items()}
+    order = TopologicalSorter({name: modules_imported(file, modules) for name, file in modules.items()})
+    order.prepare()  # raises CycleError with the files of a circle

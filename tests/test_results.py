@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from ilora import run
 from ilora.check.audit import check_config
 from ilora.errors import InputError
-from ilora.results.scores import standard_error
+from ilora.results.matrix import standard_error
 from tests.conftest import MakeConfig, write_task
 
 
@@ -23,7 +22,8 @@ def test_the_standard_error_is_that_of_many_resamples() -> None:
         resampled = np.random.default_rng(0).choice(scores, size=(20_000, len(scores))).mean(axis=1)
         assert standard_error(scores) == pytest.approx(resampled.std(), rel=0.03)
     assert standard_error([1.0, 1.0]) == 0
-    assert standard_error([0.0, 1.0]) == pytest.approx(math.sqrt(0.5) / 2)
+    assert standard_error([0.0, 1.0]) == pytest.approx(0.5)
+    assert standard_error([1.0]) is None
 
 
 def test_errors_and_perplexity_of_a_run(make_config: MakeConfig, tmp_path: Path) -> None:

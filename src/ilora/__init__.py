@@ -10,19 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 from ilora.config import Config, load_config
 from ilora.errors import IloraError, InputError
+from ilora.settings import MethodConfig
 
 if TYPE_CHECKING:
+    from ilora.data.examples import Batch, Totals
+    from ilora.data.task import Row, Task
     from ilora.methods.base import METHODS, Method
     from ilora.runner import RunResult, add, resume, run
 
 __version__ = "0.1.0"
 __all__ = [
     "METHODS",
+    "Batch",
     "Config",
     "IloraError",
     "InputError",
     "Method",
+    "MethodConfig",
+    "Row",
     "RunResult",
+    "Task",
+    "Totals",
     "add",
     "load_config",
     "resume",
@@ -34,6 +42,10 @@ _LATE = {
     "resume": "runner",
     "add": "runner",
     "RunResult": "runner",
+    "Batch": "data.examples",
+    "Totals": "data.examples",
+    "Row": "data.task",
+    "Task": "data.task",
     "Method": "methods.base",
     "METHODS": "methods.base",
 }

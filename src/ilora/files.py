@@ -1,11 +1,14 @@
-"""Writing that a kill or a power cut leaves whole: the old content or the new one."""
+"""Locks on folders, and writing that a kill or a power cut leaves whole: the old content or the new one."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ilora.errors import IloraError
+from ilora.errors import IloraError, InputError
 
 
 def flush_folder(folder: Path) -> None:
@@ -56,3 +59,17 @@ def append_line(path: Path, text: str) -> None:
             file.write(text + "\n")
     except OSError as error:
         raise IloraError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+@contextmanager
+def locked(folder: Path, *, what: str) -> Iterator[None]:
+    """Hold a folder for this process; the system drops the lock when the process ends, however it ends.
+
+    what: a word for the folder's content. Raises InputError where another process holds it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is working on this {what}") from None
+        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import importlib.util
 import json
@@ -27,7 +26,7 @@ from ilora.config import Config, load_config
 from ilora.data.duplicates import warnings
 from ilora.data.task import Task, task_label
 from ilora.errors import IloraError, InputError
-from ilora.files import write_atomic
+from ilora.files import locked, write_atomic
 from ilora.progress import Display
 from ilora.report.html import write_report
 from ilora.report.tables import run_table
@@ -81,7 +80,7 @@ def run(config: Config, out: str | Path | None = None, *, quiet: bool = False) -
         def begin() -> None:
             _refuse_existing(path)
             path.mkdir(parents=True)
-            held.enter_context(_lock(path))
+            held.enter_context(locked(path, what="run"))
             _write_config(path, config)
 
         return _execute(path, config, tasks, accelerator=accelerator, quiet=quiet, begin=begin)
@@ -245,20 +244,9 @@ def _refuse_existing(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, accelerator: Accelerator) -> Iterator[None]:
-    """`_lock`, held by the first process for all of them."""
+    """`files.locked`, held by the first process for all of them."""
     with ExitStack() as held:
-        _on_main(accelerator, lambda: held.enter_context(_lock(path)))
-        yield
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time works on a run; the system drops the lock when that process ends, however it ends."""
-    with (path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{path}: another process is working on this run") from None
+        _on_main(accelerator, lambda: held.enter_context(locked(path, what="run")))
         yield
 
 

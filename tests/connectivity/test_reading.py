@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ilora.connectivity.ground import Ground, TaskScores, average, contrast, gain, limited, open_ground, standard_error
+from ilora.connectivity.ground import Ground, TaskScores, average, contrast, gain, limited, open_ground
 from ilora.connectivity.paths import grid, make_path
 from ilora.connectivity.reading import Reading, Stem, batches, stem_length
 from ilora.connectivity.space import Adapter
@@ -92,7 +92,6 @@ def test_averages_and_gains_by_hand() -> None:
     found = gain(one, two, ["x", "y"])
     assert found["score"] == 0.5
     assert found["score_se"] == pytest.approx((0.5**2 + 0.5**2) ** 0.5 / 2)
-    assert standard_error([1.0]) is None
     # The middle against the ends' line, row by row: x gives 1 − ½ − 0, 0; y gives 1 − ½ − ½, 1 − ½ − 0.
     mean, error = contrast([one, one, two], [1.0, -0.5, -0.5], ["x", "y"], key="scores")
     assert (mean, error) == (0.25, pytest.approx((0.25**2 + 0.25**2) ** 0.5 / 2))

@@ -1,33 +1,6 @@
 """Named benchmarks: `mini8` makes its rows, the others read a folder that the user has, or the hub."""
 
-from __future__ import annotations
+from ilora.benchmarks import mini, streams, trace
+from ilora.benchmarks.base import BENCHMARKS, Generator, Stream
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-
-from ilora.data.task import Task
-from ilora.registry import Registry
-from ilora.settings import TaskConfig
-
-Generator = Callable[..., list[Task]]
-"""A seed and sizes to tasks."""
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A benchmark over files: `read(task, folder, resplit)` gives one task, from its own place or the folder of all.
-
-    Without either it is taken from the Hugging Face hub. tasks: the default stream, in its order. known: every task
-    that `data.tasks` may name.
-    """
-
-    about: str
-    tasks: tuple[str, ...]
-    known: tuple[str, ...]
-    read: Callable[[TaskConfig, Path | None, bool], Task]
-
-
-BENCHMARKS: Registry[Generator | Stream] = Registry("benchmark")
-
-from ilora.benchmarks import mini, streams, trace  # noqa: E402,F401  (they register themselves)
+__all__ = ["BENCHMARKS", "Generator", "Stream", "mini", "streams", "trace"]

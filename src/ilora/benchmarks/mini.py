@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ilora.benchmarks import BENCHMARKS
+from ilora.benchmarks.base import BENCHMARKS
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ilora.benchmarks import BENCHMARKS, Stream
+from ilora.benchmarks.base import BENCHMARKS, Stream
 from ilora.benchmarks.sources import files_by_split, normal, own_files, refuse_columns
 from ilora.data import tables
 from ilora.data.rows import collect, field_names, filled, row

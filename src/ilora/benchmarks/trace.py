@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ilora.benchmarks import BENCHMARKS, Stream
+from ilora.benchmarks.base import BENCHMARKS, Stream
 from ilora.benchmarks.sources import Hub, Spec, read
 from ilora.data.rows import filled
 from ilora.data.tables import Problem, kind

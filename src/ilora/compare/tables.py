@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ilora.compare.budget import size
-from ilora.present.numbers import number, plain, points
+from ilora.present.numbers import duration, plain, points
 from ilora.results.reader import SUMMARY
 
 Comparison = Mapping[str, Any]
@@ -199,17 +199,6 @@ def _amount(key: str, value: float | None) -> Cell:
     if key.endswith("seconds"):
         return Cell(duration(value), value)
     return Cell(size(value) if key.endswith("bytes") else f"{value:,.0f}", value)
-
-
-def duration(seconds: object) -> str:
-    """Seconds in words."""
-    found = number(seconds)
-    if found is None:
-        return NONE
-    if found < 60:
-        return f"{found:.1f} s"
-    minutes, rest = divmod(round(found), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def scope(comparison: Comparison) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ilora.config import Config
 from ilora.connectivity import files, paths, space
-from ilora.connectivity.ground import limited, open_ground, standard_error
+from ilora.connectivity.ground import limited, open_ground
 from ilora.connectivity.sources import Origins, Pair, digest, file_name, from_run, judged_on, pair_of, read_run
 from ilora.connectivity.space import Adapter
 from ilora.data.task import Task
@@ -19,6 +19,7 @@ from ilora.errors import InputError
 from ilora.evaluation import scoring
 from ilora.files import write_atomic
 from ilora.progress import Display
+from ilora.results.matrix import standard_error
 from ilora.stream import load_tasks
 
 SCHEMA = 1

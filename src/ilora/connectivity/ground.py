@@ -24,6 +24,7 @@ from ilora.model import adapters
 from ilora.model import base as model
 from ilora.model.learner import Learner
 from ilora.replay.memory import ReplayMemory
+from ilora.results.matrix import standard_error
 
 SLOT = "point"  # the name of the adapter whose tensors are exchanged
 
@@ -47,11 +48,6 @@ class TaskScores:
 
 
 PointScores = dict[str, TaskScores]  # by the task's label
-
-
-def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean of independent values; None for a single one."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 class Ground:

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from ilora.files import write_flushed
+from ilora.files import write_atomic
 from ilora.present.figures import COLOURS, INK, MUTED, as_png, as_svg, new_figure, short_name
 
 Result = Mapping[str, Any]
@@ -48,8 +48,8 @@ def write(result: Result, folder: Path, name: str) -> dict[str, str]:
     for ending, draw in drawings(result).items():
         stem = f"{name}{ending}"
         made[stem] = as_svg(stem, draw)
-        write_flushed(folder / f"{stem}.svg", f'<?xml version="1.0" encoding="utf-8"?>\n{made[stem]}'.encode())
-        write_flushed(folder / f"{stem}.png", as_png(draw))
+        write_atomic(folder / f"{stem}.svg", f'<?xml version="1.0" encoding="utf-8"?>\n{made[stem]}'.encode())
+        write_atomic(folder / f"{stem}.png", as_png(draw))
     return made
 
 

@@ -118,7 +118,7 @@ class Method:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`; the adapters are there already."""
+        """Inverse of `state_dict`; the adapters are there already, and the tensors are on the device."""
 
     # -- tools ----------------------------------------------------------------------------------------------------
 

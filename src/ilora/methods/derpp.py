@@ -102,4 +102,4 @@ class DERpp(ExperienceReplay):
         """Inverse of `state_dict`."""
         for name, value in state.items():
             kind, _, key = name.partition(".")
-            getattr(self, kind)[key] = value.to(self.learner.device)
+            getattr(self, kind)[key] = value

@@ -102,6 +102,6 @@ class EWC(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        count, device = len(state) // 2, self.learner.device
-        self.importance = [state[f"importance.{n}"].to(device) for n in range(count)]
-        self.anchor = [state[f"anchor.{n}"].to(device) for n in range(count)]
+        count = len(state) // 2
+        self.importance = [state[f"importance.{n}"] for n in range(count)]
+        self.anchor = [state[f"anchor.{n}"] for n in range(count)]

@@ -117,5 +117,5 @@ class ProgressivePrompts(PromptMethod):
         """Inverse of `state_dict`."""
         self.number_of = dict(state["number_of"])
         names = sorted(key for key in state if key.startswith("prompts."))
-        self.finished = [state[name].to(self.learner.device) for name in names]
+        self.finished = [state[name] for name in names]
         fill(self.trainable, [state[f"training.{n}"] for n in range(len(self.trainable))])

@@ -97,4 +97,4 @@ class Router(Individual):
         """Inverse of `state_dict`."""
         super().load_state_dict(state)
         found = {key.partition(".")[2]: value for key, value in state.items() if key.startswith("prototype.")}
-        self.prototypes = {name: found[name].to(self.learner.device) for name in sorted(found)}
+        self.prototypes = {name: found[name] for name in sorted(found)}

@@ -204,8 +204,12 @@ def state(model: PeftModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_state(model: PeftModel, tensors: dict[str, Tensor], *, first: str) -> None:
-    """Inverse of `state`: adds the adapters that are missing, frozen, and fills all."""
-    for name in dict.fromkeys(key.partition(":")[0] for key in tensors):
+    """Inverse of `state`: adds the adapters that are missing, frozen, and fills all.
+
+    They are added by name: a safetensors file gives its tensors in an order of its own at every reading, and the
+    order in which a method adds up its adapters shows in the last bits of the result.
+    """
+    for name in sorted({key.partition(":")[0] for key in tensors}):
         if name not in names(model):
             add(model, name, like=first)
     for name in names(model):

@@ -40,3 +40,14 @@ def markdown(lines: Sequence[Sequence[str]], *, strong: Sequence[Sequence[bool]]
 def markdown_text(text: str) -> str:
     """The text as it stands, for Markdown."""
     return re.sub(r"([\\`*_|<>\[\]~&#])", r"\\\1", text)
+
+
+def duration(seconds: object) -> str:
+    """Seconds in words; an en dash where there is no number."""
+    found = number(seconds)
+    if found is None:
+        return "–"
+    if found < 60:
+        return f"{found:.1f} s"
+    minutes, rest = divmod(round(found), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

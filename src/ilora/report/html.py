@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import yaml
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ilora.errors import IloraError, InputError
-from ilora.present.numbers import number, plain, points
+from ilora.errors import InputError
+from ilora.files import write_atomic
+from ilora.present.numbers import duration, number, plain, points
 from ilora.report.connectivity import connectivity
 from ilora.report.general import harness_rows, perplexity_rows, text_name
 from ilora.report.plots import bars_svg, curves_svg, heatmap_svg, loss_svg
@@ -45,14 +45,7 @@ def write_report(run_dir: Path) -> Path:
     template = _environment().get_template("report.html.jinja")
     page = template.render(_context(run_dir))
     target = run_dir / "report.html"
-    temporary = run_dir / f".report.html.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-        temporary.replace(target)
-    except OSError as error:
-        raise IloraError(f"{target}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(target, page.encode("utf-8", errors="replace"))
     return target
 
 
@@ -94,7 +87,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["pts"] = lambda score: points(score).replace("-", "−")
-    environment.filters["duration"] = _duration
+    environment.filters["duration"] = duration
     environment.filters["count"] = lambda amount: "–" if number(amount) is None else f"{amount:,.0f}"
     environment.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
     environment.filters["tint"] = lambda lost: f"{min(1.0, max(0.0, lost or 0.0)):.3f}"
@@ -242,13 +235,3 @@ def _clip(text: object, limit: int) -> str:
     if len(whole) <= limit:
         return whole or "(empty)"
     return f"{whole[: limit // 2]}\n[… {len(whole) - limit} characters …]\n{whole[-(limit // 2) :]}"
-
-
-def _duration(value: object) -> str:
-    seconds = number(value)
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -14,6 +14,8 @@ Source: METHOD, after Lopez-Paz and Ranzato (2017) and Chaudhry et al. (2018).
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 
 from ilora.errors import InputError
@@ -124,3 +126,8 @@ def _minus(left: float | None, right: float | None) -> float | None:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """The standard error of the mean of independent values, s / √n with s over n - 1; None for a single one."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ilora.data.task import Phase, Task
 from ilora.errors import InputError
-from ilora.results.matrix import summarise
+from ilora.results.matrix import standard_error, summarise
 from ilora.settings import method_label
 
 SCHEMA = 1
@@ -124,16 +122,6 @@ def _cell(path: Path) -> Cell:
         return Cell()
     scores = [record["score"] for record in read_records(path)]
     return Cell(sum(scores) / len(scores), standard_error(scores), len(scores)) if scores else Cell(rows=0)
-
-
-def standard_error(scores: Sequence[float]) -> float:
-    """The bootstrap standard error of the mean, over the rows.
-
-    Of a mean the bootstrap with infinitely many resamples has a closed form, so none are drawn: sqrt(sum of squared
-    deviations) / n (Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 6.2).
-    """
-    mean = sum(scores) / len(scores)
-    return math.sqrt(sum((score - mean) ** 2 for score in scores)) / len(scores)
 
 
 def _mean(path: Path, key: str) -> float | None:

@@ -16,7 +16,7 @@ import yaml
 
 from ilora.config import load_config
 from ilora.errors import InputError
-from ilora.files import write_atomic
+from ilora.files import locked, write_atomic
 from ilora.sweep.plan import Job
 
 SCHEMA = 1
@@ -142,11 +142,7 @@ class Book:
     def alone(self) -> Iterator[None]:
         """One process at a time works on a sweep."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.path}: another process is working on this sweep") from None
+        with locked(self.path, what="sweep"):
             yield
 
 

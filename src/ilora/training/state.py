@@ -103,7 +103,9 @@ class State:
         self.position = Position(**values["position"])
         self.counters = Counters(**values["counters"])
         adapters.load_state(self.learner.model, tensors["adapters"], first="fast")
-        self.method.load_state_dict(values["method"] | tensors["method"])
+        device = self.learner.device
+        own = {name: tensor.to(device) for name, tensor in tensors["method"].items()}
+        self.method.load_state_dict(values["method"] | own)
         self.learner.memory.load_state_dict(values["memory"] | tensors["memory"])
         self.optimizer = make_optimizer(self.method.trainable, self.config.training)
         self.optimizer.load_state_dict(
