@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,18 @@ def test_state_round_trip_adds_missing_adapters_frozen(model: PeftModel, tiny_mo
     for name in ("fast", "slow"):
         with adapters.active(model, name), adapters.active(other, name):
             assert torch.equal(logits(other), logits(model))
+
+
+def test_loaded_adapters_stand_in_one_order_however_the_tensors_came(model: PeftModel, tiny_model: Path) -> None:
+    for number in (1, 2, 3):
+        adapters.add(model, f"task-{number:04d}", like="fast", seed=number)
+    stored = {key: value.clone() for key, value in adapters.state(model).items()}
+    for seed in range(4):
+        keys = list(stored)
+        random.Random(seed).shuffle(keys)
+        other = adapters.attach(base(tiny_model), CONFIG, name="fast", seed=9)
+        adapters.load_state(other, {key: stored[key] for key in keys}, first="fast")
+        assert adapters.names(other) == ["fast", "slow", "task-0001", "task-0002", "task-0003"]
 
 
 def test_saved_folders_are_plain_peft(model: PeftModel, tiny_model: Path, tmp_path: Path) -> None:

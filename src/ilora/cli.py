@@ -216,7 +216,7 @@ def compare(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Many runs side by side: means with intervals, paired differences, no ranking that the data do not carry."""
+    """Many runs side by side: means with intervals, and paired differences. Nothing is ranked within its error."""
     from rich.console import Console
 
     from ilora.commands.compare import compare as compare_them

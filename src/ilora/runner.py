@@ -43,7 +43,7 @@ _PACKAGES = ("ilora", "torch", "transformers", "peft", "accelerate", "safetensor
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run left behind: the content of its results.json, and that of the runs beside it."""
+    """A finished run: its folder, the content of its results.json, and that of its contrast runs."""
 
     path: Path
     results: dict[str, Any]

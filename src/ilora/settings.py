@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
 
 
 def method_label(name: str) -> str:
@@ -56,11 +56,11 @@ class ModelConfig(Section):
 class AdapterConfig(Section):
     """The LoRA adapter (rank r, scaling alpha / r)."""
 
-    r: Count = 8
+    r: PositiveInt = 8
     alpha: float = Field(16, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
     target_modules: list[str] | Literal["all-linear"] = Field(["q_proj", "v_proj"], min_length=1)
-    layers: Count | None = Field(None, description="the last so many layers carry the adapter; None: all")
+    layers: PositiveInt | None = Field(None, description="the last so many layers carry the adapter; None: all")
     keep_below: bool = Field(
         False,
         description="with `layers`: compute the states below once for each row and keep them on disk ($ILORA_CACHE)",
@@ -95,7 +95,7 @@ class TaskConfig(Section):
     scoring: Literal["generate", "rank"] = Field(
         "generate", description="rank: the likeliest of the choices is the prediction"
     )
-    max_new_tokens: Count | None = None
+    max_new_tokens: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> TaskConfig:
@@ -117,9 +117,9 @@ class TaskConfig(Section):
 class LimitConfig(Section):
     """At most so many rows a split (a fixed random subset, the same for every seed); None: all."""
 
-    train: Count | None = None
-    eval: Count | None = None
-    test: Count | None = None
+    train: PositiveInt | None = None
+    eval: PositiveInt | None = None
+    test: PositiveInt | None = None
 
 
 class DataConfig(Section):
@@ -168,9 +168,9 @@ class DataConfig(Section):
 class TrainingConfig(Section):
     """The optimizer and its step."""
 
-    epochs: Count = 3
-    global_batch_size: Count = Field(16, description="current rows per optimizer step, over all processes")
-    micro_batch_size: Count = Field(
+    epochs: PositiveInt = 3
+    global_batch_size: PositiveInt = Field(16, description="current rows per optimizer step, over all processes")
+    micro_batch_size: PositiveInt = Field(
         8, description="rows per forward pass and process; changes memory and speed, not the result"
     )
     learning_rate: float = Field(2e-4, gt=0, lt=1e30)
@@ -182,7 +182,9 @@ class TrainingConfig(Section):
     loss_average: Literal["tokens", "rows"] = Field(
         "tokens", description="rows: every row counts alike, however long its answer"
     )
-    checkpoint_every: Count = Field(50, description="optimizer steps between resumable checkpoints (two are kept)")
+    checkpoint_every: PositiveInt = Field(
+        50, description="optimizer steps between resumable checkpoints (two are kept)"
+    )
     trajectory: int = Field(
         4,
         ge=0,
@@ -194,8 +196,8 @@ class EvaluationConfig(Section):
     """What is measured after each task."""
 
     split: Literal["eval", "test"] = "test"
-    batch_size: Count = 32
-    max_new_tokens: Count | Literal["auto"] = Field(
+    batch_size: PositiveInt = 32
+    max_new_tokens: PositiveInt | Literal["auto"] = Field(
         "auto", description="auto: 1.5 x the longest training answer + 4, at most 128"
     )
     merge: bool = Field(False, description="merge the adapter into the weights while evaluating (restored bit for bit)")

@@ -68,7 +68,7 @@ def perplexity(learner: Learner, windows: list[list[int]]) -> dict[str, Any]:
                 total += torch.stack([loss, torch.tensor(float(len(window) - 1), device=learner.device)])
     finally:
         learner.model.train(training)
-    learner.add_up([total])
+    learner.all_reduce([total])
     loss_sum, tokens = total.tolist()
     mean = loss_sum / tokens
     return {"perplexity": math.exp(mean) if mean < _HIGHEST else None, "tokens": int(tokens)}

@@ -116,7 +116,7 @@ class Gather(torch.autograd.Function):
 
 
 def _shared_beginnings(mask: list[list[int]], ids: list[list[int]]) -> tuple[list[int], list[int]]:
-    """`taken` and `token_at` of rows in which a token is new where what stands before it, or it itself, is."""
+    """`taken` and `token_at` of rows. A token is new unless an earlier row has it with the same tokens before it."""
     known: dict[tuple[int, int], int] = {}  # (the token before, an id): the token
     taken: list[int] = []
     token_at: list[int] = []

@@ -151,7 +151,7 @@ class Method:
         """
         rows = [replace(example, replayed=False) for example in examples]
         totals, total = Totals.of(rows), None
-        for batch in self.learner.share(rows):
+        for batch in self.learner.micro_batches(rows):
             per_row, count, _ = self._per_row(self.learner.forward(batch, dropout=False).logits, batch, totals)
             parts = torch.autograd.grad(per_row.sum() / count, self.trainable)
             flat = torch.cat([part.flatten() for part in parts])
@@ -159,7 +159,7 @@ class Method:
             self.learner.passes["backward"] += len(batch.examples)
         if total is None:  # fewer rows than processes
             total = torch.cat([torch.zeros_like(parameter).flatten() for parameter in self.trainable])
-        self.learner.add_up([total])
+        self.learner.all_reduce([total])
         return total
 
     def _per_row(self, logits: Tensor, batch: Batch, totals: Totals) -> tuple[Tensor, int, int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ilora.data.examples import Batch, Example, Totals, collate
 from ilora.methods.base import METHODS
 from ilora.methods.er import ExperienceReplay, ReplayConfig
-from ilora.settings import Count
+from ilora.settings import PositiveInt
 
 
 @METHODS("derpp")
@@ -36,7 +36,9 @@ class DERpp(ExperienceReplay):
         """Replay, and the logit term."""
 
         strength: float = Field(0.1, ge=0, description="weight of the logit term")
-        stored_logits: Count | None = Field(64, description="largest logits kept at each answer position; None: all")
+        stored_logits: PositiveInt | None = Field(
+            64, description="largest logits kept at each answer position; None: all"
+        )
 
     def __init__(self, learner: Any, config: Any) -> None:
         super().__init__(learner, config)

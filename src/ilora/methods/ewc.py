@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS, Method
-from ilora.settings import Count, Fraction, MethodConfig
+from ilora.settings import Fraction, MethodConfig, PositiveInt
 
 
 @METHODS("ewc")
@@ -44,7 +44,9 @@ class EWC(Method):
         strength: float = Field(100.0, ge=0, description="weight of the penalty")
         fisher: Literal["per_task", "online"] = Field("per_task", description="online: one anchor, the newest")
         decay: Fraction = Field(0.9, description="online: factor on the earlier importance")
-        fisher_rows: Count = Field(200, description="training rows, at most, that a task's Fisher is the mean over")
+        fisher_rows: PositiveInt = Field(
+            200, description="training rows, at most, that a task's Fisher is the mean over"
+        )
 
     def __init__(self, learner: Any, config: Any) -> None:
         super().__init__(learner, config)
@@ -85,13 +87,13 @@ class EWC(Method):
         size = min(self.config.fisher_rows, len(learner.rows))
         rows = random.Random(f"{learner.seed}/fisher/{learner.task}").sample(list(learner.rows), size)
         total = [torch.zeros_like(weight) for weight in self.trainable]
-        for batch in learner.share(rows, size=1):  # squares of single rows' gradients, not of a batch's mean
+        for batch in learner.micro_batches(rows, size=1):  # squares of single rows' gradients, not of a batch's mean
             logits = learner.forward(batch, dropout=False).logits
             loss = token_losses(logits[:, :-1], batch.targets).sum()
             for mean, gradient in zip(total, torch.autograd.grad(loss, self.trainable), strict=True):
                 mean += gradient.square() / size
             learner.passes["backward"] += 1
-        learner.add_up(total)
+        learner.all_reduce(total)
         return total
 
     def state_dict(self) -> dict[str, Any]:

@@ -186,9 +186,9 @@ class ILoRAPlus(ILoRA):
         with adapters.active(learner.model, "slow"):
             for rows in by_task(learner.memory.examples).values():
                 total = torch.zeros((), device=learner.device)
-                for batch in learner.share(rows):
+                for batch in learner.micro_batches(rows):
                     logits = learner.forward(batch, dropout=False).logits
                     total += token_losses(logits[:, :-1], batch.targets).sum() / Totals.of(rows).current.labels
                 found.append(total)
-        learner.add_up(found)
+        learner.all_reduce(found)
         return float(torch.stack(found).mean())

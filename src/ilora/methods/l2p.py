@@ -23,7 +23,7 @@ from torch.nn import functional
 from ilora.data.examples import Batch, Totals
 from ilora.methods.base import METHODS
 from ilora.methods.prompts import PromptConfig, PromptMethod, fill
-from ilora.settings import Count
+from ilora.settings import PositiveInt
 
 
 @METHODS("l2p")
@@ -44,9 +44,9 @@ class L2P(PromptMethod):
         """The pool; sizes as in the released settings."""
 
         strength: float = Field(0.5, ge=0, description="weight of the pull of keys towards queries")
-        pool_size: Count = Field(10, description="prompts in the pool")
-        prompt_length: Count = Field(5, description="vectors a prompt")
-        top_k: Count = Field(3, description="prompts a row uses")
+        pool_size: PositiveInt = Field(10, description="prompts in the pool")
+        prompt_length: PositiveInt = Field(5, description="vectors a prompt")
+        top_k: PositiveInt = Field(3, description="prompts a row uses")
 
         @model_validator(mode="after")
         def _enough(self) -> L2P.Config:

@@ -21,7 +21,7 @@ from ilora.data.examples import Batch, Totals
 from ilora.methods.base import METHODS
 from ilora.methods.prompts import PromptConfig, PromptMethod, fill
 from ilora.model import adapters
-from ilora.settings import Count
+from ilora.settings import PositiveInt
 
 
 @METHODS("progressive_prompts")
@@ -44,8 +44,8 @@ class ProgressivePrompts(PromptMethod):
     class Config(PromptConfig):
         """Sizes as in the released settings."""
 
-        prompt_length: Count = Field(20, description="vectors a task")
-        bottleneck: Count = Field(128, description="width of the residual MLP")
+        prompt_length: PositiveInt = Field(20, description="vectors a task")
+        bottleneck: PositiveInt = Field(128, description="width of the residual MLP")
 
     def __init__(self, learner: Any, config: Any) -> None:
         super().__init__(learner, config)

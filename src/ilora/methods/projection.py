@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ilora.data.examples import Example
 from ilora.methods.base import Method
-from ilora.settings import Count, MethodConfig
+from ilora.settings import MethodConfig, PositiveInt
 
 
 class GradientProjection(Method):
@@ -23,7 +23,7 @@ class GradientProjection(Method):
         """The memory."""
 
         memory_size: int = Field(500, ge=0, description="examples kept over the whole stream; 0: no projection")
-        memory_batch: Count | None = Field(
+        memory_batch: PositiveInt | None = Field(
             None, description="remembered rows in each reference gradient; None: as many as training.global_batch_size"
         )
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 from ilora.data.examples import Batch
 from ilora.methods.base import METHODS
 from ilora.methods.individual import Individual
-from ilora.settings import Count, MethodConfig
+from ilora.settings import MethodConfig, PositiveInt
 
 
 @METHODS("router")
@@ -42,7 +42,9 @@ class Router(Individual):
     class Config(MethodConfig):
         """The prototypes."""
 
-        prototype_rows: Count = Field(200, description="training rows, at most, that a task's prototype is the mean of")
+        prototype_rows: PositiveInt = Field(
+            200, description="training rows, at most, that a task's prototype is the mean of"
+        )
 
     def __init__(self, learner: Any, config: Any) -> None:
         super().__init__(learner, config)
@@ -55,9 +57,9 @@ class Router(Individual):
         size = min(self.config.prototype_rows, len(learner.rows))
         rows = random.Random(f"{learner.seed}/prototype/{learner.task}").sample(list(learner.rows), size)
         total = torch.zeros(learner.model.config.hidden_size, device=learner.device)
-        for batch in learner.share(rows):
+        for batch in learner.micro_batches(rows):
             total += learner.features(batch).sum(0)
-        learner.add_up([total])
+        learner.all_reduce([total])
         self.prototypes[f"task-{learner.task_index:04d}"] = total / size
 
     @contextmanager

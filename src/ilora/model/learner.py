@@ -288,7 +288,7 @@ class Learner:
 
     # -- a step's rows over processes and micro-batches -----------------------------------------------------------
 
-    def share(self, rows: Sequence[Example], *, size: int | None = None) -> Iterator[Batch]:
+    def micro_batches(self, rows: Sequence[Example], *, size: int | None = None) -> Iterator[Batch]:
         """This process's part of the rows in micro-batches, longest first (little padding, the memory's peak first)."""
         mine = sorted(rows, key=len, reverse=True)[self.accelerator.process_index :: self.accelerator.num_processes]
         size = size or self.training.micro_batch_size
@@ -296,7 +296,7 @@ class Learner:
             yield collate(mine[start : start + size], pad=self.pad, device=self.device)
 
     @torch.no_grad()
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Sum every tensor over all processes, in place, in one message of float32."""
         if self.accelerator.num_processes == 1 or not tensors:
             return

@@ -51,8 +51,10 @@ class ReplayMemory:
                 self.examples[slot] = example
 
     def balance(self, rows: Iterable[Example]) -> None:
-        """Of what is kept and these rows keep as many of every task as of any other, and within each task of every
-        answer, as far as there are; what remains is chance. Answers that a task gives once only count as one.
+        """Choose anew, from the kept rows and these: equally many of each task, and in a task of each answer.
+
+        A task or answer with too few rows leaves its places to the others, drawn by chance. All answers that occur only
+        once in a task count together as one answer.
 
         A reservoir of few rows can miss an answer altogether, and replay then teaches that it does not exist.
         """

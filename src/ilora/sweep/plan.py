@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from ilora.config import Config, apply_override, load_config, problems, read_yaml
 from ilora.errors import InputError
-from ilora.settings import Count, Section, method_label
+from ilora.settings import PositiveInt, Section, method_label
 from ilora.stream import load_tasks, resolve
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -35,7 +35,7 @@ class SweepConfig(Section):
     methods: dict[str, dict[str, Any]] = Field(
         description="names; or label: {name: ..., settings of the method}; or label: {method: ..., other settings}"
     )
-    orders: Count | list[list[str]] = Field(
+    orders: PositiveInt | list[list[str]] = Field(
         1, description="lists of task names; or how many: the order given, then shuffled ones"
     )
     seeds: Annotated[list[Seed], BeforeValidator(_seeds)] = Field([0], min_length=1, description="a list, or how many")

@@ -77,7 +77,7 @@ def optimizer_step(method: Method, optimizer: torch.optim.Optimizer, examples: l
     learner.terms.clear()
     optimizer.zero_grad()
     loss = torch.zeros((), device=learner.device)
-    for number, batch in enumerate(learner.share(rows)):
+    for number, batch in enumerate(learner.micro_batches(rows)):
         torch.manual_seed(learner.key("dropout", learner.step, number, learner.accelerator.process_index))
         share = method.loss(batch, totals)
         share.backward()  # type: ignore[no-untyped-call]
@@ -116,7 +116,7 @@ def _sum_over_processes(
         names = set().union(*gather_object([sorted(names)]))
     terms = {name: learner.terms.get(name, torch.zeros_like(loss)).clone() for name in sorted(names)}
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    learner.add_up([*gradients, loss, *terms.values()])
+    learner.all_reduce([*gradients, loss, *terms.values()])
     return float(loss), {name: float(value) for name, value in terms.items()}
 
 
