@@ -1,6 +1,6 @@
 """What each test item adds to a measure of a run, so that a resample of items is a weighted sum.
 
-All measures of evaluation/matrix.py are sums of coefficient × score over the cells of R and the zero-shot row.
+All measures of results/matrix.py are sums of coefficient × score over the cells of R and the zero-shot row.
 (Forgetting is, once it is known which earlier stage was the best.)
 """
 
