@@ -42,7 +42,7 @@ from ilora.connectivity.sources import from_run, pair_of
 from ilora.data.examples import IGNORED, Encoder, collate
 from ilora.data.task import Task
 from ilora.evaluation.scoring import EvaluationSet, answer_text, questions, record
-from ilora.model import base as model
+from ilora.model.load import load_model
 from ilora.stream import load_tasks
 
 
@@ -80,7 +80,7 @@ def time_plane(folder: Path, work: Path, *, grid: int, rows: int) -> None:
 @torch.inference_mode()
 def plain_way(config: Config, sets: list[EvaluationSet], encoder: Encoder, folder: Path) -> PointScores:
     """Load the base, load the adapter, loss, generation: what one would write with transformers and PEFT alone."""
-    base, _ = model.load(config.model, max_length=config.data.max_length, device=torch.device("cpu"))
+    base, _ = load_model(config.model, max_length=config.data.max_length, device=torch.device("cpu"))
     net, found = PeftModel.from_pretrained(base, folder).eval(), {}
     for data in sets:
         settings = GenerationConfig(do_sample=False, max_new_tokens=data.max_new_tokens,

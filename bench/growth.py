@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ilora import load_config, run
 from ilora.methods import METHODS
-from ilora.model.base import resolve
+from ilora.model.load import resolve
 
 FEW, ROWS = 2, 16
 EARLY = (2, 3, 4)

@@ -31,11 +31,11 @@ class ManyAverages(ExperienceReplay):
 
     def begin_task(self) -> None:
         """Every average starts as a copy."""
-        if self.learner.task_index == 1:
+        if self.position.task_index == 1:
             for name in self.slow:
-                adapters.keep_copy(self.learner.model, "fast", name)
+                adapters.keep_copy(self.engine.model, "fast", name)
 
     def after_step(self) -> None:
         """slow <- λ · slow + (1 - λ) · fast, for each λ."""
         for name, decay in self.slow.items():
-            adapters.ema(self.learner.model, slow=name, fast="fast", decay=decay)
+            adapters.interpolate(self.engine.model, name, "fast", by=1.0 - decay)

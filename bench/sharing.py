@@ -23,10 +23,11 @@ from torch import Tensor
 from ilora.data.examples import Example, Totals, collate
 from ilora.kernels import packing
 from ilora.methods import METHODS, Method
+from ilora.methods.view import RunView
 from ilora.model import adapters
-from ilora.model import base as model
+from ilora.model.engine import Engine
 from ilora.model.frozen import Below
-from ilora.model.learner import Learner
+from ilora.model.load import load_model
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig, ModelConfig, TrainingConfig
 
@@ -53,16 +54,20 @@ def rows() -> list[Example]:
 
 def method(layers: int | None, kept: Path | None) -> Method:
     """Plain fine-tuning; `kept`: where the states below are."""
-    base, _ = model.load(ModelConfig(name="smollm2-135m", dtype="bfloat16"), max_length=128, device=torch.device("cpu"))
+    base, _ = load_model(ModelConfig(name="smollm2-135m", dtype="bfloat16"), max_length=128, device=torch.device("cpu"))
     below = Below(base, above=layers or 0, folder=kept) if kept else None
     if below:
         below.prepare(rows())
     config = AdapterConfig(dropout=0.0, target_modules="all-linear", layers=layers)
-    learner = Learner(
-        adapters.attach(base, config, name="fast", seed=0).train(), ReplayMemory(0, seed=0), Accelerator(),
-        TrainingConfig(), seed=0, pad=0, adapted=layers or 0, below=below,
-    )  # fmt: skip
-    return METHODS["sequential"](learner, METHODS["sequential"].Config(name="sequential"))
+    engine = Engine(
+        adapters.attach(base, config, name="fast", seed=0).train(),
+        Accelerator(),
+        pad=0,
+        adapted=layers or 0,
+        below=below,
+    )
+    run = RunView(engine, ReplayMemory(0, seed=0), TrainingConfig())
+    return METHODS["sequential"](run, METHODS["sequential"].Config(name="sequential"))
 
 
 @contextmanager

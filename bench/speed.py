@@ -41,7 +41,7 @@ from ilora.connectivity import space
 from ilora.connectivity.ground import open_ground
 from ilora.connectivity.sources import from_run, pair_of
 from ilora.evaluation.scoring import evaluate
-from ilora.model import base as model
+from ilora.model.load import resolve
 from ilora.stream import load_tasks
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -60,7 +60,7 @@ def measure_task(method: str, data: Path, tasks: Sequence[str], work: Path, *, n
     """Two tasks with everything: start, training, adapters saved, answers generated. A process each."""
     ours = run_ours(method, data, tasks, work, name=name)
     specification = {
-        "model": model.resolve(name), "adapter": ADAPTER, "tasks": list(tasks), "data": str(data), "method": method,
+        "model": resolve(name), "adapter": ADAPTER, "tasks": list(tasks), "data": str(data), "method": method,
         "batch": BATCH, "rate": RATE, "memory": MEMORY, "evaluation_batch": 32, "new_tokens": NEW_TOKENS,
         "out": str(work / f"plain-{method}"),
     }  # fmt: skip
@@ -92,7 +92,7 @@ def last_adapter(run: Path) -> Path:
 
 def measure_evaluation(scoring: str, data: Path, names: Sequence[str], adapter: Path, *, name: str) -> dict[str, Any]:
     """Answers to the test rows of every task: generated, or the likeliest of the choices."""
-    base, tokenizer = plain.load(model.resolve(name))
+    base, tokenizer = plain.load(resolve(name))
     theirs = PeftModel.from_pretrained(base, adapter).eval()
     update = space.read(adapter)
     config = configuration("sequential", data, [{"name": task, "scoring": scoring} for task in names], name=name)
@@ -101,8 +101,8 @@ def measure_evaluation(scoring: str, data: Path, names: Sequence[str], adapter: 
     ground.place(update)
 
     def ours(number: int) -> list[str]:
-        learner, encoder = ground.learner, ground.encoder
-        lines = evaluate(ground.sets[number], learner, encoder, accelerator=learner.accelerator, batch_size=size)
+        engine, encoder = ground.engine, ground.encoder
+        lines = evaluate(ground.sets[number], engine, encoder, batch_size=size)
         return [line["prediction"] for line in lines]
 
     def plainly(number: int, batch: int) -> list[str]:

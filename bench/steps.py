@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,9 +21,10 @@ from transformers import TrainerCallback
 from ilora.config import Config
 from ilora.data.examples import Example
 from ilora.methods import method_class
+from ilora.methods.view import Position, RunView
 from ilora.model import adapters
-from ilora.model import base as model
-from ilora.model.learner import Learner
+from ilora.model.engine import Engine
+from ilora.model.load import load_model, resolve
 from ilora.replay.memory import ReplayMemory
 from ilora.training.loop import optimizer_step
 from ilora.training.optim import make_optimizer
@@ -34,34 +36,33 @@ class Ours:
     """One method ready to take steps; plain fine-tuning, replay or I-LoRA in the middle of a second task."""
 
     def __init__(self, config: Config) -> None:
-        base, self.tokenizer = model.load(config.model, max_length=LENGTH, device=torch.device("cpu"))
+        base, self.tokenizer = load_model(config.model, max_length=LENGTH, device=torch.device("cpu"))
         self.sizes = [(part.out_features, part.in_features) for part in linear_layers(base)]
-        self.learner = Learner(
-            model=adapters.attach(base, config.adapter, name="fast", seed=0),
-            memory=ReplayMemory(getattr(config.method, "memory_size", 0), seed=0),
-            accelerator=Accelerator(),
-            training=config.training,
-            seed=0,
+        self.engine = Engine(
+            adapters.attach(base, config.adapter, name="fast", seed=0).train(),
+            Accelerator(),
             pad=self.tokenizer.eos_token_id,
+            micro_batch_size=config.training.micro_batch_size,
         )
-        self.learner.model.train()
-        self.method = method_class(config.method.name)(self.learner, config.method)
+        memory = ReplayMemory(config.method.memory_capacity, seed=0)
+        here = Position(task="new", current_tasks=frozenset(["new"]), task_index=2, task_steps=1000, epoch=1)
+        self.method = method_class(config.method.name)(
+            RunView(self.engine, memory, config.training, here), config.method
+        )
         self.optimizer = make_optimizer(self.method.trainable, config.training)
-        self.learner.task, self.learner.current_tasks = "new", frozenset(["new"])
-        self.learner.task_index, self.learner.task_steps, self.learner.epoch = 2, 1000, 1
 
     def begin(self, earlier: Sequence[Example]) -> None:
         """Fill the memory."""
-        self.learner.memory.offer(earlier)
+        self.method.memory.offer(earlier)
         self.method.begin_task()
 
     def drawn(self, step: int) -> list[Example]:
         """The rows that `step` will replay."""
-        return self.learner.memory.draw(BATCH, key=f"{step}", without=["new"])
+        return self.method.memory.draw(BATCH, key=f"{step}", without=["new"])
 
     def step(self, step: int, rows: list[Example]) -> float:
         """Take it; returns the loss."""
-        self.learner.step = self.learner.task_step = step
+        self.method.run.position = replace(self.method.position, step=step, task_step=step)
         return optimizer_step(self.method, self.optimizer, rows).loss
 
 
@@ -112,13 +113,13 @@ def measure_steps(method: str, name: str) -> dict[str, Any]:
     ours.begin(random_rows("old", 64, vocabulary))
     fresh = random_rows("new", BATCH * STEPS, vocabulary)
     rows = [fresh[start : start + BATCH] for start in range(0, len(fresh), BATCH)]
-    base, tokenizer = plain.load(model.resolve(name))
+    base, tokenizer = plain.load(resolve(name))
     theirs = plain.with_adapters(base, ADAPTER, ["fast", "slow"] if method == "ilora" else ["fast"])
     for label in ["fast", "slow"] if method == "ilora" else ["fast"]:
         with torch.no_grad():
             pairs = zip(
                 adapters.parameters(theirs, label).values(),
-                adapters.parameters(ours.learner.model, label).values(),
+                adapters.parameters(ours.engine.model, label).values(),
                 strict=True,
             )
             for one, two in pairs:
@@ -133,7 +134,7 @@ def measure_steps(method: str, name: str) -> dict[str, Any]:
         trainer.train()
     replayed = [] if method == "sequential" else ours.drawn(1)
     tokens = LENGTH * (BATCH + len(replayed))
-    needed = needed_operations(ours.learner.model, rows[0] + replayed, replayed if method == "ilora" else ())
+    needed = needed_operations(ours.engine.model, rows[0] + replayed, replayed if method == "ilora" else ())
     rate = statistics.median(between.rates)
     mine, other = (statistics.median(times[1:]) for times in (between.our_seconds, between.plain_seconds))
     return {

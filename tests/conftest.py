@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ilora.config import Config, load_config
+from tests.helpers import MakeConfig, task_rows, write_task
 
 torch.set_num_threads(1)
-
-COLOURS = ["red", "green", "blue", "black"]
-ANIMALS = ["cat", "dog", "owl", "fox"]
-
-
-def task_rows(name: str, count: int, *, seed: int) -> list[dict[str, str]]:
-    """Rows of a small closed task: a word of the prompt decides the answer; the tasks disagree on how."""
-    source = random.Random(f"{name}/{seed}")
-    rows = []
-    for number in range(count):
-        word = source.choice(COLOURS)
-        shift = sum(map(ord, name)) % 4
-        answer = ANIMALS[(COLOURS.index(word) + shift) % 4]
-        filler = " ".join(source.choice(["small", "old", "new", "big"]) for _ in range(source.randint(0, 6)))
-        rows.append({"prompt": f"{name} {number} {filler} {word} :", "answer": answer})
-    return rows
-
-
-def write_task(folder: Path, name: str, *, train: int = 24, evaluate: int = 6, test: int = 8) -> Path:
-    """A TRACE-form folder `folder/name/{train,eval,test}.json`."""
-    (folder / name).mkdir(parents=True)
-    for seed, (split, count) in enumerate({"train": train, "eval": evaluate, "test": test}.items()):
-        rows = task_rows(f"{name}", count, seed=seed)
-        (folder / name / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
-    return folder / name
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +64,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     wrapped.save_pretrained(folder)
     return folder
-
-
-MakeConfig = Callable[..., Config]
 
 
 @pytest.fixture(scope="session")

@@ -207,9 +207,9 @@ def test_merged_restores_after_an_exception_and_in_bfloat16(model: PeftModel) ->
 # -- arithmetic and storage --------------------------------------------------------------------------------------------
 
 
-def test_ema_is_of_a_and_b_each_and_not_of_their_product(model: PeftModel) -> None:
+def test_interpolation_is_of_a_and_b_each_and_not_of_their_product(model: PeftModel) -> None:
     fast, slow = snapshot(model, "fast"), snapshot(model, "slow")
-    adapters.ema(model, slow="slow", fast="fast", decay=0.8)
+    adapters.interpolate(model, "slow", "fast", by=0.2)
     now = snapshot(model, "slow")
     assert len(now) == 2 * 2 * 2  # A and B; layers; q and v
     for key, value in now.items():
@@ -222,9 +222,9 @@ def test_ema_is_of_a_and_b_each_and_not_of_their_product(model: PeftModel) -> No
 
 
 @pytest.mark.parametrize(("decay", "equal"), [(1.0, "slow"), (0.0, "fast")])
-def test_ema_at_its_ends_is_exact(model: PeftModel, decay: float, equal: str) -> None:
+def test_interpolation_at_its_ends_is_exact(model: PeftModel, decay: float, equal: str) -> None:
     expected = snapshot(model, equal)
-    adapters.ema(model, slow="slow", fast="fast", decay=decay)
+    adapters.interpolate(model, "slow", "fast", by=1.0 - decay)
     assert same(snapshot(model, "slow"), expected)
 
 

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ilora import InputError, resume, run
 from ilora.config import load_config
-from ilora.model import base as model
+from ilora.model.load import load_model
 from ilora.settings import ModelConfig
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 
 CPU = torch.device("cpu")
 needs_bitsandbytes = pytest.mark.skipif(
@@ -26,7 +26,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 
 
 def load(folder: Path, **settings: Any) -> nn.Module:
-    return model.load(ModelConfig(name=str(folder), **{"dtype": "float32"} | settings), max_length=64, device=CPU)[0]
+    return load_model(ModelConfig(name=str(folder), **{"dtype": "float32"} | settings), max_length=64, device=CPU)[0]
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:

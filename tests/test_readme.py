@@ -15,7 +15,7 @@ from typer.main import get_command
 from ilora import cli, run
 from ilora.errors import InputError
 from ilora.methods import METHODS
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

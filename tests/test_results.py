@@ -13,7 +13,7 @@ from ilora import run
 from ilora.check.audit import check_config
 from ilora.errors import InputError
 from ilora.results.matrix import standard_error
-from tests.conftest import MakeConfig, write_task
+from tests.helpers import MakeConfig, write_task
 
 
 def test_the_standard_error_is_that_of_many_resamples() -> None:

@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ilora import InputError, add, resume, run
 from ilora.training import checkpoint, session
 from ilora.training.checkpoint import load_latest
-from tests.conftest import MakeConfig, task_rows, write_task
-from tests.methods.test_contract import difference, run_killed, weights
+from tests.helpers import MakeConfig, difference, run_killed, task_rows, weights, write_task
 
 
 def records(file: Path) -> list[dict[str, Any]]:
@@ -172,7 +171,7 @@ def test_contrast_runs_are_those_methods_alone(make_config: MakeConfig, tmp_path
 def test_contrast_run_is_resumed_too(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config("data.tasks=[one, two]", contrast=["sequential"])
     whole = run(config, tmp_path / "whole", quiet=True)
-    run_killed(config, tmp_path / "killed", monkeypatch, where="_step", count=12 + 9)  # in the contrast's second task
+    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=12 + 9)  # in the contrast's second task
     resumed = resume(tmp_path / "killed", quiet=True)
     for folder in (".", "contrast/sequential"):
         assert difference(weights(whole.path / folder), weights(resumed.path / folder)) == 0.0
@@ -265,7 +264,7 @@ def test_bfloat16_run_resumes_bit_for_bit(
     config = make_config("model.dtype=bfloat16", "data.tasks=[one, two]")
     whole = run(config, tmp_path / "whole", quiet=True)
     assert {tensor.dtype for tensor in weights(whole.path).values()} == {torch.float32}  # adapters train in float32
-    run_killed(config, tmp_path / "killed", monkeypatch, where="_step", count=10)
+    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=10)
     resumed = resume(tmp_path / "killed", quiet=True)
     assert difference(weights(whole.path), weights(resumed.path)) == 0.0
     assert prediction_files(whole.path) == prediction_files(resumed.path)
@@ -326,7 +325,7 @@ def test_metrics_cut_off_within_a_character_do_not_stop_a_resume(
 ) -> None:
     write_task(tmp_path / "tasks", "é")
     config = make_config("training.epochs=1", data={"path": str(tmp_path / "tasks"), "max_length": 64})
-    run_killed(config, tmp_path / "run", monkeypatch, where="_step", count=3)
+    run_killed(config, tmp_path / "run", monkeypatch, at="step", count=3)
     with (tmp_path / "run/metrics.jsonl").open("ab") as file:
         file.write('{"time": 1.0, "task": "é'.encode()[:-1])
     resume(tmp_path / "run", quiet=True)

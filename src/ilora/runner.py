@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import ProjectConfiguration
 from rich.table import Table
 
 from ilora.config import Config, load_config
@@ -36,6 +37,7 @@ from ilora.settings import TaskConfig
 from ilora.stream import load_tasks, resolve
 from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
+from ilora.training.processes import on_main
 from ilora.training.session import Session
 
 _PACKAGES = ("ilora", "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
@@ -72,7 +74,7 @@ def run(config: Config, out: str | Path | None = None, *, quiet: bool = False) -
     """
     path = Path(out) if out is not None else Path("runs") / config.name
     accelerator = _accelerator(config, path)
-    _on_main(accelerator, lambda: _refuse_existing(path))
+    on_main(accelerator, lambda: _refuse_existing(path))
     tasks = load_tasks(config.data)
     config = resolve(config, tasks)
     with ExitStack() as held:
@@ -163,10 +165,10 @@ def _execute(
         first = session(path, config.model_copy(update={"contrast": []}))
         first.refuse_changes()
         if begin is not None:
-            _on_main(accelerator, begin)
+            on_main(accelerator, begin)
             for line in warnings(tasks):
                 display.say(line)
-        _on_main(accelerator, lambda: _note_environment(path, accelerator, display))
+        on_main(accelerator, lambda: _note_environment(path, accelerator, display))
         outcomes = [_perform(first, path)]
         del first  # one model in memory at a time
         for method in config.contrast:
@@ -174,9 +176,9 @@ def _execute(
             settings = config.model_copy(update={"method": method, "contrast": []})
             beside = session(folder, settings, base=prediction_folder(path, BASE))
             beside.refuse_changes()
-            _on_main(accelerator, lambda folder=folder, settings=settings: _write_config(folder, settings))
+            on_main(accelerator, partial(_write_config, folder, settings))
             outcomes.append(_perform(beside, path))
-        _on_main(accelerator, lambda: write_report(path))
+        on_main(accelerator, lambda: write_report(path))
     accelerator.end_training()
     return RunResult(path, outcomes[0], outcomes[1:], main_process=main)
 
@@ -223,20 +225,6 @@ def _tracked(accelerator: Accelerator, config: Config) -> Iterator[None]:
         accelerator.trackers = []
 
 
-def _on_main(accelerator: Accelerator, action: Any) -> None:
-    """Do it in the first process; where it fails, fail in all of them instead of leaving the others waiting."""
-    failure: list[str | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            action()
-        except InputError as error:
-            failure = [str(error)]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(failure)
-    if failure[0] is not None:
-        raise InputError(failure[0])
-
-
 def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise InputError(f"{path}: exists already; `ilora resume {path}` goes on with it, --out names another folder")
@@ -246,7 +234,7 @@ def _refuse_existing(path: Path) -> None:
 def _locked(path: Path, accelerator: Accelerator) -> Iterator[None]:
     """`files.locked`, held by the first process for all of them."""
     with ExitStack() as held:
-        _on_main(accelerator, lambda: held.enter_context(locked(path, what="run")))
+        on_main(accelerator, lambda: held.enter_context(locked(path, what="run")))
         yield
 
 

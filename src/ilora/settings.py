@@ -29,6 +29,11 @@ class MethodConfig(Section):
     name: str
     learning_rate: float | None = Field(None, gt=0, lt=1e30, description="instead of training.learning_rate")
 
+    @property
+    def memory_capacity(self) -> int:
+        """Rows that the replay memory holds at most: a method's setting `memory_size`, 0 where it has none."""
+        return int(getattr(self, "memory_size", 0))
+
 
 class ModelConfig(Section):
     """The base model, frozen during training."""

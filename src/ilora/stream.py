@@ -58,15 +58,15 @@ def prepared(task: Task, config: DataConfig) -> Task:
 
 def resolve(config: Config, tasks: list[Task]) -> Config:
     """The configuration with its stream spelled out and its paths absolute: what a resume months later needs."""
-    from ilora.model import base as model  # here, so that reading a stream does not import transformers
+    from ilora.model.load import absolute  # here, so that reading a stream does not import transformers
 
     chosen = config.data.tasks or [TaskConfig(name=task.name) for task in tasks]
-    absolute = [_absolute(task) for task in chosen]
-    data = {"tasks": absolute, "path": config.data.path.absolute() if config.data.path else None}
+    placed = [_absolute(task) for task in chosen]
+    data = {"tasks": placed, "path": config.data.path.absolute() if config.data.path else None}
     text = config.evaluation.perplexity_file
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"name": model.absolute(config.model.name)}),
+            "model": config.model.model_copy(update={"name": absolute(config.model.name)}),
             "data": config.data.model_copy(update=data),
             "evaluation": config.evaluation.model_copy(update={"perplexity_file": text.absolute() if text else None}),
         }

@@ -12,7 +12,7 @@ from ilora.connectivity.ground import Ground
 from ilora.connectivity.space import Adapter
 from ilora.model.adapters import LowRank
 from ilora.stream import load_tasks
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 
 LAYERS = [f"model.layers.{number}.self_attn.{name}" for number in range(2) for name in ("q_proj", "v_proj")]
 SIZES = {"q_proj": (32, 32), "v_proj": (16, 32)}  # (out, in) of the tiny model

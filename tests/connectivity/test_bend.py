@@ -39,7 +39,7 @@ def test_the_curve_falls_below_the_line(kind: str, where: str, ground: Ground) -
     assert bend.mean_loss(curve, ground, rows, **sizes) < before - 0.1
     assert curve.at(0.0) is ENDS[0]
     assert curve.at(1.0) is ENDS[1]
-    assert not any(parameter.requires_grad for parameter in ground.learner.model.parameters())
+    assert not any(parameter.requires_grad for parameter in ground.engine.model.parameters())
     again = train_bend(line, ground, rows, steps=3, learning_rate=0.02, batch_size=8, seed=0)
     more = train_bend(line, ground, rows, steps=3, learning_rate=0.02, batch_size=8, seed=0)
     assert torch.equal(again.controls[1].updates[LAYERS[0]].up, more.controls[1].updates[LAYERS[0]].up)
@@ -51,10 +51,10 @@ def test_the_gradient_equals_finite_differences(where: str, ground: Ground) -> N
     rows, layer = ground.sets[0].examples[:4], LAYERS[1]
     leaves = {name: bend._leaf(one) for name, one in path.controls[1].updates.items()}
     bend_point = replace(path.controls[1], updates=leaves)
-    for parameter in adapters.parameters(ground.learner.model, SLOT).values():
+    for parameter in adapters.parameters(ground.engine.model, SLOT).values():
         parameter.requires_grad_(True)
     bend._backward(path.bent(bend_point), 0.3, ground, rows)
-    ground.learner.model.requires_grad_(False)
+    ground.engine.model.requires_grad_(False)
     gradient = leaves[layer].up.grad
     assert gradient is not None
     row, column = divmod(int(gradient.abs().argmax()), gradient.shape[1])
@@ -64,8 +64,8 @@ def test_the_gradient_equals_finite_differences(where: str, ground: Ground) -> N
         moved[row, column] += step
         updates = leaves | {layer: LowRank(leaves[layer].down.detach(), moved, leaves[layer].scale)}
         ground.place(path.bent(replace(bend_point, updates=updates)).at(0.3))
-        batch = collate(rows, pad=ground.learner.pad)
+        batch = collate(rows, pad=ground.engine.pad)
         with torch.no_grad():
-            return float(row_losses(ground.learner.forward(batch).logits, batch).mean())
+            return float(row_losses(ground.engine.forward(batch).logits, batch).mean())
 
     assert (value(0.01) - value(-0.01)) / 0.02 == pytest.approx(float(gradient[row, column]), rel=0.02)

@@ -26,8 +26,8 @@ from ilora.connectivity.sources import file_name
 from ilora.errors import InputError
 from ilora.report.html import write_report
 from ilora.results.scores import read_records
-from tests.conftest import MakeConfig
 from tests.connectivity.conftest import random_adapter
+from tests.helpers import MakeConfig
 
 Command = Callable[..., tuple[int, str, str]]
 

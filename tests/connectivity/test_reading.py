@@ -26,17 +26,17 @@ def test_greedy_answers_equal_generation(ground: Ground, number: int, drafts: st
     asked = questions(data, range(len(data.examples)), ground.encoder)
     shared = stem_length([example.prompt for example in asked])
     assert shared > 0
-    learner, end = ground.learner, ground.encoder.end
+    engine, end = ground.engine, ground.encoder.end
     whole = collate(asked, pad=ground.encoder.pad)
     own = collate([type(e)(e.task, e.id, e.prompt[shared:], []) for e in asked], pad=ground.encoder.pad)
     from transformers import GenerationConfig
 
     settings = GenerationConfig(do_sample=False, max_new_tokens=9, eos_token_id=end, pad_token_id=ground.encoder.pad)
-    made = [row[: row.index(end) + 1] if end in row else row for row in learner.generate(whole, settings).tolist()]
+    made = [row[: row.index(end) + 1] if end in row else row for row in engine.generate(whole, settings).tolist()]
     answers = [example.answer for example in data.examples]
     guesses = {"answers": answers, "none": [[] for _ in answers], "right": made, "long": [row * 5 for row in made]}
     with torch.inference_mode():
-        reading = Reading(learner, own, Stem(learner, asked[0].prompt[:shared]), answers)
+        reading = Reading(engine, own, Stem(engine, asked[0].prompt[:shared]), answers)
         assert reading.greedy(guesses[drafts], limit=9, end=end) == made
 
 
@@ -49,7 +49,7 @@ def test_losses_equal_those_of_a_plain_pass(ground: Ground) -> None:
                 labels = ids.clone()
                 labels[:, : len(example.prompt)] = -100
                 with torch.no_grad():
-                    expected = ground.learner.model(input_ids=ids, labels=labels).loss.item()
+                    expected = ground.engine.model(input_ids=ids, labels=labels).loss.item()
                 assert loss == pytest.approx(expected, abs=1e-5)
 
 
@@ -59,9 +59,7 @@ def test_many_points_at_once_score_as_one_at_a_time(ground: Ground, exact: tuple
     for point, scores in zip(POINTS, together, strict=True):
         ground.place(point)
         for data in ground.sets:
-            records = evaluate(
-                data, ground.learner, ground.encoder, batch_size=3, accelerator=ground.learner.accelerator
-            )
+            records = evaluate(data, ground.engine, ground.encoder, batch_size=3)
             assert scores[data.task.label].scores == [line["score"] for line in records]
 
 

@@ -58,7 +58,7 @@ def test_features_are_means_over_the_prompt(ground: Ground) -> None:
     found = similarity.features(ground, A, examples)
     assert [tuple(layer.shape) for layer in found] == [(len(examples), 32)] * 2
     with torch.no_grad():
-        hidden = ground.learner.model(input_ids=torch.tensor([examples[2].prompt]), output_hidden_states=True)
+        hidden = ground.engine.model(input_ids=torch.tensor([examples[2].prompt]), output_hidden_states=True)
     stem = stem_length([example.prompt for example in examples])
     assert stem > 0  # of every row alike, so it is no part of the row's features
     for layer, expected in zip(found, hidden.hidden_states[1:], strict=True):

@@ -18,11 +18,11 @@ from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import prepare, questions
 from ilora.methods.base import Method
-from ilora.model.base import load_tokenizer
+from ilora.model.load import load_tokenizer
 from ilora.stream import load_tasks
 from ilora.training import speed
 from ilora.training.loop import StepReport
-from tests.conftest import MakeConfig, write_task
+from tests.helpers import MakeConfig, write_task
 
 WORDS = "red green blue black white small large old new fast slow warm cold north south east west".split()
 
@@ -115,7 +115,7 @@ def test_speed_is_of_whole_optimizer_steps(make_config: MakeConfig, monkeypatch:
         before = [parameter.clone() for parameter in method.trainable]
         report = whole(method, optimizer, rows)
         moved = any(not torch.equal(a, b) for a, b in zip(before, method.trainable, strict=True))
-        core: Any = method.learner.core
+        core: Any = method.engine.core
         steps.append((len(rows[0]), moved and core.is_gradient_checkpointing))
         return report
 

@@ -12,7 +12,7 @@ from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.settings import DataConfig
 from ilora.stream import load_tasks
-from tests.conftest import write_task
+from tests.helpers import write_task
 
 
 def rows(*prompts: str) -> list[Row]:

@@ -16,7 +16,7 @@ from ilora.data.task import Row, Task, phases, task_label
 from ilora.errors import InputError
 from ilora.settings import DataConfig
 from ilora.stream import fingerprint, load_tasks, resolve
-from tests.conftest import write_task
+from tests.helpers import write_task
 
 LETTERS = [{"prompt": f"question {number}", "answer": "ABC"[number % 3]} for number in range(9)]
 

@@ -11,7 +11,7 @@ from ilora import cli, run
 from ilora.commands.general import compared, general, lines
 from ilora.errors import IloraError, InputError
 from ilora.report.html import write_report
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 
 HARNESS = """
 import json

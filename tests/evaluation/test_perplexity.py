@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,17 +15,16 @@ from tokenizers.processors import TemplateProcessing
 from ilora.data.examples import Encoder
 from ilora.evaluation.perplexity import perplexity, read_text
 from ilora.model import adapters
-from ilora.model import base as model
-from ilora.model.learner import Learner
-from ilora.replay.memory import ReplayMemory
+from ilora.model.engine import Engine, Output
+from ilora.model.load import load_model, load_tokenizer
 from ilora.results.scores import read_perplexity
-from ilora.settings import AdapterConfig, DataConfig, ModelConfig, TrainingConfig
+from ilora.settings import AdapterConfig, DataConfig, ModelConfig
 
 TEXT = "one 1 small red : cat two 2 old blue : dog "
 
 
 def encoder_of(folder: Path, *, opens: bool, max_length: int = 16) -> Encoder:
-    tokenizer = model.load_tokenizer(ModelConfig(name=str(folder)))
+    tokenizer = load_tokenizer(ModelConfig(name=str(folder)))
     if opens:  # as Llama's does
         tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return Encoder(tokenizer, DataConfig(benchmark="mini8", max_length=max_length))
@@ -66,36 +64,33 @@ def test_of_a_long_file_only_the_beginning_is_read(tiny_model: Path, tmp_path: P
     assert read_text(path, encoder, most=100)
 
 
-def learner_of(folder: Path) -> Learner:
-    base, tokenizer = model.load(
+def engine_of(folder: Path) -> Engine:
+    base, tokenizer = load_model(
         ModelConfig(name=str(folder), dtype="float32"), max_length=16, device=torch.device("cpu")
     )
-    return Learner(
+    return Engine(
         model=adapters.attach(base, AdapterConfig(), name="fast", seed=0),
-        memory=ReplayMemory(0, seed=0),
         accelerator=Accelerator(cpu=True),
-        training=TrainingConfig(),
-        seed=0,
         pad=tokenizer.eos_token_id,
     )
 
 
 def test_the_value_and_where_there_is_none(tiny_model: Path) -> None:
-    learner = learner_of(tiny_model)
+    engine = engine_of(tiny_model)
     windows = [[0, 5, 6, 7], [0, 8]]
     with torch.inference_mode():
         losses = [
-            -learner.model(torch.tensor([window])).logits[0].log_softmax(-1)[range(len(window) - 1), window[1:]]
+            -engine.model(torch.tensor([window])).logits[0].log_softmax(-1)[range(len(window) - 1), window[1:]]
             for window in windows
         ]
-    found = perplexity(learner, windows)
+    found = perplexity(engine, windows)
     assert found["tokens"] == 4
     assert found["perplexity"] == pytest.approx(math.exp(torch.cat(losses).mean().item()), rel=1e-4)
     for value in (math.nan, math.inf):
-        learner.forward = lambda batch, value=value: SimpleNamespace(  # type: ignore[method-assign,assignment,misc]
-            logits=torch.full((*batch.input_ids.shape, 400), value)
+        engine.forward = lambda batch, value=value: Output(  # type: ignore[method-assign,assignment,misc]
+            torch.full((*batch.input_ids.shape, 400), value)
         )
-        assert perplexity(learner, windows)["perplexity"] is None
+        assert perplexity(engine, windows)["perplexity"] is None
 
 
 def test_none_goes_into_the_results(tmp_path: Path) -> None:

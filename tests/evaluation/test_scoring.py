@@ -19,12 +19,13 @@ from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import EvaluationSet, evaluate, prepare
 from ilora.methods import Method
+from ilora.methods.view import RunView
 from ilora.model import adapters
-from ilora.model import base as model
-from ilora.model.learner import Learner
+from ilora.model.engine import Engine
+from ilora.model.load import load_model
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig
-from tests.conftest import task_rows
+from tests.helpers import task_rows
 
 NEW = 10
 CHOICES = ("cat", "green small", "green green", "dog", "black")
@@ -34,7 +35,7 @@ TASK = Task("one", {"train": ROWS, "test": ROWS}, choices=("cat", "dog", "owl", 
 
 @dataclass
 class Setting:
-    learner: Learner
+    engine: Engine
     encoder: Encoder
     plain: PeftModel  # the same weights, loaded without this project
 
@@ -50,10 +51,9 @@ class Setting:
     ) -> list[dict[str, Any]]:
         return evaluate(
             data or self.data(),
-            self.learner,
+            self.engine,
             self.encoder,
             batch_size=batch_size,
-            accelerator=Accelerator(),
             **options,
         )
 
@@ -66,7 +66,7 @@ class Setting:
 
 
 def make(folder: Path, scratch: Path, **settings: Any) -> Setting:
-    base, tokenizer = model.load(
+    base, tokenizer = load_model(
         ModelConfig(name=str(folder), dtype="float32"), max_length=64, device=torch.device("cpu")
     )
     wrapped = adapters.attach(base, AdapterConfig(r=4, alpha=8, dropout=0.3), name="fast", seed=0)
@@ -76,9 +76,9 @@ def make(folder: Path, scratch: Path, **settings: Any) -> Setting:
             parameter.copy_(torch.randn(parameter.shape, generator=source))
     adapters.save(wrapped, scratch, ["fast"])
     plain = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(folder), scratch / "fast").eval()
-    learner = Learner(wrapped, ReplayMemory(0, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=0)
+    engine = Engine(wrapped, Accelerator(), pad=0)
     return Setting(
-        learner, Encoder(tokenizer, DataConfig(**{"benchmark": "mini8", "max_length": 100} | settings)), plain
+        engine, Encoder(tokenizer, DataConfig(**{"benchmark": "mini8", "max_length": 100} | settings)), plain
     )
 
 
@@ -124,7 +124,7 @@ def test_generation_stops_at_end_of_text_and_keeps_empty_predictions(setting: Se
 def test_generation_takes_no_step_after_end_of_text(setting: Setting) -> None:
     end_with(setting, setting.alone(setting.tokenizer(ROWS[0].prompt).input_ids)[0])
     calls: list[int] = []
-    setting.learner.core.register_forward_hook(lambda *_: calls.append(1))
+    setting.engine.core.register_forward_hook(lambda *_: calls.append(1))
     setting.records(setting.data(Task("one", {"train": ROWS, "test": ROWS[:1]}, choices=TASK.choices)))
     assert len(calls) == 1
 
@@ -138,7 +138,7 @@ def test_text_ends_at_the_first_end_of_text_and_holds_no_special_tokens(
     def generate(*, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
         return torch.cat([input_ids, torch.tensor([made] * len(input_ids))], 1)
 
-    monkeypatch.setattr(setting.learner.model, "generate", generate)
+    monkeypatch.setattr(setting.engine.model, "generate", generate)
     records = setting.records()
     assert {record["prediction"] for record in records} == {"cat"}
     assert [record["score"] for record in records] == [float(row.answer == "cat") for row in ROWS]
@@ -177,21 +177,22 @@ def test_sampling_settings_of_a_hub_model_change_nothing(setting: Setting, tiny_
 def test_merged_weights_give_the_same_predictions(setting: Setting, scoring: str) -> None:
     data = setting.data(Task("one", TASK.rows, choices=TASK.choices, scoring=scoring))
     expected = setting.records(data)
-    method = Method(setting.learner, MethodConfig(name="sequential"))
+    view = RunView(setting.engine, ReplayMemory(0, seed=0), TrainingConfig())
+    method = Method(view, MethodConfig(name="sequential"))
     for merge in (False, True):
-        setting.learner.merge = merge
+        setting.engine.merge = merge
         with method.inference("one", "fast"):
             assert setting.records(data) == expected
-    with adapters.active(setting.learner.model, None):
+    with adapters.active(setting.engine.model, None):
         assert setting.records(data) != expected  # the adapter matters
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_is_without_dropout_and_restores_the_mode(setting: Setting, training: bool) -> None:
     expected = setting.records()
-    setting.learner.model.train(training)
+    setting.engine.model.train(training)
     assert setting.records() == expected
-    assert {module.training for module in setting.learner.model.modules()} == {training}
+    assert {module.training for module in setting.engine.model.modules()} == {training}
 
 
 # -- ranking -----------------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def log_likelihoods(setting: Setting, row: Row, choice: str, *, end: bool = True
 
 
 def test_ranking_is_by_log_likelihood_with_end_of_text(setting: Setting) -> None:
-    for head in (setting.learner.core.lm_head, setting.plain.get_base_model().lm_head):
+    for head in (setting.engine.core.lm_head, setting.plain.get_base_model().lm_head):
         head.weight.data *= 20  # decided tokens, so that a choice of two can beat one of one
     end_with(setting, setting.alone(setting.tokenizer(ROWS[0].prompt).input_ids)[1])  # one whose likelihood varies
     table = [{choice: log_likelihoods(setting, row, choice) for choice in CHOICES} for row in ROWS]
@@ -228,12 +229,12 @@ def test_ranking_is_by_log_likelihood_with_end_of_text(setting: Setting) -> None
 @pytest.mark.parametrize("form", ["plain", "soft prompt", "routes"])
 def test_a_prompt_read_once_gives_the_likelihoods_of_whole_rows(setting: Setting, form: str) -> None:
     """Every choice behind the cached prompt against a pass of its own over prompt and choice, padded otherwise."""
-    learner, choices = setting.learner, [[5], [6, 7, 8], [9, 10]]
+    engine, choices = setting.engine, [[5], [6, 7, 8], [9, 10]]
     prompts = [[20 + row + column for column in range(3 + 2 * row)] for row in range(4)]
-    soft = torch.randn(1, 3, learner.model.config.hidden_size, generator=torch.Generator().manual_seed(2))
+    soft = torch.randn(1, 3, engine.model.config.hidden_size, generator=torch.Generator().manual_seed(2))
     if form == "routes":
-        adapters.add(learner.model, "other", like="fast", seed=3)
-        for parameter in adapters.parameters(learner.model, "other").values():
+        adapters.add(engine.model, "other", like="fast", seed=3)
+        for parameter in adapters.parameters(engine.model, "other").values():
             torch.nn.init.normal_(parameter, std=0.5)
     names = ["fast", "other", "__base__", "fast"]
 
@@ -241,13 +242,13 @@ def test_a_prompt_read_once_gives_the_likelihoods_of_whole_rows(setting: Setting
         rows = [Example("one", str(number), prompt, answer) for number, prompt in enumerate(prompts)]
         return collate(rows, pad=0)
 
-    learner.model.eval()
+    engine.model.eval()
     prefix = (lambda batch: soft.expand(len(batch.examples), -1, -1)) if form == "soft prompt" else None
     route = (lambda _: names) if form == "routes" else None
-    with torch.inference_mode(), learner.prefixed(prefix), learner.routed(route):
-        found = learner.likelihoods(batch([]), [choices] * len(prompts))
+    with torch.inference_mode(), engine.prefixed(prefix), engine.routed(route):
+        found = engine.likelihoods(batch([]), [choices] * len(prompts))
         for number, choice in enumerate(choices):
-            whole = learner.forward(batch(choice)).logits[:, :-1].log_softmax(-1)
+            whole = engine.forward(batch(choice)).logits[:, :-1].log_softmax(-1)
             expected = whole.gather(2, torch.tensor([choice] * len(prompts))[..., None]).sum((1, 2))
             torch.testing.assert_close(found[:, number], expected, rtol=1e-5, atol=1e-5)
     assert found.std(0).min() > 0.01  # rows differ
@@ -262,16 +263,16 @@ def test_ranking_behind_a_sliding_window(tiny_model: Path, tmp_path: Path) -> No
             "num_key_value_heads", "max_position_embeddings", "bos_token_id", "eos_token_id")  # fmt: skip
     config = MistralConfig(**{key: sizes[key] for key in kept}, sliding_window=4)
     MistralForCausalLM(config).save_pretrained(tmp_path / "window")
-    base, _ = model.load(
+    base, _ = load_model(
         ModelConfig(name=str(tmp_path / "window"), dtype="float32"), max_length=64, device=torch.device("cpu")
     )
     wrapped = adapters.attach(base, AdapterConfig(r=4, alpha=8), name="fast", seed=0).eval()
-    learner = Learner(wrapped, ReplayMemory(0, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=0)
+    engine = Engine(wrapped, Accelerator(), pad=0)
     choices = [[5], [6, 7, 8], [9, 10]]
     prompts = [[20 + row + column for column in range(3 + 2 * row)] for row in range(4)]
     rows = [Example("one", str(number), prompt, []) for number, prompt in enumerate(prompts)]
     with torch.inference_mode():
-        found = learner.likelihoods(collate(rows, pad=0), [choices] * len(prompts))
+        found = engine.likelihoods(collate(rows, pad=0), [choices] * len(prompts))
         for row, prompt in enumerate(prompts):
             for number, choice in enumerate(choices):
                 logits = base(torch.tensor([prompt + choice])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
@@ -281,7 +282,7 @@ def test_ranking_behind_a_sliding_window(tiny_model: Path, tmp_path: Path) -> No
 
 def test_a_tie_goes_to_the_first_choice(setting: Setting) -> None:
     with torch.no_grad():
-        setting.learner.core.get_output_embeddings().weight.zero_()  # every token is equally likely
+        setting.engine.core.get_output_embeddings().weight.zero_()  # every token is equally likely
     task = Task("one", TASK.rows, choices=("owl", "dog", "cat", "fox"), scoring="rank")
     assert len({len(setting.tokenizer(f"a {choice}").input_ids) for choice in task.choices}) == 1
     assert {record["prediction"] for record in setting.records(setting.data(task))} == {"owl"}

@@ -17,10 +17,7 @@ from ilora.config import load_config
 from ilora.data.examples import Example
 from ilora.errors import InputError
 from ilora.model.frozen import Below
-from ilora.model.learner import Learner
-from tests.conftest import MakeConfig
-from tests.methods.conftest import settings
-from tests.methods.test_contract import difference, run_killed, weights
+from tests.helpers import MakeConfig, difference, run_killed, settings, weights
 
 LAST_LAYER = ("adapter.layers=1", "adapter.dropout=0")
 
@@ -62,21 +59,13 @@ def test_the_lower_layers_are_never_run_again(
     config = ranked(make_config, "adapter.keep_below=true", method=method)
     first = run(config, tmp_path / "first", quiet=True)
     seen: list[int] = []
-    plain = Learner.forward
+    prepare = Below.prepare
 
-    def forward(self: Learner, *args: Any, **kwargs: Any) -> Any:
-        assert self.below is not None
-        handle = self.below.lower[0].register_forward_hook(lambda *_: seen.append(1))
-        try:
-            return plain(self, *args, **kwargs)
-        finally:
-            handle.remove()
+    def watched(self: Below, *args: Any, **kwargs: Any) -> None:
+        self.lower[0].register_forward_hook(lambda *_: seen.append(1))
+        prepare(self, *args, **kwargs)
 
-    def compute(self: Below, *_: Any) -> Any:
-        raise AssertionError("these states were there")
-
-    monkeypatch.setattr(Learner, "forward", forward)
-    monkeypatch.setattr(Below, "_compute", compute)
+    monkeypatch.setattr(Below, "prepare", watched)
     again = run(config, tmp_path / "again", quiet=True)
     assert not seen
     assert difference(weights(first.path), weights(again.path)) == 0.0
@@ -88,7 +77,7 @@ def test_resume_gives_the_same_bits_even_without_the_files(
 ) -> None:
     config = ranked(make_config, "adapter.keep_below=true", method=settings("ilora"))
     whole = run(config, tmp_path / "whole", quiet=True)
-    run_killed(config, tmp_path / "killed", monkeypatch, where="_step", count=10)
+    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=10)
     shutil.rmtree(cache / "below")
     resumed = resume(tmp_path / "killed", quiet=True)
     assert difference(weights(whole.path), weights(resumed.path)) == 0.0
@@ -171,7 +160,7 @@ def test_a_run_with_rows_of_its_own_goes_on_to_the_same_bits(
     config = ranked(make_config, "adapter.keep_below=true", method={"name": "ilora+", "memory_size": 20})
     whole = run(config, tmp_path / "whole", quiet=True)
     assert whole.results["notes"]["pseudo_rows"]["three"] > 0
-    run_killed(config, tmp_path / "killed", monkeypatch, where="_step", count=16)
+    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=16)
     resumed = resume(tmp_path / "killed", quiet=True)
     assert difference(weights(whole.path), weights(resumed.path)) == 0.0
     assert resumed.results["notes"] == whole.results["notes"]

@@ -14,9 +14,8 @@ from ilora.kernels.attention import GROUPED
 from ilora.kernels.losses import token_losses
 from ilora.kernels.packing import Gather, Packing, Spread
 from ilora.model import adapters
-from ilora.model.learner import Learner
-from ilora.replay.memory import ReplayMemory
-from ilora.settings import AdapterConfig, TrainingConfig
+from ilora.model.engine import Engine
+from ilora.settings import AdapterConfig
 from tests.kernels.test_kernels import CLOSE, apart, llama
 
 ROWS = [([5, 6, 7, 8, 9], [10, 1]), ([11], [12, 13, 1]), ([14, 15, 16], [1])]
@@ -26,43 +25,41 @@ def batch(rows: list[tuple[list[int], list[int]]] = ROWS) -> Batch:
     return collate([Example("one", str(n), prompt, answer) for n, (prompt, answer) in enumerate(rows)], pad=0)
 
 
-def learner(attention: str, dtype: torch.dtype = torch.float32) -> Learner:
+def engine(attention: str, dtype: torch.dtype = torch.float32) -> Engine:
     """The same weights whatever the attention; an adapter far from zero."""
     config = AdapterConfig(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj", "down_proj"])
     model = adapters.attach(llama(dtype, attention), config, name="fast", seed=0).train()
     torch.manual_seed(2)
     for parameter in adapters.parameters(model, "fast").values():
         parameter.data = torch.randn_like(parameter) * 0.3
-    return Learner(model, ReplayMemory(0, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=0)
+    return Engine(model, Accelerator(), pad=0)
 
 
 SHARED = [([5, 6, 7, 8], [10, 1]), ([5, 6, 7, 9, 9], [10, 1]), ([5, 6, 7, 9], [10, 1]), ([6, 5], [1]), ([5, 6], [1])]
 
 
-def count_tokens(learner: Learner) -> list[int]:
+def count_tokens(engine: Engine) -> list[int]:
     """Tokens that go through the first feed-forward layer, call by call."""
     seen: list[int] = []
-    learner.core.model.layers[0].mlp.register_forward_hook(
-        lambda _m, inputs, _o: seen.append(inputs[0][..., 0].numel())
-    )
+    engine.core.model.layers[0].mlp.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0][..., 0].numel()))
     return seen
 
 
 def outcome(
-    learner: Learner, hidden: Literal["last", "all"], prefix: Tensor | None, rows: Batch | None = None
+    engine: Engine, hidden: Literal["last", "all"], prefix: Tensor | None, rows: Batch | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, hidden states at real tokens, the adapter's gradients of both."""
     rows = rows or batch()
     soft = None if prefix is None else (lambda b: prefix.expand(len(b.examples), -1, -1))
-    with learner.prefixed(soft):
-        output = learner.forward(rows, hidden=hidden)
-        alone = learner.states(rows, layers=hidden)
+    with engine.prefixed(soft):
+        output = engine.forward(rows, hidden=hidden)
+        alone = engine.states(rows, layers=hidden)
     losses = token_losses(output.logits[:, :-1], rows.targets)
     real = rows.attention_mask.bool()
     states = torch.cat([layer[real] for layer in output.hidden])
     assert apart(torch.cat([layer[real] for layer in alone]), states) < 1e-6
     total = losses.sum() + (states.float() ** 2).mean()
-    gradients = torch.autograd.grad(total, list(adapters.parameters(learner.model, "fast").values()))
+    gradients = torch.autograd.grad(total, list(adapters.parameters(engine.model, "fast").values()))
     return losses.detach(), states.detach(), torch.cat([value.flatten() for value in gradients])
 
 
@@ -72,7 +69,7 @@ def compared(
     """Packed and padded must give the same; how many tokens went through each."""
     torch.manual_seed(5)
     prefix = torch.randn(1, 2, 32).to(dtype) if soft else None
-    packed, padded = learner(GROUPED, dtype), learner("eager", dtype)
+    packed, padded = engine(GROUPED, dtype), engine("eager", dtype)
     counts = count_tokens(packed), count_tokens(padded)
     ours, theirs = outcome(packed, hidden, prefix, rows), outcome(padded, hidden, prefix, rows)
     for mine, reference in zip(ours, theirs, strict=True):
@@ -99,7 +96,7 @@ def test_what_rows_begin_with_is_computed_once(hidden: Literal["last", "all"], d
 
 
 def test_with_dropout_or_soft_prompts_of_their_own_rows_share_nothing() -> None:
-    made = learner(GROUPED)
+    made = engine(GROUPED)
     everything = sum(len(prompt) + len(answer) for prompt, answer in SHARED)
     made.model.peft_config["fast"].lora_dropout = 0.1
     tokens = count_tokens(made)
@@ -117,7 +114,7 @@ def test_with_dropout_or_soft_prompts_of_their_own_rows_share_nothing() -> None:
 
 
 def test_ranking_reads_what_prompts_begin_with_once() -> None:
-    packed, padded = learner(GROUPED), learner("eager")
+    packed, padded = engine(GROUPED), engine("eager")
     tokens = count_tokens(packed)
     rows = batch([(prompt, []) for prompt, _ in SHARED])
     choices = [[[10, 11, 1], [12, 1], [13, 1]]] * len(SHARED)
@@ -130,7 +127,7 @@ def test_ranking_reads_what_prompts_begin_with_once() -> None:
 def test_with_gradient_checkpointing_too() -> None:
     results = []
     for checkpointing in (False, True):
-        made = learner(GROUPED)
+        made = engine(GROUPED)
         if checkpointing:
             made.core.gradient_checkpointing_enable({"use_reentrant": False})
         results.append(outcome(made, "last", None))
@@ -139,7 +136,7 @@ def test_with_gradient_checkpointing_too() -> None:
 
 
 def test_rows_of_one_length_and_routed_rows_stay_as_they_are() -> None:
-    made = learner(GROUPED)
+    made = engine(GROUPED)
     tokens = count_tokens(made)
     made.forward(collate([Example("one", "0", [5, 6], [1]), Example("one", "1", [7, 8], [1])], pad=0))
     made.model.eval()

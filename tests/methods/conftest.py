@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from ilora import RunResult, run
-from ilora.methods import METHODS
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig, WholeRun, settings
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -16,15 +15,6 @@ def _no_page() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ilora.runner.write_report", lambda _path: None)
         yield
-
-
-def settings(name: str) -> dict[str, object]:
-    """Small settings that make the method do all that it can on a few dozen rows."""
-    fields = METHODS[name].Config.model_fields
-    return {"name": name} | ({"memory_size": 20} if "memory_size" in fields else {})
-
-
-WholeRun = Callable[[str], RunResult]
 
 
 @pytest.fixture(scope="session")

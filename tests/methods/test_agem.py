@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -15,10 +14,9 @@ from ilora import run
 from ilora.data.examples import Example
 from ilora.methods.agem import AGEM
 from ilora.model import adapters
-from ilora.model.learner import Learner
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig, TrainingConfig
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig, view
 
 
 def rows(task: str, first: int) -> list[Example]:
@@ -37,9 +35,8 @@ def method(tiny_model: Path) -> AGEM:
     model.train()
     memory = ReplayMemory(20, seed=0)
     memory.offer(rows("one", 5) + rows("two", 60) + rows("three", 120))
-    learner = Learner(model, memory, Accelerator(), TrainingConfig(), seed=0, pad=1, task="three", task_index=3, step=9)
-    learner.current_tasks = frozenset({"three"})
-    made = AGEM(learner, AGEM.Config(name="agem", memory_batch=6))
+    run = view(model, pad=1, memory=memory, task="three", task_index=3, step=9, current_tasks=frozenset({"three"}))
+    made = AGEM(run, AGEM.Config(name="agem", memory_batch=6))
     torch.manual_seed(3)
     for parameter in made.trainable:
         parameter.data.normal_(std=0.2)
@@ -48,7 +45,7 @@ def method(tiny_model: Path) -> AGEM:
 
 def gradient_by_hand(method: AGEM, examples: Sequence[Example], average: str = "tokens") -> Tensor:
     """Of the mean over answer tokens or over rows, row by row, by transformers and PEFT alone."""
-    model = method.learner.model.eval()
+    model = method.engine.model.eval()
     total = torch.zeros(sum(weight.numel() for weight in method.trainable))
     whole = sum(len(example.answer) for example in examples)
     for example in examples:
@@ -121,7 +118,7 @@ def test_bound_holds_over_a_run(make_config: MakeConfig, tmp_path: Path, monkeyp
         tasks.clear()
         before = flat(self)
         before_step(self)
-        steps.append((self.learner.task, before, flat(self), list(references), set(tasks)))
+        steps.append((self.position.task, before, flat(self), list(references), set(tasks)))
 
     def watching_references(self: AGEM, chosen: list[str]) -> Tensor:
         references.append(reference(self, chosen))
@@ -160,10 +157,10 @@ def test_bound_holds_over_a_run(make_config: MakeConfig, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("micro", [1, 2, 8])
 def test_gradient_equals_plain_autograd(method: AGEM, average: str, micro: int) -> None:
     """Whatever the micro-batch size, for rows marked as replayed or not; `.grad` is not touched."""
-    method.learner.training = TrainingConfig(loss_average=average, micro_batch_size=micro)
+    method.run.training = TrainingConfig(loss_average=average, micro_batch_size=micro)
     for weight in method.trainable:
         weight.grad = torch.full_like(weight, 7.0)
-    drawn = [*method.learner.memory.draw(5, key="x"), *rows("new", 200)[:2]]
+    drawn = [*method.memory.draw(5, key="x"), *rows("new", 200)[:2]]
     assert {example.replayed for example in drawn} == {True, False}
     wanted = gradient_by_hand(method, drawn, average)
     assert_same(method.gradient(drawn), wanted)

@@ -18,8 +18,7 @@ from ilora.methods import METHODS
 from ilora.results.scores import read_records
 from ilora.training import session as sessions
 from ilora.training.loop import StepReport
-from tests.conftest import MakeConfig
-from tests.methods.test_individual import LABELS, plain
+from tests.helpers import LABELS, MakeConfig, plain
 
 NAMES = ("one", "two", "three")
 
@@ -81,7 +80,7 @@ def test_joint_trains_every_training_row_once_an_epoch_and_nothing_else(
     original = sessions.optimizer_step
 
     def watching(method: object, optimizer: object, examples: list[Example]) -> StepReport:
-        steps.append((method.learner.epoch, list(examples)))  # type: ignore[attr-defined]
+        steps.append((method.position.epoch, list(examples)))  # type: ignore[attr-defined]
         assert method.extend_batch(examples) == examples  # type: ignore[attr-defined]
         return original(method, optimizer, examples)  # type: ignore[arg-type]
 

@@ -15,16 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ilora import resume, run
-from ilora.config import Config, load_config
+from ilora.config import load_config
 from ilora.evaluation.scoring import EvaluationSet, evaluate
 from ilora.methods import METHODS
-from ilora.training import session
-from ilora.training.session import Session
-from tests.conftest import MakeConfig
-from tests.methods.conftest import WholeRun, settings
+from ilora.training import evaluating
+from tests.helpers import MakeConfig, WholeRun, difference, run_killed, settings, weights
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 ALL = list(METHODS)
@@ -47,56 +44,19 @@ NEUTRAL = {
 }
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors that a run left, over all tasks: adapters, or prompts."""
-    files = sorted(folder.glob("adapters/*/*/*.safetensors"))
-    assert files
-    return {
-        f"{file.parent.relative_to(folder)}:{key}": value for file in files for key, value in load_file(file).items()
-    }
-
-
-def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    """The largest absolute difference; the names must be the same."""
-    assert first.keys() == second.keys()
-    return max(float((first[key] - second[key]).abs().max()) for key in first)
-
-
-class Killed(Exception):
-    """Stands for kill -9: raised in the middle of a run, nothing is cleaned up."""
-
-
-def run_killed(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch, *, where: str, count: int) -> None:
-    """Run until the `count`-th call of Session.<where>, which never returns."""
-    original = getattr(Session, where)
-    calls = 0
-
-    def counting(self: Session, *args: object, **kwargs: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == count:
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Session, where, counting)
-        with pytest.raises(Killed):
-            run(config, folder, quiet=True)
-
-
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize(
-    ("where", "count"),
+    ("at", "count"),
     [
-        pytest.param("_step", 2, id="before the first checkpoint"),
-        pytest.param("_step", 10, id="mid-task"),
-        pytest.param("_evaluate", 3, id="task boundary"),
-        pytest.param("_save_adapters", 2, id="trained but not saved"),
+        pytest.param("step", 2, id="before the first checkpoint"),
+        pytest.param("step", 10, id="mid-task"),
+        pytest.param("evaluation", 3, id="task boundary"),
+        pytest.param("adapters", 2, id="trained but not saved"),
     ],
 )
 def test_resume_gives_the_same_bits(
     name: str,
-    where: str,
+    at: str,
     count: int,
     whole_run: WholeRun,
     make_config: MakeConfig,
@@ -104,7 +64,7 @@ def test_resume_gives_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = whole_run(name)
-    run_killed(make_config(method=settings(name)), tmp_path / "killed", monkeypatch, where=where, count=count)
+    run_killed(make_config(method=settings(name)), tmp_path / "killed", monkeypatch, at=at, count=count)
     resumed = resume(tmp_path / "killed", quiet=True)
     assert difference(weights(whole.path), weights(resumed.path)) == 0.0
     assert resumed.results["variants"] == whole.results["variants"]
@@ -208,22 +168,22 @@ def test_the_demo_stream_runs_to_its_end(name: str, tiny_model: Path, tmp_path: 
         assert [sum(score is not None for score in row) for row in variant["R"]] == list(range(1, 9))
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if METHODS[name].settled])
-def test_settled_answers_are_those_that_would_be_computed_again(
+@pytest.mark.parametrize("name", [name for name in ALL if METHODS[name].fixed_answers])
+def test_fixed_answers_are_those_that_would_be_computed_again(
     name: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config("training.epochs=1", method=settings(name))
     answers, computed = [], []
-    for settled in (True, False):
-        monkeypatch.setattr(METHODS[name], "settled", settled)
+    for fixed in (True, False):
+        monkeypatch.setattr(METHODS[name], "fixed_answers", fixed)
         asked: list[str] = []
 
         def noted(data: EvaluationSet, *rest: Any, asked: list[str] = asked, **more: Any) -> Any:
             asked.append(data.task.name)
             return evaluate(data, *rest, **more)
 
-        monkeypatch.setattr(session, "evaluate", noted)
-        folder = run(config, tmp_path / str(settled), quiet=True).path
+        monkeypatch.setattr(evaluating, "evaluate", noted)
+        folder = run(config, tmp_path / str(fixed), quiet=True).path
         files = sorted(folder.glob("predictions/**/*.jsonl"))
         answers.append({str(file.relative_to(folder)): file.read_bytes() for file in files})
         computed.append(len(asked))

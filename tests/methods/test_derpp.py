@@ -8,20 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
 from scipy import stats
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from ilora import run
-from ilora.data.examples import Example, Totals, collate
+from ilora.data.examples import Batch, Example, Totals, collate
 from ilora.methods.derpp import DERpp
 from ilora.model import adapters
-from ilora.model.learner import Learner
+from ilora.model.engine import Output
 from ilora.replay.memory import ReplayMemory
-from ilora.settings import AdapterConfig, TrainingConfig
-from tests.conftest import MakeConfig
+from ilora.settings import AdapterConfig
+from tests.helpers import MakeConfig, move, train_with, view
 
 CURRENT = [Example("two", "two/train/0", [5, 6, 7, 8], [9, 1]), Example("two", "two/train/1", [10, 11], [12, 1])]
 REPLAYED = [
@@ -37,18 +36,17 @@ def method(tiny_model: Path) -> DERpp:
     base = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(False)
     model = adapters.attach(base, AdapterConfig(r=4, alpha=8, dropout=0.0), name="fast", seed=1)
     model.train()
-    learner = Learner(model, ReplayMemory(10, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=1, task="two")
-    learner.current_tasks = frozenset({"two"})
-    made = DERpp(learner, DERpp.Config(name="derpp"))
-    move(made)
+    run = view(model, pad=1, memory=ReplayMemory(10, seed=0), task="two", current_tasks=frozenset({"two"}))
+    made = DERpp(run, DERpp.Config(name="derpp"))
+    shake(made)
     return made
 
 
 def with_settings(method: DERpp, **settings: object) -> DERpp:
-    return DERpp(method.learner, DERpp.Config(name="derpp", **settings))
+    return DERpp(method.run, DERpp.Config(name="derpp", **settings))
 
 
-def move(method: DERpp) -> None:
+def shake(method: DERpp) -> None:
     torch.manual_seed(3)
     for parameter in method.trainable:
         parameter.data += 0.2 * torch.randn_like(parameter)
@@ -79,23 +77,22 @@ def test_every_row_is_kept_with_equal_probability_and_has_logits(
 ) -> None:
     stored: Counter[str] = Counter()
 
-    def stub(self: DERpp, new: list[Example]) -> None:
-        for example in new:
-            stored[example.id] += 1
-            self.logits[example.id] = self.entries[example.id] = torch.zeros(0)
+    def forward(batch: Batch, **_: bool) -> Output:
+        stored.update(example.id for example in batch.examples)
+        return Output(torch.zeros(len(batch.examples), batch.keep, 3))
 
-    monkeypatch.setattr(DERpp, "_store", stub)
+    monkeypatch.setattr(method.engine, "forward", forward)
     size, offered, trials = 10, 40, 500
     kept = [0] * offered
     for seed in range(trials):
         stored.clear()
-        method.learner = replace(method.learner, memory=ReplayMemory(size, seed=seed))
+        method.run = replace(method.run, memory=ReplayMemory(size, seed=seed))
         fresh = with_settings(method)
         for start in range(0, offered, 8):
-            fresh.learner.step = start
+            move(fresh, step=start)
             batch = fresh.extend_batch(rows(offered)[start : start + 8])
             replayed = [example for example in batch if example.replayed]  # may have lost their places just now
-            held = {example.id for example in [*fresh.learner.memory.examples, *replayed]}
+            held = {example.id for example in [*fresh.memory.examples, *replayed]}
             assert fresh.logits.keys() == held
         fresh.extend_batch([])
         assert fresh.entries.keys() == fresh.logits.keys()
@@ -115,11 +112,11 @@ def test_every_row_is_kept_with_equal_probability_and_has_logits(
 def test_the_largest_logits_of_the_answer_are_stored(method: DERpp, count: int | None) -> None:
     method = with_settings(method, stored_logits=count)
     method.extend_batch(rows(7))
-    vocabulary = int(method.learner.core.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    vocabulary = int(method.engine.core.config.vocab_size)  # type: ignore[union-attr, arg-type]
     assert len(method.logits) == 7
     for example in rows(7):
         values, entries = method.logits[example.id], method.entries[example.id].long()
-        whole = logits_by_hand(method.learner.model, example)
+        whole = logits_by_hand(method.engine.model, example)
         assert values.shape == entries.shape == (len(example.answer), min(count or vocabulary, vocabulary))
         torch.testing.assert_close(values, whole.gather(1, entries), rtol=1e-4, atol=1e-5)
         assert all(len(set(position)) == len(position) for position in entries.tolist())
@@ -130,8 +127,8 @@ def test_the_largest_logits_of_the_answer_are_stored(method: DERpp, count: int |
 @pytest.mark.parametrize("micro", [1, 3])
 def test_stored_logits_do_not_depend_on_the_micro_batch_size(method: DERpp, micro: int) -> None:
     method.extend_batch(rows(7))
-    method.learner.training = TrainingConfig(micro_batch_size=micro)
-    method.learner.memory.examples, other = [], with_settings(method)
+    train_with(method, micro_batch_size=micro)
+    method.memory.examples, other = [], with_settings(method)
     other.extend_batch(rows(7))
     assert other.logits.keys() == method.logits.keys()
     for key in method.logits:
@@ -145,9 +142,9 @@ def test_logits_over_a_run(make_config: MakeConfig, tmp_path: Path, monkeypatch:
     events: Counter[str] = Counter()
 
     def watching(self: DERpp, examples: list[Example]) -> list[Example]:
-        before = {example.id for example in self.learner.memory.examples}
+        before = {example.id for example in self.memory.examples}
         batch = extend(self, examples)
-        kept = {example.id: example for example in self.learner.memory.examples}
+        kept = {example.id: example for example in self.memory.examples}
         replayed = {example.id: example for example in batch if example.replayed}
         assert self.logits.keys() == self.entries.keys() == kept.keys() | replayed.keys()
         assert replayed.keys() <= before
@@ -160,7 +157,7 @@ def test_logits_over_a_run(make_config: MakeConfig, tmp_path: Path, monkeypatch:
             assert torch.equal(self.entries[key], entries)
         for key in self.logits.keys() - seen.keys():
             assert key not in before
-            whole = logits_by_hand(self.learner.model, kept[key])
+            whole = logits_by_hand(self.engine.model, kept[key])
             values, entries = self.logits[key], self.entries[key]
             torch.testing.assert_close(values, whole.topk(16).values, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(values, whole.gather(1, entries.long()), rtol=1e-4, atol=1e-5)
@@ -182,19 +179,19 @@ def test_logits_over_a_run(make_config: MakeConfig, tmp_path: Path, monkeypatch:
 
 def test_a_row_replayed_as_it_leaves_still_has_its_logits(method: DERpp) -> None:
     """For that step; then they are dropped."""
-    method.learner.memory = ReplayMemory(2, seed=0)
-    method.learner.memory.offer(rows(2, "one"))
+    method.run.memory = ReplayMemory(2, seed=0)
+    method.memory.offer(rows(2, "one"))
     method.extend_batch([])
     first = dict(method.logits)
     batch = method.extend_batch(rows(60, "two"))
     replayed = {example.id for example in batch if example.replayed}
     assert replayed == {"one/train/0", "one/train/1"}
-    assert method.learner.memory.tasks == ["two"]  # both lost their places
+    assert method.memory.tasks == ["two"]  # both lost their places
     assert all(torch.equal(method.logits[key], first[key]) for key in replayed)
     method.loss(collate(batch, pad=1), Totals.of(batch))
-    assert float(method.learner.terms["logits"]) == pytest.approx(0.0, abs=1e-8)  # the weights have not moved
+    assert float(method.run.terms["logits"]) == pytest.approx(0.0, abs=1e-8)  # the weights have not moved
     method.extend_batch([])
-    assert method.logits.keys() == {example.id for example in method.learner.memory.examples}
+    assert method.logits.keys() == {example.id for example in method.memory.examples}
     assert len(method.logits) == 2
 
 
@@ -215,7 +212,7 @@ def test_logit_term_by_hand(method: DERpp) -> None:
     remember(method)
     total = 0.0
     for example in REPLAYED:
-        whole = logits_by_hand(method.learner.model, example)
+        whole = logits_by_hand(method.engine.model, example)
         for position, values, entries in zip(whole, method.logits[example.id], method.entries[example.id], strict=True):
             total += sum(
                 (float(position[entry]) - float(value)) ** 2
@@ -224,10 +221,10 @@ def test_logit_term_by_hand(method: DERpp) -> None:
     batch = CURRENT + REPLAYED
     totals = Totals.of(batch)
     for parts in ([batch], [batch[:3], batch[3:]], [[example] for example in batch]):
-        method.learner.terms.clear()
+        method.run.terms.clear()
         for part in parts:
             method.loss(collate(part, pad=1), totals)
-        assert float(method.learner.terms["logits"]) == pytest.approx(total / (4 + 1 + 2), rel=1e-4)
+        assert float(method.run.terms["logits"]) == pytest.approx(total / (4 + 1 + 2), rel=1e-4)
 
 
 def test_loss_is_half_current_half_replayed_plus_term(method: DERpp) -> None:
@@ -236,7 +233,7 @@ def test_loss_is_half_current_half_replayed_plus_term(method: DERpp) -> None:
 
     def plain(examples: list[Example]) -> float:
         sums = sum(
-            float(logits_by_hand(method.learner.model, example).log_softmax(1)[n, token])
+            float(logits_by_hand(method.engine.model, example).log_softmax(1)[n, token])
             for example in examples
             for n, token in enumerate(example.answer)
         )
@@ -244,7 +241,7 @@ def test_loss_is_half_current_half_replayed_plus_term(method: DERpp) -> None:
 
     batch = CURRENT + REPLAYED
     loss = method.loss(collate(batch, pad=1), Totals.of(batch))
-    term = float(method.learner.terms["logits"])
+    term = float(method.run.terms["logits"])
     assert loss.item() == pytest.approx(0.5 * plain(CURRENT) + 0.5 * plain(REPLAYED) + 0.3 * term, rel=1e-4)
     assert term > 0.1
     before = {key: value.clone() for key, value in method.logits.items()}
@@ -273,17 +270,17 @@ def test_gradient_of_the_term(method: DERpp) -> None:
 @pytest.mark.parametrize("count", [4, None])
 def test_term_is_zero_until_the_weights_move(method: DERpp, count: int | None) -> None:
     method = with_settings(method, stored_logits=count)
-    method.learner.memory.offer([replace(example, replayed=False) for example in REPLAYED])
+    method.memory.offer([replace(example, replayed=False) for example in REPLAYED])
     batch = method.extend_batch(CURRENT)
     assert sum(example.replayed for example in batch) == 2
 
     def term() -> float:
-        method.learner.terms.clear()
+        method.run.terms.clear()
         method.loss(collate(batch, pad=1), Totals.of(batch))
-        return float(method.learner.terms["logits"])
+        return float(method.run.terms["logits"])
 
     assert term() == pytest.approx(0.0, abs=1e-9)
-    move(method)
+    shake(method)
     assert term() > 1e-3
 
 
@@ -291,8 +288,8 @@ def test_no_term_without_replayed_rows(method: DERpp) -> None:
     batch = method.extend_batch(CURRENT)
     assert batch == CURRENT
     loss = method.loss(collate(batch, pad=1), Totals.of(batch))
-    assert method.learner.terms.keys() == {"ce"}
-    assert loss.item() == pytest.approx(float(method.learner.terms["ce"]))
+    assert method.run.terms.keys() == {"ce"}
+    assert loss.item() == pytest.approx(float(method.run.terms["ce"]))
 
 
 # -- state -----------------------------------------------------------------------------------------------------
@@ -316,9 +313,9 @@ def test_state_round_trip(method: DERpp) -> None:
 
 def test_a_balanced_memory_has_its_rows_logits_at_the_tasks_end(method: DERpp) -> None:
     method.config = DERpp.Config(name="derpp", memory_policy="balanced")
-    method.learner.memory.capacity = 2
+    method.memory.capacity = 2
     for task in ("x", "y"):
-        method.learner.rows = [Example(task, f"{task}{n}", [5, 6 + n], [9 + n, 1]) for n in range(4)]
+        method.run.rows = [Example(task, f"{task}{n}", [5, 6 + n], [9 + n, 1]) for n in range(4)]
         method.end_task()
-        assert method.logits.keys() == method.entries.keys() == {row.id for row in method.learner.memory.examples}
+        assert method.logits.keys() == method.entries.keys() == {row.id for row in method.memory.examples}
     assert len(method.logits) == 2

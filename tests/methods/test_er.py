@@ -14,7 +14,7 @@ from ilora.data.examples import Example
 from ilora.errors import InputError
 from ilora.methods.er import ExperienceReplay
 from ilora.replay.memory import ReplayMemory
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 
 
 def rows(count: int, task: str = "one") -> list[Example]:
@@ -121,7 +121,7 @@ def test_balanced_memory_over_a_run(make_config: MakeConfig, tmp_path: Path, mon
     extend = ExperienceReplay.extend_batch
 
     def watching(self: ExperienceReplay, examples: list[Example]) -> list[Example]:
-        before.append(Counter(example.task for example in self.learner.memory.examples))
+        before.append(Counter(example.task for example in self.memory.examples))
         return extend(self, examples)
 
     monkeypatch.setattr(ExperienceReplay, "extend_batch", watching)
@@ -171,9 +171,9 @@ def test_replay_over_a_run(
     extend = ExperienceReplay.extend_batch
 
     def watching(self: ExperienceReplay, examples: list[Example]) -> list[Example]:
-        before = {example.id for example in self.learner.memory.examples}
+        before = {example.id for example in self.memory.examples}
         batch = extend(self, examples)
-        steps.append((self.learner.task, self.learner.epoch, batch, before, self.learner.memory.offered))
+        steps.append((self.position.task, self.position.epoch, batch, before, self.memory.offered))
         return batch
 
     monkeypatch.setattr(ExperienceReplay, "extend_batch", watching)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -16,10 +15,9 @@ from ilora import run
 from ilora.data.examples import Batch, Example
 from ilora.methods.ewc import EWC
 from ilora.model import adapters
-from ilora.model.learner import Learner, Output
-from ilora.replay.memory import ReplayMemory
+from ilora.model.engine import Engine, Output
 from ilora.settings import AdapterConfig, TrainingConfig
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig, view
 
 PROMPTS = [[5, 6, 7, 8], [10, 11], [13, 14, 15, 16, 17, 18], [19], [20, 21, 22]]
 ANSWERS = [[9, 1], [12, 30, 31, 1], [1], [25, 1], [40, 41, 1]]
@@ -32,10 +30,8 @@ def method(tiny_model: Path) -> EWC:
     base = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(False)
     model = adapters.attach(base, AdapterConfig(r=4, alpha=8, dropout=0.5), name="fast", seed=1)
     model.train()
-    learner = Learner(
-        model, ReplayMemory(0, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=1, task="one", rows=ROWS
-    )
-    made = EWC(learner, EWC.Config(name="ewc"))
+    run = view(model, pad=1, task="one", rows=ROWS)
+    made = EWC(run, EWC.Config(name="ewc"))
     torch.manual_seed(3)
     for parameter in made.trainable:
         parameter.data.normal_(std=0.2)
@@ -43,12 +39,12 @@ def method(tiny_model: Path) -> EWC:
 
 
 def with_settings(method: EWC, **settings: object) -> EWC:
-    return EWC(method.learner, EWC.Config(name="ewc", **settings))
+    return EWC(method.run, EWC.Config(name="ewc", **settings))
 
 
 def fisher_by_hand(method: EWC, rows: list[Example]) -> list[Tensor]:
     """The mean over rows of the squared gradient of log p(answer | prompt), by transformers and PEFT alone."""
-    model = method.learner.model.eval()
+    model = method.engine.model.eval()
     total = [torch.zeros_like(weight) for weight in method.trainable]
     for example in rows:
         ids = torch.tensor([example.prompt + example.answer])
@@ -78,16 +74,16 @@ def test_fisher_equals_squared_gradients_of_single_rows(method: EWC) -> None:
 @pytest.mark.parametrize(("micro", "whole"), [(1, 1), (2, 16), (8, 3)])
 def test_fisher_does_not_depend_on_batch_sizes(method: EWC, micro: int, whole: int) -> None:
     before = method.fisher()
-    method.learner.training = TrainingConfig(micro_batch_size=micro, global_batch_size=whole)
+    method.run.training = TrainingConfig(micro_batch_size=micro, global_batch_size=whole)
     for ours, theirs in zip(method.fisher(), before, strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_fisher_rows_are_the_same_again(method: EWC, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    forward = Learner.forward
+    forward = Engine.forward
 
-    def watching(self: Learner, batch: Batch, **options: bool) -> Output:
+    def watching(self: Engine, batch: Batch, **options: bool) -> Output:
         seen.extend(example.id for example in batch.examples)
         return forward(self, batch, **options)  # type: ignore[arg-type]
 
@@ -96,7 +92,7 @@ def test_fisher_rows_are_the_same_again(method: EWC, monkeypatch: pytest.MonkeyP
         with_settings(method, **settings).fisher()
         return list(seen)
 
-    monkeypatch.setattr(Learner, "forward", watching)
+    monkeypatch.setattr(Engine, "forward", watching)
     few = rows_of(fisher_rows=3)
     assert len(set(few)) == len(few) == 3
     assert rows_of(fisher_rows=3) == few

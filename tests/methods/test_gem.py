@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from scipy.optimize import lsq_linear
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -18,10 +17,9 @@ from ilora import run
 from ilora.data.examples import Example
 from ilora.methods.gem import GEM, nearest
 from ilora.model import adapters
-from ilora.model.learner import Learner
 from ilora.replay.memory import ReplayMemory
-from ilora.settings import AdapterConfig, TrainingConfig
-from tests.conftest import MakeConfig
+from ilora.settings import AdapterConfig
+from tests.helpers import MakeConfig, move, view
 
 # -- the program -----------------------------------------------------------------------------------------------
 
@@ -159,9 +157,8 @@ def method(tiny_model: Path) -> GEM:
     model.train()
     memory = ReplayMemory(20, seed=0)
     memory.offer(rows("one", 5) + rows("two", 60) + rows("three", 120))
-    learner = Learner(model, memory, Accelerator(), TrainingConfig(), seed=0, pad=1, task="three", task_index=3, step=9)
-    learner.current_tasks = frozenset({"three"})
-    made = GEM(learner, GEM.Config(name="gem", memory_batch=3))
+    run = view(model, pad=1, memory=memory, task="three", task_index=3, step=9, current_tasks=frozenset({"three"}))
+    made = GEM(run, GEM.Config(name="gem", memory_batch=3))
     torch.manual_seed(3)
     for parameter in made.trainable:
         parameter.data.normal_(std=0.2)
@@ -170,7 +167,7 @@ def method(tiny_model: Path) -> GEM:
 
 def gradient_by_hand(method: GEM, examples: Sequence[Example]) -> Tensor:
     """Of the mean over answer tokens, row by row, by transformers and PEFT alone."""
-    model = method.learner.model.eval()
+    model = method.engine.model.eval()
     total = torch.zeros(sum(weight.numel() for weight in method.trainable))
     for example in examples:
         ids = torch.tensor([example.prompt + example.answer])
@@ -219,7 +216,7 @@ def test_rows_of_a_reference(method: GEM, batch: int | None, expected: int, monk
     monkeypatch.setattr(GEM, "gradient", lambda _, examples: drawn.append([example.id for example in examples]))
     method.config = GEM.Config(name="gem", memory_batch=batch)
     for step in range(8):
-        method.learner.step = step
+        move(method, step=step)
         method.reference(["two"])
     assert {len(ids) for ids in drawn} == {expected}
     assert len({tuple(ids) for ids in drawn}) > 1
@@ -231,7 +228,7 @@ def test_references_over_a_run(make_config: MakeConfig, tmp_path: Path, monkeypa
     gradient, before_step = GEM.gradient, GEM.before_step
 
     def watching_steps(self: GEM) -> None:
-        steps.append((self.learner.task, [], set(self.learner.memory.tasks)))
+        steps.append((self.position.task, [], set(self.memory.tasks)))
         before_step(self)
 
     def watching(self: GEM, examples: Sequence[Example]) -> Tensor:

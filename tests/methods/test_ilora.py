@@ -8,7 +8,6 @@ from typing import Literal
 
 import pytest
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,11 +18,9 @@ from ilora.data.examples import Batch, Example, Totals, collate
 from ilora.errors import InputError
 from ilora.methods.ilora import ILoRA, hidden_gap
 from ilora.model import adapters
-from ilora.model.learner import Learner
 from ilora.replay.memory import ReplayMemory
-from ilora.settings import AdapterConfig, TrainingConfig
-from ilora.training.session import Session
-from tests.conftest import MakeConfig
+from ilora.settings import AdapterConfig
+from tests.helpers import MakeConfig, after_each_step, move, view
 
 CURRENT = [Example("two", "a", [5, 6, 7, 8], [9, 1]), Example("two", "b", [10, 11], [12, 1])]
 REPLAYED = [
@@ -37,8 +34,8 @@ def method(tiny_model: Path) -> ILoRA:
     """I-LoRA with two adapters that differ."""
     base = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(False)
     model = adapters.attach(base, AdapterConfig(r=4, alpha=8, dropout=0.0), name="fast", seed=1)
-    learner = Learner(model, ReplayMemory(10, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=1)
-    made = ILoRA(learner, ILoRA.Config(name="ilora", ema_decay=0.9))
+    run = view(model, pad=1, memory=ReplayMemory(10, seed=0))
+    made = ILoRA(run, ILoRA.Config(name="ilora", ema_decay=0.9))
     made.begin_task()
     torch.manual_seed(3)
     for parameter in [*adapters.parameters(model, "fast").values(), *adapters.parameters(model, "slow").values()]:
@@ -47,7 +44,7 @@ def method(tiny_model: Path) -> ILoRA:
 
 
 def with_settings(method: ILoRA, **settings: object) -> ILoRA:
-    return ILoRA(method.learner, ILoRA.Config(name="ilora", **settings))
+    return ILoRA(method.run, ILoRA.Config(name="ilora", **settings))
 
 
 def flat(model: PeftModel, name: str) -> Tensor:
@@ -59,7 +56,7 @@ def flat(model: PeftModel, name: str) -> Tensor:
 
 def test_ema_after_n_steps_equals_its_closed_form(method: ILoRA) -> None:
     """slow_n = λ^n slow_0 + (1 - λ) Σ λ^(n-k) fast_k."""
-    model, decay, steps = method.learner.model, 0.9, 7
+    model, decay, steps = method.engine.model, 0.9, 7
     expected = decay**steps * flat(model, "slow")
     for step in range(1, steps + 1):
         for parameter in adapters.parameters(model, "fast").values():
@@ -70,7 +67,7 @@ def test_ema_after_n_steps_equals_its_closed_form(method: ILoRA) -> None:
 
 
 def test_ema_moves_a_and_b_not_their_product(method: ILoRA) -> None:
-    model = method.learner.model
+    model = method.engine.model
     before = {key: value.detach().clone() for key, value in adapters.parameters(model, "slow").items()}
     fast = adapters.parameters(model, "fast")
     method.after_step()
@@ -90,12 +87,12 @@ def test_ema_moves_a_and_b_not_their_product(method: ILoRA) -> None:
     ],
 )
 def test_decay(method: ILoRA, settings: dict[str, object], step: int, expected: float) -> None:
-    method.learner.step, method.learner.task_steps = step, 40
+    move(method, step=step, task_steps=40)
     assert with_settings(method, **settings).decay() == pytest.approx(expected)
 
 
 def test_the_half_life_halves(method: ILoRA) -> None:
-    method.learner.task_steps = 40
+    move(method, task_steps=40)
     assert with_settings(method, ema_half_life_share=0.25).decay() ** 10 == pytest.approx(0.5)
 
 
@@ -117,7 +114,7 @@ def test_slow_starts_as_a_copy_and_differs_after_training(make_config: MakeConfi
 
 def test_next_task_from_slow(method: ILoRA) -> None:
     with_settings(method, next_task_from="slow").begin_task()
-    assert torch.equal(flat(method.learner.model, "fast"), flat(method.learner.model, "slow"))
+    assert torch.equal(flat(method.engine.model, "fast"), flat(method.engine.model, "slow"))
 
 
 def test_one_decay_setting_only(make_config: MakeConfig) -> None:
@@ -138,9 +135,9 @@ def test_gap_by_hand() -> None:
 
 
 def gap_of(method: ILoRA, examples: list[Example]) -> float:
-    method.learner.terms.clear()
+    method.run.terms.clear()
     method.loss(collate(examples, pad=0), Totals.of(examples))
-    return float(method.learner.terms["consistency"])
+    return float(method.run.terms["consistency"])
 
 
 @pytest.mark.parametrize("layers", ["last", "all"])
@@ -155,7 +152,7 @@ def test_gap_ignores_padding_and_current_rows(method: ILoRA, layers: str) -> Non
 @pytest.mark.parametrize("layers", ["last", "all"])
 def test_gap_equals_plain_forwards_of_the_two_adapters(method: ILoRA, layers: str) -> None:
     """Row by row, without padding, with PEFT's own switch."""
-    model = method.learner.model
+    model = method.engine.model
     squares, count = 0.0, 0
     for example in REPLAYED:
         ids = torch.tensor([example.prompt + example.answer])
@@ -177,9 +174,9 @@ def test_gap_equals_plain_forwards_of_the_two_adapters(method: ILoRA, layers: st
 def test_states_are_those_of_forward(method: ILoRA, layers: Literal["last", "all"]) -> None:
     batch = collate(REPLAYED, pad=1)
     with torch.no_grad():
-        whole = method.learner.forward(batch, hidden=layers).hidden
-        alone = method.learner.states(batch, layers=layers)
-        trimmed = method.learner.states(collate(REPLAYED[1:], pad=1), layers=layers)
+        whole = method.engine.forward(batch, hidden=layers).hidden
+        alone = method.engine.states(batch, layers=layers)
+        trimmed = method.engine.states(collate(REPLAYED[1:], pad=1), layers=layers)
     assert len(alone) == len(whole) == (2 if layers == "all" else 1)
     for first, second, third in zip(whole, alone, trimmed, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)
@@ -193,7 +190,7 @@ def test_gap_pulls_the_fast_adapter_only(method: ILoRA) -> None:
     method = with_settings(method, strength=3.0)
     loss = method.loss(batch, totals)
     loss.backward()
-    model = method.learner.model
+    model = method.engine.model
     assert all(parameter.grad is None for parameter in adapters.parameters(model, "slow").values())
     parameter = max(adapters.parameters(model, "fast").values(), key=lambda item: float(item.grad.abs().max()))
     index = int(parameter.grad.abs().argmax())
@@ -219,7 +216,7 @@ def test_loss_is_half_current_half_replayed_plus_gap(method: ILoRA) -> None:
             target = ids.clone()
             target[0, : len(example.prompt)] = -100
             with torch.no_grad():
-                sums += float(method.learner.model(input_ids=ids, labels=target).loss) * len(example.answer)
+                sums += float(method.engine.model(input_ids=ids, labels=target).loss) * len(example.answer)
             labels += len(example.answer)
         return sums / labels
 
@@ -237,13 +234,7 @@ def test_first_task_is_cross_entropy_alone(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, set[str]]] = []
-    step = Session._step
-
-    def watching(self: Session, *args: object) -> None:
-        step(self, *args)  # type: ignore[arg-type]
-        seen.append((self.learner.task_index, set(self.learner.terms)))
-
-    monkeypatch.setattr(Session, "_step", watching)
+    after_each_step(monkeypatch, lambda method: seen.append((method.position.task_index, set(method.run.terms))))
     run(make_config(), tmp_path / "run", quiet=True)
     assert {frozenset(terms) for task, terms in seen if task == 1} == {frozenset({"ce"})}
     assert {frozenset(terms) for task, terms in seen if task > 1} == {frozenset({"ce", "ce_replayed", "consistency"})}

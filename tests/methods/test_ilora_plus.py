@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -19,11 +18,9 @@ from ilora.errors import InputError
 from ilora.methods.ilora import ILoRA
 from ilora.methods.ilora_plus import OLD, ILoRAPlus
 from ilora.model import adapters
-from ilora.model.learner import Learner
 from ilora.replay.memory import ReplayMemory
-from ilora.settings import AdapterConfig, TrainingConfig
-from tests.conftest import MakeConfig
-from tests.methods.test_contract import difference, weights
+from ilora.settings import AdapterConfig
+from tests.helpers import MakeConfig, difference, move, view, weights
 
 ROWS = [
     Example("one", "a", [13, 14, 15], [16, 1]),
@@ -37,11 +34,11 @@ def made(tiny_model: Path, **settings: Any) -> ILoRAPlus:
     """In its second task, with three adapters that differ."""
     base = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(False)
     model = adapters.attach(base, AdapterConfig(r=4, alpha=8, dropout=0.0), name="fast", seed=1)
-    learner = Learner(model, ReplayMemory(10, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=1)
-    learner.memory.offer(ROWS)
-    method = ILoRAPlus(learner, ILoRAPlus.Config(name="ilora+", **settings))
+    run = view(model, pad=1, memory=ReplayMemory(10, seed=0))
+    run.memory.offer(ROWS)
+    method = ILoRAPlus(run, ILoRAPlus.Config(name="ilora+", **settings))
     method.begin_task()
-    learner.task_index = 2
+    move(method, task_index=2)
     torch.manual_seed(3)
     for name in ("fast", "slow", OLD):
         for parameter in adapters.parameters(model, name).values():
@@ -50,13 +47,13 @@ def made(tiny_model: Path, **settings: Any) -> ILoRAPlus:
 
 
 def values(method: ILoRAPlus, name: str) -> Tensor:
-    return torch.cat([v.detach().flatten() for v in adapters.parameters(method.learner.model, name).values()])
+    return torch.cat([v.detach().flatten() for v in adapters.parameters(method.engine.model, name).values()])
 
 
 @pytest.mark.parametrize(("t", "index", "expected"), [(0.3, 2, 0.3), ("mean", 2, 0.5), ("mean", 4, 0.25), (1, 3, 1.0)])
 def test_a_task_ends_between_the_minima(tiny_model: Path, t: Any, index: int, expected: float) -> None:
     method = made(tiny_model, t=t)
-    method.learner.task_index = index
+    move(method, task_index=index)
     old, new, fast = (values(method, name) for name in (OLD, "slow", "fast"))
     method.end_task()
     torch.testing.assert_close(values(method, "slow"), (1 - expected) * old + expected * new)
@@ -66,7 +63,7 @@ def test_a_task_ends_between_the_minima(tiny_model: Path, t: Any, index: int, ex
 
 def test_the_first_task_ends_where_it_is(tiny_model: Path) -> None:
     method = made(tiny_model, t=0.3)
-    method.learner.task_index = 1
+    move(method, task_index=1)
     before = values(method, "slow")
     method.end_task()
     assert torch.equal(values(method, "slow"), before)
@@ -80,7 +77,7 @@ PSEUDO = [
 
 def plain_kl(method: ILoRAPlus, temperature: float) -> float:
     """τ² · KL(before ‖ now) over the answer tokens of PSEUDO, by transformers' own forward pass, row by row."""
-    model, sums = method.learner.model, []
+    model, sums = method.engine.model, []
     for row in PSEUDO:
         said = {}
         for name in (OLD, "fast"):
@@ -106,21 +103,20 @@ def test_pseudo_rows_are_held_to_what_was_said_before_the_task(tiny_model: Path,
 def test_only_the_fast_adapter_is_pulled(tiny_model: Path) -> None:
     method = made(tiny_model)
     method.loss(collate(PSEUDO, pad=1), Totals.of(PSEUDO)).backward()
-    model = method.learner.model
+    model = method.engine.model
     assert any(p.grad is not None and p.grad.any() for p in adapters.parameters(model, "fast").values())
     assert all(p.grad is None for name in ("slow", OLD) for p in adapters.parameters(model, name).values())
 
 
 def in_task(method: ILoRAPlus, task: str, index: int, rows: list[Example]) -> None:
-    learner = method.learner
-    learner.task, learner.task_index, learner.current_tasks, learner.rows = task, index, frozenset([task]), rows
+    move(method, task=task, task_index=index, current_tasks=frozenset([task]))
+    method.run.rows = rows
     method.begin_task()
 
 
 def test_a_step_asks_the_present_texts_the_earlier_questions(tiny_model: Path) -> None:
     method = made(tiny_model, pseudo_share=0.5)
-    learner = method.learner
-    learner.memory.examples.clear()
+    method.memory.examples.clear()
     first = [Example("first", f"f{n}", [30, 10 + n, 31], [16 + n % 2, 1]) for n in range(6)]
     second = [Example("second", f"s{n}", [32, 33, 20 + n, 40 + n], [9, 1]) for n in range(6)]
     in_task(method, "first", 1, first)
@@ -149,7 +145,8 @@ def test_frames_survive_a_stop(tiny_model: Path) -> None:
     other.load_state_dict(json.loads(json.dumps(method.state_dict())))
     for one in (method, other):
         in_task(one, "second", 2, second)
-    method.learner.step = other.learner.step = 3
+    move(method, step=3)
+    move(other, step=3)
     found = [[row for row in one.extend_batch(second[:4]) if row.pseudo] for one in (method, other)]
     assert found[0]
     assert found[0] == found[1]
@@ -164,7 +161,8 @@ def test_the_share_is_kept_on_average(tiny_model: Path, share: float, least: int
     second = [Example("second", f"s{n}", [32, 20 + n], [9, 1]) for n in range(6)]
     in_task(method, "second", 2, second)
     count = 0
-    for method.learner.step in range(1, 101):
+    for step in range(1, 101):
+        move(method, step=step)
         count += sum(row.pseudo for row in method.extend_batch(second[:2]))
     assert least <= count <= most
 
@@ -178,7 +176,7 @@ def test_without_pseudo_rows_nothing_is_kept_for_them(tiny_model: Path) -> None:
 
 def plain_loss(method: ILoRAPlus, t: float) -> float:
     """The mean over tasks of their rows' mean loss an answer token, by transformers' own forward pass, row by row."""
-    model = method.learner.model
+    model = method.engine.model
     slow, old = adapters.parameters(model, "slow"), adapters.parameters(model, OLD)
     before = {key: value.detach().clone() for key, value in slow.items()}
     sums: dict[str, list[float]] = {}
@@ -199,7 +197,7 @@ def test_memory_chooses_the_point_of_least_loss(tiny_model: Path, seed: int) -> 
     method = made(tiny_model, t="memory", path_points=6)
     torch.manual_seed(seed)
     for name in ("slow", OLD):
-        for parameter in adapters.parameters(method.learner.model, name).values():
+        for parameter in adapters.parameters(method.engine.model, name).values():
             parameter.data.normal_(std=0.5)
     losses = [plain_loss(method, step / 5) for step in range(6)]
     slow = values(method, "slow")
@@ -210,14 +208,14 @@ def test_memory_chooses_the_point_of_least_loss(tiny_model: Path, seed: int) -> 
 
 def test_without_memory_there_is_nothing_to_choose_by(tiny_model: Path) -> None:
     method = made(tiny_model, t="memory")
-    method.learner.memory.examples.clear()
+    method.memory.examples.clear()
     assert method.chosen() == 1.0
 
 
 def test_the_next_task_begins_there(tiny_model: Path) -> None:
     method = made(tiny_model, t=0.5)
     method.end_task()
-    method.learner.task_index = 3
+    move(method, task_index=3)
     method.begin_task()
     assert torch.equal(values(method, "fast"), values(method, "slow"))
     assert torch.equal(values(method, OLD), values(method, "slow"))

@@ -2,79 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from ilora import run
-from ilora.config import Config
 from ilora.data.examples import collate
-from ilora.data.task import Phase
 from ilora.methods import METHODS
-from ilora.model import adapters
-from ilora.progress import Display
 from ilora.results.scores import read_records
-from ilora.stream import load_tasks
-from ilora.training.interrupt import StopRequest
-from ilora.training.session import Session
-from tests.conftest import MakeConfig
+from tests.helpers import LABELS, MakeConfig, begin, logits, plain, snapshot, train
 
 INDIVIDUAL = {"name": "individual"}
-LABELS = ("01-one", "02-two", "03-three")
-
-
-def begin(config: Config, folder: Path) -> Session:
-    """What `run` makes, to be driven by hand."""
-    folder.mkdir()
-    return Session(
-        config,
-        folder,
-        load_tasks(config.data),
-        accelerator=Accelerator(),
-        display=Display(quiet=True),
-        stop=StopRequest(enabled=False),
-    )
-
-
-def train(session: Session) -> Iterator[Phase]:
-    """Train task by task, without evaluation: the caller sees the state right after each."""
-    session.learner.model.train()
-    for phase in session.phases:
-        session._train(phase)
-        yield phase
-
-
-def snapshot(model: PeftModel, name: str) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in adapters.parameters(model, name).items()}
-
-
-def logits(session: Session, asked: str, answered_as: str | None = None) -> Tensor:
-    """Of the training rows of task `asked`, computed as the method answers task `answered_as`."""
-    session.learner.model.eval()
-    batch = collate(session.train_sets[asked], pad=session.learner.pad)
-    with torch.no_grad(), session.method.inference(answered_as or asked, session.method.variants[0]):
-        found = session.learner.forward(batch).logits
-    session.learner.model.train()
-    return found
-
-
-def plain(tiny_model: Path) -> LlamaForCausalLM:
-    """The base model, by transformers alone."""
-    return LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(False).eval()
 
 
 def test_every_task_begins_from_a_fresh_adapter(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = begin(make_config(method=INDIVIDUAL), tmp_path / "run")
-    begin_task, model = session.method.begin_task, session.learner.model
+    begin_task, model = session.method.begin_task, session.method.engine.model
     initial: list[dict[str, Tensor]] = []
 
     def watching() -> None:
@@ -122,7 +71,7 @@ def test_a_task_is_answered_by_its_own_adapter_for_ever(
     for label in LABELS:  # what is saved after a task is that task's adapter
         name = label.partition("-")[2]
         loaded = PeftModel.from_pretrained(plain(tiny_model), tmp_path / "run" / "adapters" / label / "fast").eval()
-        batch = collate(session.train_sets[name], pad=session.learner.pad)
+        batch = collate(session.stream.train[name], pad=session.method.engine.pad)
         positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
         with torch.no_grad():
             found = loaded(input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions)

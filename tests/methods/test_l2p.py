@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
@@ -21,12 +20,9 @@ from ilora.errors import InputError
 from ilora.evaluation.scoring import evaluate, prepare
 from ilora.methods.l2p import L2P
 from ilora.model import adapters
-from ilora.model.learner import Learner
-from ilora.replay.memory import ReplayMemory
 from ilora.results.scores import read_records
-from ilora.settings import AdapterConfig, DataConfig, TrainingConfig
-from tests.conftest import MakeConfig, task_rows
-from tests.methods.test_individual import begin, plain, snapshot, train
+from ilora.settings import AdapterConfig, DataConfig
+from tests.helpers import MakeConfig, begin, plain, snapshot, task_rows, train, view
 
 ROWS = [
     Example("one", "a", [5, 6, 7, 8, 9, 10, 11], [12, 1]),
@@ -39,8 +35,8 @@ SMALL = {"pool_size": 6, "prompt_length": 3, "top_k": 2}
 def make(tiny_model: Path, *, seed: int = 0, loud: bool = True, **settings: object) -> L2P:
     """A method whose pool is far from zero, on a model whose LoRA adapter would be noticed if it took part."""
     model = adapters.attach(plain(tiny_model), AdapterConfig(r=4, alpha=8, dropout=0.5), name="fast", seed=seed)
-    learner = Learner(model, ReplayMemory(0, seed=0), Accelerator(), TrainingConfig(), seed=seed, pad=3)
-    method = L2P(learner, L2P.Config(**{"name": "l2p"} | SMALL | settings))
+    run = view(model, pad=3, seed=seed)
+    method = L2P(run, L2P.Config(**{"name": "l2p"} | SMALL | settings))
     source = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in adapters.parameters(model, "fast").values():
@@ -84,7 +80,7 @@ def prefixed(base: LlamaForCausalLM, method: L2P, prompt: list[int], after: list
 
 
 def test_keys_choose_by_cosine_best_first(method: L2P) -> None:
-    method = L2P(method.learner, L2P.Config(name="l2p", pool_size=4, prompt_length=1, top_k=2))
+    method = L2P(method.run, L2P.Config(name="l2p", pool_size=4, prompt_length=1, top_k=2))
     keys, queries = torch.zeros(4, 32), torch.zeros(3, 32)
     keys[:, :2] = torch.tensor([[10.0, 0.0], [0.0, 1.0], [2.0, 2.0], [-1.0, 0.0]])
     queries[:, :2] = torch.tensor([[1.0, 0.1], [0.0, 3.0], [-5.0, 0.0]])
@@ -104,17 +100,17 @@ def test_the_query_is_the_base_models_feature_of_the_prompt_alone(base: LlamaFor
     expected = torch.stack([query(base, row.prompt) for row in ROWS])
     bare = [replace(row, answer=[]) for row in ROWS]
     other = [replace(row, answer=[30, 31, 32, 1]) for row in ROWS]
-    learner = method.learner
-    learner.model.train()  # with dropout, and an adapter that is far from zero
+    engine = method.engine
+    engine.model.train()  # with dropout, and an adapter that is far from zero
     for rows in (ROWS, bare, other):
-        torch.testing.assert_close(learner.features(collate(rows, pad=3)), expected)
-    padded = learner.features(collate([*ROWS, Example("one", "d", list(range(5, 45)), [9, 1])], pad=3))
+        torch.testing.assert_close(engine.features(collate(rows, pad=3)), expected)
+    padded = engine.features(collate([*ROWS, Example("one", "d", list(range(5, 45)), [9, 1])], pad=3))
     torch.testing.assert_close(padded[:3], expected)
     method.pool.data.normal_(std=5.0)
     method.keys.data.normal_(std=5.0)
-    adapters.activate(learner.model, "fast")
+    adapters.activate(engine.model, "fast")
     with method.inference("one", "fast"):
-        torch.testing.assert_close(learner.features(collate(ROWS, pad=3)), expected)
+        torch.testing.assert_close(engine.features(collate(ROWS, pad=3)), expected)
 
 
 def test_the_query_is_the_same_in_training_and_at_inference(
@@ -130,12 +126,12 @@ def test_the_query_is_the_same_in_training_and_at_inference(
     monkeypatch.setattr(method, "choose", watching)
     settings = GenerationConfig(do_sample=False, max_new_tokens=3, eos_token_id=None, pad_token_id=3)
     batch = collate(ROWS, pad=3)
-    method.learner.model.train()
+    method.engine.model.train()
     method.loss(batch, Totals.of(ROWS))
-    method.learner.model.eval()
+    method.engine.model.eval()
     with method.inference("one", "fast"):
-        method.learner.forward(batch)
-        method.learner.generate(collate([replace(row, answer=[]) for row in ROWS], pad=3), settings)
+        method.engine.forward(batch)
+        method.engine.generate(collate([replace(row, answer=[]) for row in ROWS], pad=3), settings)
     assert len(asked) == 3
     for features in asked:
         torch.testing.assert_close(features, torch.stack([query(base, row.prompt) for row in ROWS]))
@@ -151,7 +147,7 @@ def test_only_chosen_prompts_and_keys_are_trained(base: LlamaForCausalLM, method
     for parameter in (method.pool, method.keys):
         moved = parameter.grad.flatten(1).abs().sum(1).nonzero().flatten().tolist()
         assert set(moved) == wanted
-    assert all(parameter.grad is None for parameter in method.learner.model.parameters())
+    assert all(parameter.grad is None for parameter in method.engine.model.parameters())
     assert {id(parameter) for parameter in method.trainable} == {id(method.pool), id(method.keys)}
 
 
@@ -161,11 +157,11 @@ def test_the_pull_by_hand(base: LlamaForCausalLM, method: L2P) -> None:
     for row in ROWS:
         numbers, cosines = chosen(method, query(base, row.prompt))
         total += sum(1 - float(cosines[number]) for number in numbers)
-    method.learner.terms.clear()
+    method.run.terms.clear()
     for part in (ROWS[:2], ROWS[2:]):
         method.loss(collate(part, pad=3), totals)
     assert total > 0.1
-    assert float(method.learner.terms["pull"]) == pytest.approx(total / 3, rel=1e-4)
+    assert float(method.run.terms["pull"]) == pytest.approx(total / 3, rel=1e-4)
 
 
 def test_keys_are_moved_by_the_pull_alone_and_towards_the_query(base: LlamaForCausalLM, tiny_model: Path) -> None:
@@ -194,7 +190,7 @@ def test_the_loss_equals_plain_transformers(base: LlamaForCausalLM, tiny_model: 
         numbers, cosines = chosen(method, query(base, row.prompt))
         pull += sum(1 - float(cosines[number]) for number in numbers)
     expected = sums / sum(len(row.answer) for row in ROWS) + strength * pull / len(ROWS)
-    method.learner.model.train()  # the adapter's dropout has no part in it either
+    method.engine.model.train()  # the adapter's dropout has no part in it either
     assert float(method.loss(collate(ROWS, pad=3), Totals.of(ROWS)).detach()) == pytest.approx(expected, rel=1e-5)
 
 
@@ -212,7 +208,7 @@ def records(tiny_model: Path, method: L2P, scoring: str) -> tuple[list[str], Enc
     task = Task("one", {"train": rows, "test": rows}, "exact", choices=CHOICES, scoring=scoring)
     data = prepare(task, encoder, [], split="test", max_new_tokens=8)
     with method.inference("one", "fast"):
-        made = evaluate(data, method.learner, encoder, batch_size=5, accelerator=Accelerator())
+        made = evaluate(data, method.engine, encoder, batch_size=5)
     return [str(record["prediction"]) for record in made], encoder
 
 
@@ -234,7 +230,7 @@ def test_generation_of_a_padded_batch_equals_each_row_alone(
 
 
 def test_ranking_equals_plain_log_likelihoods(base: LlamaForCausalLM, tiny_model: Path, method: L2P) -> None:
-    method.learner.core.get_output_embeddings().weight.data *= 20  # decided tokens, so that the choices vary
+    method.engine.core.get_output_embeddings().weight.data *= 20  # decided tokens, so that the choices vary
     predictions, encoder = records(tiny_model, method, "rank")
     model, expected = plain(tiny_model), []
     model.lm_head.weight.data *= 20
@@ -257,7 +253,7 @@ def test_ranking_equals_plain_log_likelihoods(base: LlamaForCausalLM, tiny_model
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_trains_prompts_and_keys_and_nothing_else(dtype: str, make_config: MakeConfig, tmp_path: Path) -> None:
     session = begin(make_config(f"model.dtype={dtype}", method={"name": "l2p"} | SMALL), tmp_path / "run")
-    method, model = session.method, session.learner.model
+    method, model = session.method, session.method.engine.model
     assert isinstance(method, L2P)
     before = {key: value.detach().clone() for key, value in model.state_dict().items()}
     pool, keys = method.pool.detach().clone(), method.keys.detach().clone()
@@ -288,7 +284,7 @@ def test_what_is_saved_gives_the_same_logits_elsewhere(make_config: MakeConfig, 
     settings = json.loads((folder / "prompts.json").read_text())
     assert settings.pop("method") == "l2p"
     other = begin(make_config("seed=5", method=settings), tmp_path / "other").method
-    batch = collate(session.train_sets["two"], pad=session.learner.pad)
+    batch = collate(session.stream.train["two"], pad=session.method.engine.pad)
     expected = answers(session.method, batch)
     assert not torch.equal(answers(other, batch), expected)
     pool = other.pool
@@ -300,6 +296,6 @@ def test_what_is_saved_gives_the_same_logits_elsewhere(make_config: MakeConfig, 
 
 @torch.no_grad()
 def answers(method: L2P, batch: Batch) -> Tensor:
-    method.learner.model.eval()
+    method.engine.model.eval()
     with method.inference("two", "fast"):
-        return method.learner.forward(batch).logits
+        return method.engine.forward(batch).logits

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -16,10 +15,8 @@ from ilora import run
 from ilora.data.examples import Example, Totals, collate
 from ilora.methods.lwf import LwF, distillation
 from ilora.model import adapters
-from ilora.model.learner import Learner
-from ilora.replay.memory import ReplayMemory
-from ilora.settings import AdapterConfig, TrainingConfig
-from tests.conftest import MakeConfig
+from ilora.settings import AdapterConfig
+from tests.helpers import MakeConfig, view
 
 ROWS = [
     Example("two", "two/train/0", [5, 6, 7, 8], [9, 1]),
@@ -34,8 +31,8 @@ def method(tiny_model: Path) -> LwF:
     base = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(False)
     model = adapters.attach(base, AdapterConfig(r=4, alpha=8, dropout=0.0), name="fast", seed=1)
     model.train()
-    learner = Learner(model, ReplayMemory(0, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=1, task_index=2)
-    made = LwF(learner, LwF.Config(name="lwf", strength=0.7, temperature=1.5))
+    run = view(model, pad=1, task_index=2)
+    made = LwF(run, LwF.Config(name="lwf", strength=0.7, temperature=1.5))
     torch.manual_seed(3)
     for _ in range(2):
         made.begin_task()
@@ -93,15 +90,15 @@ def test_gradient_of_distillation(temperature: float) -> None:
 
 
 def term_of(method: LwF, examples: list[Example], *, micro: int = 8) -> float:
-    method.learner.terms.clear()
+    method.run.terms.clear()
     for start in range(0, len(examples), micro):
         method.loss(collate(examples[start : start + micro], pad=1), Totals.of(examples))
-    return float(method.learner.terms["distillation"])
+    return float(method.run.terms["distillation"])
 
 
 def term_by_hand(method: LwF, examples: list[Example]) -> float:
     """Row by row without padding, with PEFT's own switch; the answer's tokens alone count."""
-    model, total = method.learner.model, 0.0
+    model, total = method.engine.model, 0.0
     for example in examples:
         logits = []
         for name in ("fast", "teacher"):
@@ -133,7 +130,7 @@ def test_padding_does_not_count(method: LwF) -> None:
 
 def test_teacher_computes_without_dropout(method: LwF) -> None:
     """And the student with it: with the same weights, what is left of the term is the student's dropout."""
-    model = method.learner.model
+    model = method.engine.model
     adapters.copy(model, "teacher", "fast")
     assert term_of(method, ROWS) == 0.0
     for module in model.modules():
@@ -141,7 +138,7 @@ def test_teacher_computes_without_dropout(method: LwF) -> None:
             module.lora_dropout["fast"] = torch.nn.Dropout(0.5)
             module.lora_dropout["teacher"] = torch.nn.Dropout(0.5)
     targets = []
-    forward = method.learner.forward
+    forward = method.engine.forward
 
     def watching(*args: object, **options: object) -> object:
         output = forward(*args, **options)  # type: ignore[arg-type]
@@ -149,7 +146,7 @@ def test_teacher_computes_without_dropout(method: LwF) -> None:
             targets.append(output.logits)
         return output
 
-    method.learner.forward = watching  # type: ignore[method-assign, assignment]
+    method.engine.forward = watching  # type: ignore[method-assign, assignment]
     first, second = term_of(method, ROWS), term_of(method, ROWS)
     assert first > 0
     assert first != second
@@ -163,14 +160,14 @@ def test_loss_and_its_gradient(method: LwF, strength: float) -> None:
     batch, totals = collate(ROWS, pad=1), Totals.of(ROWS)
 
     def loss() -> Tensor:
-        method.learner.terms.clear()
+        method.run.terms.clear()
         return method.loss(batch, totals)
 
     value = loss()
-    terms = method.learner.terms
+    terms = method.run.terms
     assert float(value.detach()) == pytest.approx(float(terms["ce"]) + strength * float(terms["distillation"]))
     value.backward()
-    model = method.learner.model
+    model = method.engine.model
     for parameter in adapters.parameters(model, "teacher").values():
         assert parameter.grad is None
         assert not parameter.requires_grad
@@ -198,18 +195,18 @@ def test_the_teacher_is_the_model_before_the_task(
     begin_task, end_task = LwF.begin_task, LwF.end_task
 
     def both(method: LwF) -> tuple[Tensor, Tensor]:
-        model = method.learner.model
+        model = method.engine.model
         found = "teacher" in adapters.names(model)
-        assert found == (method.learner.task_index > 1)
+        assert found == (method.position.task_index > 1)
         return flat(model, "fast"), flat(model, "teacher" if found else "fast")
 
     def watching_begin(self: LwF) -> None:
         begin_task(self)
-        begun[self.learner.task_index] = both(self)
+        begun[self.position.task_index] = both(self)
 
     def watching_end(self: LwF) -> None:
         end_task(self)
-        ended[self.learner.task_index] = both(self)
+        ended[self.position.task_index] = both(self)
 
     monkeypatch.setattr(LwF, "begin_task", watching_begin)
     monkeypatch.setattr(LwF, "end_task", watching_end)

@@ -12,8 +12,7 @@ from torch import Tensor
 from ilora.data.examples import collate
 from ilora.methods.slao import orthonormal_rows
 from ilora.training.session import Session
-from tests.conftest import MakeConfig
-from tests.methods.test_individual import LABELS, begin, logits, plain, snapshot, train
+from tests.helpers import LABELS, MakeConfig, begin, logits, plain, snapshot, train
 
 Weights = dict[str, Tensor]
 
@@ -30,7 +29,7 @@ def close(found: Weights, expected: Weights) -> None:
 
 def lives(session: Session, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Weights], list[Weights], list[Weights]]:
     """Over the run, for every task: the fast adapter at its beginning and at its end, the merged one after it."""
-    begin_task, model = session.method.begin_task, session.learner.model
+    begin_task, model = session.method.begin_task, session.method.engine.model
     starts: list[Weights] = []
 
     def watching() -> None:
@@ -53,7 +52,7 @@ def test_the_merged_adapter_answers(name: str, tiny_model: Path, make_config: Ma
         pass
     assert session.method.variants == ["merged", "fast"]
     found = logits(session, "one")
-    batch = collate(session.train_sets["one"], pad=session.learner.pad)
+    batch = collate(session.stream.train["one"], pad=session.method.engine.pad)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     inputs["position_ids"] = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
     for variant in ("merged", "fast"):

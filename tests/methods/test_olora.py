@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,12 +15,9 @@ from ilora import run
 from ilora.data.examples import Batch, Example, Totals, collate
 from ilora.methods.olora import OLoRA
 from ilora.model import adapters
-from ilora.model.learner import Learner
-from ilora.replay.memory import ReplayMemory
-from ilora.settings import AdapterConfig, TrainingConfig
-from tests.conftest import MakeConfig
-from tests.methods.test_contract import difference, weights
-from tests.methods.test_individual import begin, logits, plain, snapshot, train
+from ilora.model.engine import Output
+from ilora.settings import AdapterConfig
+from tests.helpers import MakeConfig, begin, difference, logits, move, plain, snapshot, train, view, weights
 
 OLORA = {"name": "olora"}
 
@@ -30,10 +26,10 @@ OLORA = {"name": "olora"}
 def method(tiny_model: Path) -> OLoRA:
     """In its third task, all three adapters far from zero."""
     model = adapters.attach(plain(tiny_model), AdapterConfig(r=4, alpha=8, dropout=0.0), name="fast", seed=0)
-    learner = Learner(model, ReplayMemory(0, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=3)
-    made = OLoRA(learner, OLoRA.Config(name="olora", strength=0.7))
+    run = view(model, pad=3)
+    made = OLoRA(run, OLoRA.Config(name="olora", strength=0.7))
     for index in (1, 2, 3):
-        learner.task_index, learner.task = index, f"task {index}"
+        move(made, task_index=index, task=f"task {index}")
         made.begin_task()
         for number, parameter in enumerate(adapters.parameters(model, "fast").values()):
             torch.manual_seed(100 * index + number)
@@ -58,7 +54,7 @@ def summed(tiny_model: Path, model: PeftModel, names: list[str]) -> LlamaForCaus
 
 def test_the_penalty_by_hand(method: OLoRA) -> None:
     """strength · Σ over layers, earlier tasks, rows of A_k, rows of A_t of (their product)²."""
-    model = method.learner.model
+    model = method.engine.model
     new, total = snapshot(model, "fast"), 0.0
     for name in ("task-0001", "task-0002"):
         for key, old in snapshot(model, name).items():
@@ -72,7 +68,7 @@ def test_the_penalty_by_hand(method: OLoRA) -> None:
 
 def test_the_penalty_pulls_the_new_a_alone(method: OLoRA) -> None:
     """d/dA_t ‖A_k A_tᵀ‖² = 2 A_t A_kᵀ A_k; nothing for B, nothing for the frozen adapters."""
-    model, penalty = method.learner.model, method.penalty()
+    model, penalty = method.engine.model, method.penalty()
     assert penalty is not None
     penalty.backward()
     frozen = [snapshot(model, name) for name in ("task-0001", "task-0002")]
@@ -88,7 +84,7 @@ def test_the_penalty_pulls_the_new_a_alone(method: OLoRA) -> None:
 
 def test_orthogonal_rows_cost_nothing(method: OLoRA) -> None:
     for name, first in (("task-0001", 0), ("task-0002", 4), ("fast", 8)):
-        for key, parameter in adapters.parameters(method.learner.model, name).items():
+        for key, parameter in adapters.parameters(method.engine.model, name).items():
             if "lora_A" in key:
                 parameter.data.copy_(torch.eye(32)[first : first + 4])
     assert float(method.penalty().detach()) == 0.0
@@ -98,15 +94,15 @@ def test_training_computes_with_the_sum_of_all_adapters(
     tiny_model: Path, method: OLoRA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In task four, whose own adapter is still zero: what the loss is made of are the three earlier ones together."""
-    model, seen = method.learner.model, []
+    model, seen = method.engine.model, []
     cross_entropy = method.cross_entropy
 
-    def watching(logits: Tensor, batch: Batch, totals: Totals) -> Tensor:
-        seen.append(logits.detach())
-        return cross_entropy(logits, batch, totals)
+    def watching(output: Output, batch: Batch, totals: Totals) -> Tensor:
+        seen.append(output.logits.detach())
+        return cross_entropy(output, batch, totals)
 
     monkeypatch.setattr(method, "cross_entropy", watching)
-    method.learner.task_index, method.learner.task = 4, "task 4"
+    move(method, task_index=4, task="task 4")
     method.begin_task()
     assert len(method.earlier) == 3
     model.train()
@@ -121,7 +117,7 @@ def test_training_computes_with_the_sum_of_all_adapters(
 
 
 def test_no_term_in_the_first_task_or_at_strength_zero(method: OLoRA, make_config: MakeConfig, tmp_path: Path) -> None:
-    assert OLoRA(method.learner, OLoRA.Config(name="olora", strength=0)).penalty() is None
+    assert OLoRA(method.run, OLoRA.Config(name="olora", strength=0)).penalty() is None
     session = begin(make_config(method=OLORA), tmp_path / "run")
     assert session.method.penalty() is None
     for number, _ in enumerate(train(session), 1):
@@ -134,7 +130,7 @@ def test_the_term_keeps_new_rows_orthogonal(make_config: MakeConfig, tmp_path: P
         session = begin(make_config(method=OLORA | {"strength": strength}), tmp_path / str(strength))
         for _ in train(session):
             pass
-        old, new = snapshot(session.learner.model, "task-0001"), snapshot(session.learner.model, "fast")
+        old, new = snapshot(session.method.engine.model, "task-0001"), snapshot(session.method.engine.model, "fast")
         overlap[strength] = sum(float((old[k] @ new[k].T).square().sum()) for k in old if "lora_A" in k)
     assert overlap[20] < 0.8 * overlap[0]
 
@@ -146,7 +142,7 @@ def test_a_task_begins_where_the_last_one_ended_and_leaves_it_frozen(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = begin(make_config(method=OLORA), tmp_path / "run")
-    method, model = session.method, session.learner.model
+    method, model = session.method, session.method.engine.model
     begin_task, after_step = method.begin_task, method.after_step
     starts: list[tuple[Tensor, dict[str, Tensor]]] = []
 
@@ -180,7 +176,7 @@ def test_a_task_begins_where_the_last_one_ended_and_leaves_it_frozen(
 def test_the_saved_folder_is_the_sum_of_the_adapters(tiny_model: Path, make_config: MakeConfig, tmp_path: Path) -> None:
     """Against PEFT's own loading, and against base weights to which every B A · scaling is added by hand."""
     session = begin(make_config(method=OLORA), tmp_path / "run")
-    model = session.learner.model
+    model = session.method.engine.model
     for number, _ in enumerate(train(session), 1):
         # After so few steps adapters change little: made strong, all of them must show.
         for name in adapters.names(model):
@@ -193,7 +189,7 @@ def test_the_saved_folder_is_the_sum_of_the_adapters(tiny_model: Path, make_conf
         assert adapters.names(model) == ["fast", *names[:-1]]  # saving leaves nothing behind
         saved = load_file(folder / "fast" / "adapter_model.safetensors")
         assert {value.shape[0] for key, value in saved.items() if "lora_A" in key} == {4 * number}
-        ids = torch.tensor([session.train_sets["two"][0].prompt])
+        ids = torch.tensor([session.stream.train["two"][0].prompt])
         by_hand = summed(tiny_model, model, names)
         loaded = PeftModel.from_pretrained(plain(tiny_model), folder / "fast").eval()
         with torch.no_grad():
@@ -210,12 +206,12 @@ def test_merged_evaluation_gives_the_same_answers(make_config: MakeConfig, tmp_p
     session = begin(make_config(method=OLORA), tmp_path / "run")
     for _ in train(session):
         pass
-    originals = {key: value.clone() for key, value in session.learner.core.state_dict().items()}
+    originals = {key: value.clone() for key, value in session.method.engine.core.state_dict().items()}
     expected = logits(session, "two")
-    session.learner.merge = True
+    session.method.engine.merge = True
     assert not torch.equal(logits(session, "two"), expected)  # it is another way to compute it
     torch.testing.assert_close(logits(session, "two"), expected, rtol=1e-4, atol=1e-5)
-    assert all(torch.equal(value, originals[key]) for key, value in session.learner.core.state_dict().items())
+    assert all(torch.equal(value, originals[key]) for key, value in session.method.engine.core.state_dict().items())
 
 
 def test_gradient_checkpointing_changes_nothing(
@@ -233,7 +229,7 @@ def test_gradient_checkpointing_changes_nothing(
         def counting(_module: nn.Module, _inputs: object, count: list[int] = count) -> None:
             count[0] += torch.is_grad_enabled()
 
-        session.learner.core.model.layers[0].self_attn.q_proj.register_forward_pre_hook(counting)
+        session.method.engine.core.model.layers[0].self_attn.q_proj.register_forward_pre_hook(counting)
         for _ in train(session):
             pass
         left[checkpointing], calls[checkpointing] = weights(session.path), count[0]

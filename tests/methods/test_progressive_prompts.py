@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,13 +17,11 @@ from ilora.data.examples import Example, Totals, collate
 from ilora.methods import METHODS
 from ilora.methods.progressive_prompts import ProgressivePrompts
 from ilora.model import adapters
-from ilora.model.learner import Learner
-from ilora.replay.memory import ReplayMemory
+from ilora.model.engine import Engine
 from ilora.results.scores import read_records
-from ilora.settings import AdapterConfig, TrainingConfig
+from ilora.settings import AdapterConfig
 from ilora.training.session import Session
-from tests.conftest import MakeConfig
-from tests.methods.test_individual import LABELS, begin, logits, plain, snapshot, train
+from tests.helpers import LABELS, MakeConfig, begin, logits, move, plain, snapshot, train, view
 
 LENGTH = 3
 SMALL = {"name": "progressive_prompts", "prompt_length": LENGTH, "bottleneck": 7}
@@ -35,8 +32,8 @@ ROWS = [Example("one", "a", [5, 6, 7, 8, 9, 10, 11], [12, 1]), Example("one", "b
 def method(tiny_model: Path) -> ProgressivePrompts:
     """In its third task: a prompt and an MLP in training, two finished prompts, all of them far from zero."""
     model = adapters.attach(plain(tiny_model), AdapterConfig(r=4, alpha=8, dropout=0.5), name="fast", seed=0)
-    learner = Learner(model, ReplayMemory(0, seed=0), Accelerator(), TrainingConfig(), seed=0, pad=3)
-    made = ProgressivePrompts(learner, ProgressivePrompts.Config(**SMALL))
+    run = view(model, pad=3)
+    made = ProgressivePrompts(run, ProgressivePrompts.Config(**SMALL))
     source = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in [*adapters.parameters(model, "fast").values(), *made.trainable]:
@@ -46,7 +43,7 @@ def method(tiny_model: Path) -> ProgressivePrompts:
     return made
 
 
-def inputs_of(learner: Learner) -> list[Tensor]:
+def inputs_of(engine: Engine) -> list[Tensor]:
     """From now on, the embeddings that every forward pass of the model begins with (tokens alone: their count)."""
     seen: list[Tensor] = []
 
@@ -54,7 +51,7 @@ def inputs_of(learner: Learner) -> list[Tensor]:
         vectors = given.get("inputs_embeds")
         seen.append((torch.empty(given["input_ids"].shape) if vectors is None else vectors).detach())
 
-    learner.core.register_forward_pre_hook(hook, with_kwargs=True)
+    engine.core.register_forward_pre_hook(hook, with_kwargs=True)
     return seen
 
 
@@ -78,14 +75,14 @@ def test_the_residual_mlp_by_hand(method: ProgressivePrompts) -> None:
 
 def test_the_mlp_is_dropped_after_the_task(method: ProgressivePrompts) -> None:
     kept, parameters = by_hand(method), list(method.trainable)
-    method.learner.current_tasks = frozenset({"three"})
+    move(method, current_tasks=frozenset({"three"}))
     method.end_task()
-    method.learner.task_index = 4
+    move(method, task_index=4)
     method.begin_task()
     torch.testing.assert_close(method.finished[2], kept)  # as the MLP made it, and not touched by the new one
     assert not method.finished[2].requires_grad
     assert all(now is then for now, then in zip(method.trainable, parameters, strict=True))  # known to the optimizer
-    words = method.learner.core.get_input_embeddings().weight
+    words = method.engine.core.get_input_embeddings().weight
     for vector in method.new_prompt().detach():  # begins as a word's embedding: the MLP adds nothing yet
         assert any(torch.equal(vector, word) for word in words)
     _, bias, second, shift = method.mlp
@@ -95,7 +92,7 @@ def test_the_mlp_is_dropped_after_the_task(method: ProgressivePrompts) -> None:
 def test_a_new_task_begins_with_other_words_and_another_mlp(method: ProgressivePrompts) -> None:
     begun = []
     for index in (1, 2, 2):
-        method.learner.task_index = index
+        move(method, task_index=index)
         method.begin_task()
         begun.append([value.detach().clone() for value in (method.prompt, method.mlp[0])])
     assert all(torch.equal(*pair) for pair in zip(begun[1], begun[2], strict=True))
@@ -107,8 +104,8 @@ def test_a_new_task_begins_with_other_words_and_another_mlp(method: ProgressiveP
 
 def test_the_newest_prompt_comes_first_in_training(tiny_model: Path, method: ProgressivePrompts) -> None:
     """[P₃, P₂, P₁, x]; the loss is that of plain transformers, row by row, without padding."""
-    seen = inputs_of(method.learner)
-    method.learner.model.train()
+    seen = inputs_of(method.engine)
+    method.engine.model.train()
     batch = collate(ROWS, pad=3)
     loss = float(method.loss(batch, Totals.of(ROWS)).detach())
     prefix = torch.cat([by_hand(method), method.finished[1], method.finished[0]])
@@ -127,7 +124,7 @@ def test_the_newest_prompt_comes_first_in_training(tiny_model: Path, method: Pro
 def test_only_the_new_prompt_and_its_mlp_are_trained(method: ProgressivePrompts) -> None:
     method.loss(collate(ROWS, pad=3), Totals.of(ROWS)).backward()
     assert all(bool(parameter.grad.any()) for parameter in method.trainable)
-    assert all(parameter.grad is None for parameter in method.learner.model.parameters())
+    assert all(parameter.grad is None for parameter in method.engine.model.parameters())
     assert not any(prompt.requires_grad for prompt in method.finished)
 
 
@@ -140,10 +137,10 @@ def test_generation_uses_the_prompt_once(
     prefix = torch.cat([method.finished[number] for number in order])
     rows = [Example("one", row.id, row.prompt, []) for row in ROWS]
     settings = GenerationConfig(do_sample=False, max_new_tokens=6, eos_token_id=None, pad_token_id=3)
-    method.learner.model.eval()
-    seen = inputs_of(method.learner)
+    method.engine.model.eval()
+    seen = inputs_of(method.engine)
     with method.inference(task, "fast"):
-        made = method.learner.generate(collate(rows, pad=3), settings)
+        made = method.engine.generate(collate(rows, pad=3), settings)
     assert all(torch.equal(row, prefix) for row in seen[0][:, : len(prefix)])
     assert [vectors.shape[1] for vectors in seen] == [len(prefix) + 7] + [1] * 5
     base, expected = plain(tiny_model), []
@@ -159,11 +156,11 @@ def test_generation_uses_the_prompt_once(
 
 def test_one_prompt_more_a_task_and_the_earlier_ones_stay(make_config: MakeConfig, tmp_path: Path) -> None:
     session = begin(make_config(method=SMALL), tmp_path / "run")
-    method, seen = session.method, inputs_of(session.learner)
+    method, seen = session.method, inputs_of(session.method.engine)
     assert isinstance(method, ProgressivePrompts)
-    before = snapshot(session.learner.model, "fast")
+    before = snapshot(session.method.engine.model, "fast")
     finished: list[Tensor] = []
-    longest = {name: max(map(len, rows)) for name, rows in session.train_sets.items()}
+    longest = {name: max(map(len, rows)) for name, rows in session.stream.train.items()}
     for number, phase in enumerate(train(session), 1):
         assert len(method.finished) == number
         assert all(torch.equal(now, then) for now, then in zip(method.finished, finished, strict=False))
@@ -181,7 +178,7 @@ def test_one_prompt_more_a_task_and_the_earlier_ones_stay(make_config: MakeConfi
     for number, name in enumerate(("one", "two", "three"), 1):  # inference: each task as it was trained
         logits(session, name)
         assert seen.pop().shape[1] == number * LENGTH + longest[name]
-    after = snapshot(session.learner.model, "fast")
+    after = snapshot(session.method.engine.model, "fast")
     assert all(torch.equal(after[key], value) for key, value in before.items())  # no adapter is trained
 
 
@@ -209,11 +206,11 @@ def test_peft_loads_what_is_saved(tiny_model: Path, make_config: MakeConfig, tmp
     session = begin(make_config(method=SMALL), tmp_path / "run")
     for phase in train(session):
         loaded = PeftModel.from_pretrained(plain(tiny_model), tmp_path / "run" / "adapters" / phase.label / "fast")
-        for row in session.train_sets[phase.name][:3]:
+        for row in session.stream.train[phase.name][:3]:
             with torch.no_grad(), session.method.inference(phase.name, "fast"):
-                session.learner.model.eval()
-                wanted = session.learner.forward(collate([row], pad=session.learner.pad)).logits
-                session.learner.model.train()
+                session.method.engine.model.eval()
+                wanted = session.method.engine.forward(collate([row], pad=session.method.engine.pad)).logits
+                session.method.engine.model.train()
                 found = loaded.eval()(input_ids=torch.tensor([row.prompt + row.answer])).logits
             torch.testing.assert_close(found[:, -wanted.shape[1] :], wanted)
 

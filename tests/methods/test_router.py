@@ -19,8 +19,7 @@ from ilora.methods.router import Router
 from ilora.model import adapters
 from ilora.results.scores import read_records
 from ilora.training.session import Session
-from tests.conftest import MakeConfig
-from tests.methods.test_individual import LABELS, begin, plain, train
+from tests.helpers import LABELS, MakeConfig, begin, plain, train
 
 ROUTER = {"name": "router"}
 NAMES = ("one", "two", "three")
@@ -40,16 +39,16 @@ def trained(config: Config, folder: Path) -> tuple[Session, Router]:
     assert isinstance(session.method, Router)
     source = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name in adapters.names(session.learner.model):
-            for parameter in adapters.parameters(session.learner.model, name).values():
+        for name in adapters.names(session.method.engine.model):
+            for parameter in adapters.parameters(session.method.engine.model, name).values():
                 parameter.normal_(generator=source)
-    session.learner.model.eval()
+    session.method.engine.model.eval()
     return session, session.method
 
 
 def mixed(session: Session) -> list[Example]:
     """Rows of all tasks, in turn, of several lengths."""
-    columns = (session.evaluation_sets[name].examples[:3] for name in NAMES)
+    columns = (session.stream.scored[name].examples[:3] for name in NAMES)
     return [row for group in zip(*columns, strict=True) for row in group]
 
 
@@ -74,7 +73,7 @@ def test_a_prototype_is_the_mean_base_feature_of_the_training_rows(
     assert isinstance(method, Router)
     kept: dict[str, Tensor] = {}
     for number, phase in enumerate(train(session), 1):
-        expected = torch.stack([feature(base, row) for row in session.train_sets[phase.name]]).mean(0)
+        expected = torch.stack([feature(base, row) for row in session.stream.train[phase.name]]).mean(0)
         torch.testing.assert_close(method.prototypes[f"task-{number:04d}"], expected)
         assert all(torch.equal(method.prototypes[name], value) for name, value in kept.items())  # earlier ones stay
         kept = {name: value.clone() for name, value in method.prototypes.items()}
@@ -86,16 +85,16 @@ def test_a_prototype_is_of_so_many_rows_at_most(
 ) -> None:
     session = begin(make_config(method=ROUTER | {"prototype_rows": 5}), tmp_path / "run")
     used: list[Example] = []
-    features = session.learner.features
+    features = session.method.engine.features
 
     def watching(batch: Batch) -> Tensor:
         used.extend(batch.examples)
         return features(batch)
 
-    monkeypatch.setattr(session.learner, "features", watching)
+    monkeypatch.setattr(session.method.engine, "features", watching)
     next(train(session))
     assert len({row.id for row in used}) == len(used) == 5
-    assert {row.id for row in used} < {row.id for row in session.train_sets["one"]}
+    assert {row.id for row in used} < {row.id for row in session.stream.train["one"]}
     expected = torch.stack([feature(plain(tiny_model), row) for row in used]).mean(0)
     assert isinstance(session.method, Router)
     torch.testing.assert_close(session.method.prototypes["task-0001"], expected)
@@ -107,30 +106,30 @@ def test_a_prototype_is_of_so_many_rows_at_most(
 def test_every_row_of_a_batch_is_computed_with_its_own_adapter(make_config: MakeConfig, tmp_path: Path) -> None:
     session, method = trained(make_config(method=ROUTER), tmp_path / "run")
     rows = mixed(session)
-    batch, model = collate(rows, pad=session.learner.pad), session.learner.model
+    batch, model = collate(rows, pad=session.method.engine.pad), session.method.engine.model
     with torch.no_grad(), method.inference("one", "fast"):
-        found = session.learner.forward(batch).logits
-    chosen = [session.learner.notes[row.id]["adapter"] for row in rows]
+        found = session.method.engine.forward(batch).logits
+    chosen = [session.method.run.notes[row.id]["adapter"] for row in rows]
     assert set(chosen) == {"task-0001", "task-0002", "task-0003"}
     for number, name in enumerate(chosen):
         for other in ("task-0001", "task-0002", "task-0003", "fast"):
             with torch.no_grad(), adapters.active(model, other):
-                alone = session.learner.forward(batch).logits[number]
+                alone = session.method.engine.forward(batch).logits[number]
             gap = float((alone - found[number]).abs().max())
             assert gap < 1e-4 if other == name else gap > 1e-2
-    assert not torch.equal(session.learner.forward(batch).logits, found)  # outside the block no row is routed
+    assert not torch.equal(session.method.engine.forward(batch).logits, found)  # outside the block no row is routed
 
 
 def test_the_choice_does_not_depend_on_the_answer_or_on_the_batch(make_config: MakeConfig, tmp_path: Path) -> None:
     session, method = trained(make_config(method=ROUTER), tmp_path / "run")
     rows = mixed(session)
-    notes, pad = session.learner.notes, session.learner.pad
+    notes, pad = session.method.run.notes, session.method.engine.pad
     found = []
     for batches in ([rows], [[row] for row in rows], [[Example(r.task, r.id, r.prompt, []) for r in rows]]):
         notes.clear()
         with torch.no_grad(), method.inference("two", "fast"):
             for examples in batches:
-                session.learner.forward(collate(examples, pad=pad))
+                session.method.engine.forward(collate(examples, pad=pad))
         found.append({key: dict(value) for key, value in notes.items()})
     assert found[0] == found[1] == found[2]
     assert all(note["routed_right"] == float(note["adapter"] == "task-0002") for note in found[0].values())
@@ -197,8 +196,8 @@ def test_routed_right_is_the_mean_also_where_rows_go_wrong(
 
 def records(session: Session) -> list[dict[str, Any]]:
     """Task two, scored with what is active, in batches of five."""
-    data, encoder, accelerator = session.evaluation_sets["two"], session.encoder, session.accelerator
-    return evaluate(data, session.learner, encoder, batch_size=5, accelerator=accelerator)
+    data, encoder = session.stream.scored["two"], session.stream.encoder
+    return evaluate(data, session.method.engine, encoder, batch_size=5, notes=session.method.run.notes)
 
 
 @pytest.mark.parametrize("scoring", ["generate", "rank"])
@@ -207,15 +206,15 @@ def test_predictions_are_those_of_the_chosen_adapters(scoring: str, make_config:
     session, method = trained(make_config(method=ROUTER, data=stream(make_config, scoring)), tmp_path / "run")
     texts = {}
     for name in method.prototypes:
-        with adapters.active(session.learner.model, name):
+        with adapters.active(session.method.engine.model, name):
             texts[name] = [record["prediction"] for record in records(session)]
     assert len({tuple(column) for column in texts.values()}) == 3  # the adapters can be told apart
-    rows = session.evaluation_sets["two"].examples
-    features = session.learner.features(collate(rows[:3], pad=session.learner.pad))
+    rows = session.stream.scored["two"].examples
+    features = session.method.engine.features(collate(rows[:3], pad=session.method.engine.pad))
     method.prototypes = dict(zip(method.prototypes, features, strict=True))  # so that this task's rows go to all three
     found = {}
     for merge in (False, True):
-        session.learner.merge = merge
+        session.method.engine.merge = merge
         with method.inference("two", "fast"):
             found[merge] = records(session)
     chosen = [record["adapter"] for record in found[False]]

@@ -11,7 +11,7 @@ import yaml
 
 from ilora.errors import InputError
 from ilora.sweep.plan import Job, expand, read_sweep
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 
 ROOT = Path(__file__).parents[2]
 

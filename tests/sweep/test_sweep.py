@@ -20,7 +20,7 @@ from ilora.commands import sweep as command
 from ilora.commands.sweep import RunsFailed, sweep
 from ilora.config import load_config
 from ilora.sweep.book import Book, Entry
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 from tests.training.test_interrupt import outcome
 
 

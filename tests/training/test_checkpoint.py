@@ -13,8 +13,7 @@ import torch
 from ilora import InputError, resume, run
 from ilora.training import checkpoint
 from ilora.training.checkpoint import Checkpoint, load_latest, newest, save, set_aside
-from tests.conftest import MakeConfig
-from tests.methods.test_contract import difference, run_killed, weights
+from tests.helpers import MakeConfig, difference, run_killed, weights
 
 
 def content(number: int) -> Checkpoint:
@@ -168,7 +167,7 @@ def test_resume_after_damage_warns_and_gives_the_same_bits(
     config = make_config("data.tasks=[one, two]")
     whole = run(config, tmp_path / "whole", quiet=True)
     killed = tmp_path / "killed"
-    run_killed(config, killed, monkeypatch, where="_step", count=11)
+    run_killed(config, killed, monkeypatch, at="step", count=11)
     for path in sorted((killed / "checkpoints").iterdir())[-damaged:]:
         cut_off(path / "adapters.safetensors")
     resumed = resume(killed)

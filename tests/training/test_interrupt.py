@@ -22,7 +22,7 @@ from ilora import InputError, resume, run
 from ilora.cli import main
 from ilora.config import Config
 from ilora.training.interrupt import StopRequest
-from tests.conftest import MakeConfig
+from tests.helpers import MakeConfig
 from tests.test_cli import ilora_process, write_config
 
 forks = multiprocessing.get_context("forkserver")

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from ilora.data.examples import Example
 from ilora.methods import METHODS, Method
 from ilora.model import adapters
-from ilora.model.learner import Learner
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig, TrainingConfig
-from ilora.training.loop import LostLoss, Plan, StepReport, optimizer_step
+from ilora.training.divergence import DivergenceError
+from ilora.training.loop import Plan, StepReport, optimizer_step
 from ilora.training.optim import make_optimizer, schedule
+from tests.helpers import move, train_with, view
 
 PAD = 1
 
@@ -50,12 +50,9 @@ def make(
         for parameter in adapters.parameters(wrapped, "fast").values():
             parameter.copy_(torch.randn(parameter.shape, generator=source) * 0.2)
     memory = ReplayMemory(settings.get("memory_size", 0), seed=0)
-    learner = Learner(
-        wrapped.train(), memory, Accelerator(), TrainingConfig(), seed=0, pad=PAD, task="one", task_index=1
-    )
-    learner.current_tasks = frozenset({"one"})
-    learner.task_step, learner.task_steps, learner.step = 1, 10, 1
-    made = METHODS[method](learner, METHODS[method].Config(name=method, **settings))
+    run = view(wrapped.train(), pad=PAD, memory=memory, task="one", task_index=1, current_tasks=frozenset({"one"}))
+    made = METHODS[method](run, METHODS[method].Config(name=method, **settings))
+    move(made, task_step=1, task_steps=10, step=1)
     made.begin_task()
     return made
 
@@ -69,13 +66,13 @@ def step(
 ) -> StepReport:
     """One optimizer step; without clipping and warm-up, unless told otherwise."""
     config = TrainingConfig(**{"max_grad_norm": None, "warmup_ratio": 0.0} | settings)
-    method.learner.training = config
+    train_with(method, **{"max_grad_norm": None, "warmup_ratio": 0.0} | settings)
     optimizer = optimizer or make_optimizer(method.trainable, config)
     return optimizer_step(method, optimizer, list(rows))
 
 
 def weights(method: Method) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in adapters.state(method.learner.model).items()}
+    return {key: value.clone() for key, value in adapters.state(method.engine.model).items()}
 
 
 def gradients(method: Method) -> list[Tensor]:
@@ -94,7 +91,7 @@ def plain_loss(method: Method, rows: Sequence[Example]) -> Tensor:
         ids[number, : len(row)] = torch.tensor(row.prompt + row.answer)
         labels[number, len(row.prompt) : len(row)] = torch.tensor(row.answer)
     mask = (torch.arange(length) < torch.tensor([[len(row)] for row in rows])).long()
-    loss: Tensor = method.learner.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    loss: Tensor = method.engine.model(input_ids=ids, attention_mask=mask, labels=labels).loss
     return loss
 
 
@@ -216,7 +213,7 @@ def test_dropout_depends_on_the_step_and_not_on_the_random_state(tiny_model: Pat
     results = []
     for noise, number in ((1, 5), (2, 5), (1, 6)):
         method = make(tiny_model, dropout=0.5)
-        method.learner.step = number
+        move(method, step=number)
         torch.manual_seed(noise)
         results.append(step(method, micro_batch_size=3).loss)
     assert results[0] == results[1] != results[2]
@@ -285,7 +282,7 @@ def test_a_method_may_have_a_learning_rate_of_its_own(tiny_model: Path) -> None:
 def not_a_number(method: Method, monkeypatch: pytest.MonkeyPatch) -> str:
     loss = method.loss
     monkeypatch.setattr(method, "loss", lambda batch, totals: loss(batch, totals) * math.nan)
-    return r"the loss is not finite \(nan\) at task 'one', step 3 of 10 \(step 23 of the run\)"
+    return r"the loss is not finite \(nan\) at task 'one', step 3 of 10 \(step 23 of the run, "
 
 
 def infinite_gradient(method: Method, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -300,16 +297,16 @@ def infinite_penalty(method: Method, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("break_it", [not_a_number, infinite_gradient, infinite_penalty])
-def test_a_lost_loss_leaves_weights_and_optimizer_alone(
+def test_divergence_leaves_weights_and_optimizer_alone(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, break_it: Any
 ) -> None:
     method = make(tiny_model, "ilora", memory_size=4)
     optimizer = make_optimizer(method.trainable, TrainingConfig())
     step(method, optimizer=optimizer)
     before, moments = weights(method), str(optimizer.state_dict()["state"])
-    method.learner.task_step, method.learner.step = 3, 23
+    move(method, task_step=3, step=23)
     message = break_it(method, monkeypatch)
-    with pytest.raises(LostLoss, match=message):
+    with pytest.raises(DivergenceError, match=message):
         step(method, optimizer=optimizer, micro_batch_size=3, max_grad_norm=1.0)
     assert same(weights(method), before)
     assert str(optimizer.state_dict()["state"]) == moments
@@ -327,14 +324,14 @@ def test_gradient_checkpointing_changes_nothing_but_the_work(tiny_model: Path, n
     for checkpointing in (False, True):
         replays = "memory_size" in METHODS[name].Config.model_fields
         method = make(tiny_model, name, dropout=0.3, **({"memory_size": 8} if replays else {}))
-        method.learner.memory.offer([replace(row, task="zero") for row in ROWS])
+        method.memory.offer([replace(row, task="zero") for row in ROWS])
         if checkpointing:
-            method.learner.core.gradient_checkpointing_enable({"use_reentrant": False})
+            method.engine.core.gradient_checkpointing_enable({"use_reentrant": False})
         calls: list[int] = []
-        method.learner.core.model.layers[0].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        method.engine.core.model.layers[0].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         optimizer = make_optimizer(method.trainable, TrainingConfig())
         for number in (1, 2, 3):
-            method.learner.step = method.learner.task_step = number
+            move(method, step=number, task_step=number)
             report = step(method, optimizer=optimizer, micro_batch_size=3, learning_rate=0.01)
         assert name != "ilora" or report.terms["consistency"] > 0
         results.append(weights(method))

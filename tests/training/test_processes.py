@@ -20,9 +20,7 @@ import pytest
 from ilora import run
 from ilora.config import Config
 from ilora.methods import METHODS
-from tests.conftest import MakeConfig
-from tests.methods.conftest import settings
-from tests.methods.test_contract import difference, weights
+from tests.helpers import MakeConfig, difference, settings, weights
 from tests.test_cli import Done, write_config
 from tests.training.test_interrupt import ilora_fork, steps, wait_for
 

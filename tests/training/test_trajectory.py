@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from ilora import InputError, resume, run
+from ilora.methods import Method
+from ilora.model import adapters
 from ilora.training import trajectory
-from ilora.training.session import Session
-from tests.conftest import MakeConfig
-from tests.methods.conftest import settings
-from tests.methods.test_contract import difference, run_killed, weights
+from tests.helpers import MakeConfig, after_each_step, difference, run_killed, settings, weights
 
 TWO = "data.tasks=[one, two]"  # of 6 steps each
 
@@ -50,14 +49,12 @@ def test_both_adapters_are_kept_and_training_is_the_same_without(make_config: Ma
 
 def test_a_snapshot_is_of_its_step(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, torch.Tensor] = {}
-    original = Session._step
 
-    def watched(self: Session, *args: object) -> None:
-        original(self, *args)  # type: ignore[arg-type]
-        parameters = trajectory.adapters.parameters(self.learner.model, "slow")
-        seen[self.learner.step] = torch.cat([value.detach().flatten().clone() for value in parameters.values()])
+    def look(method: Method) -> None:
+        parameters = adapters.parameters(method.engine.model, "slow")
+        seen[method.position.step] = torch.cat([value.detach().flatten().clone() for value in parameters.values()])
 
-    monkeypatch.setattr(Session, "_step", watched)
+    after_each_step(monkeypatch, look)
     result = run(make_config(TWO, "training.trajectory=3"), tmp_path / "run", quiet=True)
     for snapshot in trajectory.snapshots(result.path / "trajectory"):
         slow = [value.flatten() for value in snapshot.tensors("slow").values()]
@@ -70,7 +67,7 @@ def test_a_resume_leaves_the_same_files(
 ) -> None:
     config = make_config(TWO, "training.trajectory=8")  # more than a task's steps: every step but the last
     whole = run(config, tmp_path / "whole", quiet=True)
-    run_killed(config, tmp_path / "killed", monkeypatch, where="_step", count=count)
+    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=count)
     later = tmp_path / "killed/trajectory/02-two-000099.safetensors"  # of a step that will be done again
     later.parent.mkdir(exist_ok=True)
     later.write_bytes(b"x")
@@ -96,7 +93,7 @@ def test_only_what_steps_move_and_is_saved_as_it_is(name: str, make_config: Make
 def test_a_changed_trajectory_is_no_changed_run(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_killed(make_config(TWO, "training.trajectory=0"), tmp_path / "run", monkeypatch, where="_step", count=5)
+    run_killed(make_config(TWO, "training.trajectory=0"), tmp_path / "run", monkeypatch, at="step", count=5)
     file = tmp_path / "run/config.yaml"
     file.write_text(file.read_text().replace("trajectory: 0", "trajectory: 4"))
     resume(tmp_path / "run", quiet=True)

@@ -258,9 +258,9 @@ def check_config(config: Config, *, tokens: bool = True, near: bool = True) -> I
     """
     encoder = None
     if tokens:
-        from ilora.model import base as model  # here, since it imports transformers
+        from ilora.model.load import load_tokenizer  # here, since it imports transformers
 
-        encoder = Encoder(model.load_tokenizer(config.model), config.data)
+        encoder = Encoder(load_tokenizer(config.model), config.data)
     for name, read in readers(config.data, whole=True):
         try:
             task = read()

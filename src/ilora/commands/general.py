@@ -16,7 +16,7 @@ import torch
 from ilora.config import load_config
 from ilora.errors import IloraError, InputError
 from ilora.files import write_atomic
-from ilora.model import base as model
+from ilora.model.load import resolve
 from ilora.report.html import write_report
 from ilora.results.reader import read_results
 
@@ -116,7 +116,7 @@ def _adapter(run: Path) -> Path:
 def _base(run: Path) -> dict[str, Any]:
     """What the harness loads the base model by: as the run did."""
     settings = load_config(run / "config.yaml").model
-    given = {"pretrained": model.resolve(settings.name), "dtype": settings.dtype}
+    given = {"pretrained": resolve(settings.name), "dtype": settings.dtype}
     given |= {"revision": settings.revision} if settings.revision else {}
     return given | ({"trust_remote_code": True} if settings.trust_remote_code else {})
 

@@ -55,7 +55,7 @@ def _metrics() -> Listed:
 
 
 def _models() -> Listed:
-    from ilora.model.base import ALIASES
+    from ilora.model.load import ALIASES
 
     rows = [(name, alias.hub_id, alias.about) for name, alias in ALIASES.items()]
     return ["alias", "hub id", "what"], [

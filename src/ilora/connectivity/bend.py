@@ -43,7 +43,7 @@ def train_bend(
     path = path.bent(replace(start, updates=leaves))
     tensors = [side for update in leaves.values() for side in (update.down, update.up)]
     optimizer = torch.optim.Adam(tensors, lr=learning_rate)
-    slot = adapters.parameters(ground.learner.model, SLOT).values()
+    slot = adapters.parameters(ground.engine.model, SLOT).values()
     for parameter in slot:
         parameter.requires_grad_(True)
     try:
@@ -64,12 +64,12 @@ def train_bend(
 @torch.no_grad()
 def mean_loss(path: Path, ground: Ground, examples: Sequence[Example], *, points: int, batch_size: int) -> float:
     """E_t L(φ(t)) over these rows, by the midpoints of `points` equal parts of the path; nats per answer token."""
-    learner, found = ground.learner, list[float]()
+    engine, found = ground.engine, list[float]()
     for number in range(points):
         ground.place(path.at((number + 0.5) / points))
         for start in range(0, len(examples), batch_size):
-            batch = collate(examples[start : start + batch_size], pad=learner.pad, device=learner.device)
-            found += row_losses(learner.forward(batch).logits, batch).tolist()
+            batch = collate(examples[start : start + batch_size], pad=engine.pad, device=engine.device)
+            found += row_losses(engine.forward(batch).logits, batch).tolist()
     return statistics.fmean(found)
 
 
@@ -82,13 +82,13 @@ def _backward(path: Path, t: float, ground: Ground, rows: Sequence[Example]) -> 
     """Leave dL(φ(t))/d(bend) at the bend's tensors."""
     point = path.at(t)
     ground.place(point)
-    learner = ground.learner
-    batch = collate(rows, pad=learner.pad, device=learner.device)
-    loss = row_losses(learner.forward(batch).logits, batch).mean()
+    engine = ground.engine
+    batch = collate(rows, pad=engine.pad, device=engine.device)
+    loss = row_losses(engine.forward(batch).logits, batch).mean()
     if not torch.isfinite(loss):
         raise IloraError(f"the loss is not finite ({float(loss)}) at t = {t:.3f} while the bend is trained")
     loss.backward()  # type: ignore[no-untyped-call]
-    gradients = adapters.placed_gradients(learner.model, SLOT)
+    gradients = adapters.placed_gradients(engine.model, SLOT)
     pairs = [
         (side, gradient.to(side.device))
         for layer, update in point.updates.items()

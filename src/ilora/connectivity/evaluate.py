@@ -141,10 +141,9 @@ def _predict(
             for data in ground.sets:
                 found[data.task.label] = scoring.evaluate(
                     data,
-                    ground.learner,
+                    ground.engine,
                     ground.encoder,
                     batch_size=config.evaluation.batch_size,
-                    accelerator=ground.learner.accelerator,
                     advance=bar.advance,
                 )
     return found

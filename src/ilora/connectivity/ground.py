@@ -21,9 +21,8 @@ from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import EvaluationSet, answer_text, evaluate, prepare, questions, record
 from ilora.model import adapters
-from ilora.model import base as model
-from ilora.model.learner import Learner
-from ilora.replay.memory import ReplayMemory
+from ilora.model.engine import Engine
+from ilora.model.load import load_model
 from ilora.results.matrix import standard_error
 
 SLOT = "point"  # the name of the adapter whose tensors are exchanged
@@ -56,19 +55,16 @@ class Ground:
     def __init__(self, config: Config, tasks: Sequence[Task], changed: Sequence[str], *, split: str) -> None:
         """changed: every layer that an adapter to be judged changes. Raises InputError as loading does."""
         accelerator = Accelerator()
-        base, tokenizer = model.load(config.model, max_length=config.data.max_length, device=accelerator.device)
+        base, tokenizer = load_model(config.model, max_length=config.data.max_length, device=accelerator.device)
         _refuse_recurrent(base, config.model.name)
         self.config, self.split = config, split
         self.encoder = Encoder(tokenizer, config.data)
-        self.learner = Learner(
+        self.engine = Engine(
             model=adapters.attach_slot(base, changed, name=SLOT),
-            memory=ReplayMemory(0, seed=config.seed),
             accelerator=accelerator,
-            training=config.training,
-            seed=config.seed,
             pad=self.encoder.pad,
         )
-        self.learner.model.eval()
+        self.engine.model.eval()
         self.sets = [self.encoded(task, split) for task in tasks]
 
     def encoded(self, task: Task, split: str) -> EvaluationSet:
@@ -80,7 +76,7 @@ class Ground:
 
     def place(self, adapter: Adapter) -> None:
         """Compute with this adapter from now on."""
-        adapters.place(self.learner.model, SLOT, adapter.updates)
+        adapters.place(self.engine.model, SLOT, adapter.updates)
 
     def judge(
         self,
@@ -116,7 +112,7 @@ class Ground:
             drafts: Sequence[Sequence[int]] = answers
             for number, point in enumerate(points):
                 self.place(point)
-                reading = Reading(self.learner, batch, stems[number], answers)
+                reading = Reading(self.engine, batch, stems[number], answers)
                 for index, loss in zip(rows, reading.losses, strict=True):
                     losses[number][index] = loss
                 if number not in whole:
@@ -133,16 +129,15 @@ class Ground:
         stems = []
         for point in points:
             self.place(point)
-            stems.append(Stem(self.learner, asked[0].prompt[:shared]))
+            stems.append(Stem(self.engine, asked[0].prompt[:shared]))
         own = [replace(example, prompt=example.prompt[shared:]) for example in asked]
         for rows in batches([len(example) for example in own], size=self.config.evaluation.batch_size):
             chosen = [own[index] for index in rows]
-            yield collate(chosen, pad=self.encoder.pad, device=self.learner.device), rows, stems
+            yield collate(chosen, pad=self.encoder.pad, device=self.engine.device), rows, stems
 
     def _score(self, data: EvaluationSet, point: Adapter) -> list[float]:
         self.place(point)
-        size, accelerator = self.config.evaluation.batch_size, self.learner.accelerator
-        records = evaluate(data, self.learner, self.encoder, batch_size=size, accelerator=accelerator)
+        records = evaluate(data, self.engine, self.encoder, batch_size=self.config.evaluation.batch_size)
         return [line["score"] for line in records]
 
 
@@ -156,7 +151,7 @@ def _refuse_recurrent(base: Any, name: str) -> None:
 def open_ground(config: Config, tasks: Sequence[Task], points: Sequence[Adapter], *, split: str) -> Ground:
     """The ground for these adapters and their combinations. Raises InputError where one does not fit the model."""
     ground = Ground(config, tasks, space.layers(points), split=split)
-    slot = adapters.parameters(ground.learner.model, SLOT)
+    slot = adapters.parameters(ground.engine.model, SLOT)
     sizes = {key.split("base_model.model.", 1)[-1]: tuple(value.shape) for key, value in slot.items()}
     for point in points:
         for layer, update in point.updates.items():

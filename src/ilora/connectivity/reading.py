@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicCache
 
 from ilora.data.examples import IGNORED, Batch
 from ilora.kernels.losses import token_losses
-from ilora.model.learner import Learner
+from ilora.model.engine import Engine
 
 _WINDOW = 16  # columns of drafts a pass reads at most: a wrong draft wastes no more than these
 _SHORTEST = 0.8  # a batch holds no row shorter than this share of its longest: padding is computed, too
@@ -48,13 +48,13 @@ def batches(lengths: Sequence[int], *, size: int) -> Iterator[list[int]]:
 class Stem:
     """The keys and values of the tokens with which all prompts begin, at the weights that are active now."""
 
-    def __init__(self, learner: Learner, tokens: Sequence[int]) -> None:
+    def __init__(self, engine: Engine, tokens: Sequence[int]) -> None:
         self.tokens = len(tokens)
         self._layers: list[tuple[Tensor, Tensor]] = []
         if tokens:
             cache = DynamicCache()
-            ids = torch.tensor([list(tokens)], device=learner.device)
-            learner.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            ids = torch.tensor([list(tokens)], device=engine.device)
+            engine.model(input_ids=ids, past_key_values=cache, use_cache=True)
             self._layers = [(layer.keys, layer.values) for layer in cache.layers]
 
     def cache(self, rows: int) -> DynamicCache:
@@ -71,10 +71,10 @@ class Reading:
     losses: each row's mean cross-entropy over its answer's tokens, end-of-text included, in nats.
     """
 
-    def __init__(self, learner: Learner, batch: Batch, stem: Stem, answers: Sequence[Sequence[int]]) -> None:
-        known = inspect.signature(learner.core.forward).parameters
+    def __init__(self, engine: Engine, batch: Batch, stem: Stem, answers: Sequence[Sequence[int]]) -> None:
+        known = inspect.signature(engine.core.forward).parameters
         self._takes_positions, self._slices_logits = "position_ids" in known, "logits_to_keep" in known
-        self._model: Any = learner.model
+        self._model: Any = engine.model
         rows, length = batch.input_ids.shape
         self._cache = stem.cache(rows)
         self._prompt = stem.tokens + length

@@ -78,14 +78,14 @@ def features(ground: Ground, adapter: Adapter, examples: Sequence[Example]) -> l
     The tokens with which all prompts begin are left out: they say the same of every row.
     """
     ground.place(adapter)
-    learner, size = ground.learner, ground.config.evaluation.batch_size
+    engine, size = ground.engine, ground.config.evaluation.batch_size
     asked = [Example(example.task, example.id, example.prompt, []) for example in examples]
     stem = stem_length([example.prompt for example in asked])
     found: list[Tensor] = []
     for rows in batches([len(example) for example in asked], size=size):
-        batch = collate([asked[row] for row in rows], pad=learner.pad, device=learner.device)
+        batch = collate([asked[row] for row in rows], pad=engine.pad, device=engine.device)
         mask = (batch.attention_mask.cumsum(1) > stem)[..., None].float()  # padding stands before the stem
-        hidden = learner.states(batch, layers="all")
+        hidden = engine.states(batch, layers="all")
         means = torch.stack([(layer.float() * mask).sum(1) / mask.sum(1) for layer in hidden]).cpu()
         if not found:
             found = [torch.empty(len(asked), means.shape[-1]) for _ in means]

@@ -11,7 +11,7 @@ import torch
 from ilora.data.examples import Encoder, Example, collate
 from ilora.errors import InputError
 from ilora.kernels.losses import token_losses
-from ilora.model.learner import Learner
+from ilora.model.engine import Engine
 
 _LEAST = 2  # tokens: the first one is given, not predicted
 _HIGHEST = 700.0  # nearly the largest number whose exp is a float; NaN is not below it
@@ -51,24 +51,24 @@ def _first_tokens(path: Path, tokenizer: Any, most: int) -> list[int]:
     return list(ids[:most])
 
 
-def perplexity(learner: Learner, windows: list[list[int]]) -> dict[str, Any]:
+def perplexity(engine: Engine, windows: list[list[int]]) -> dict[str, Any]:
     """exp of the mean negative log-likelihood of every token after the first of its window, with the active weights.
 
     None where that is no finite number.
     """
-    total = torch.zeros(2, device=learner.device)
-    accelerator = learner.accelerator
-    training = learner.model.training
-    learner.model.eval()
+    total = torch.zeros(2, device=engine.device)
+    accelerator = engine.accelerator
+    training = engine.model.training
+    engine.model.eval()
     try:
         with torch.inference_mode():
             for window in windows[accelerator.process_index :: accelerator.num_processes]:
-                batch = collate([Example("", "", window[:1], window[1:])], pad=learner.pad, device=learner.device)
-                loss = token_losses(learner.forward(batch).logits[:, :-1], batch.targets).sum()
-                total += torch.stack([loss, torch.tensor(float(len(window) - 1), device=learner.device)])
+                batch = collate([Example("", "", window[:1], window[1:])], pad=engine.pad, device=engine.device)
+                loss = token_losses(engine.forward(batch).answer_logits, batch.targets).sum()
+                total += torch.stack([loss, torch.tensor(float(len(window) - 1), device=engine.device)])
     finally:
-        learner.model.train(training)
-    learner.all_reduce([total])
+        engine.model.train(training)
+    engine.all_reduce([total])
     loss_sum, tokens = total.tolist()
     mean = loss_sum / tokens
     return {"perplexity": math.exp(mean) if mean < _HIGHEST else None, "tokens": int(tokens)}

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
@@ -18,7 +17,7 @@ from ilora.data.examples import Encoder, Example, answer_limit, collate
 from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.metrics.metrics import METRICS
-from ilora.model.learner import Learner
+from ilora.model.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -57,38 +56,39 @@ def _same_prompt(choices: list[Example]) -> list[Example]:
 
 def evaluate(
     data: EvaluationSet,
-    learner: Learner,
+    engine: Engine,
     encoder: Encoder,
     *,
     batch_size: int,
-    accelerator: Accelerator,
+    notes: dict[str, dict[str, Any]] | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Predict and score every row with the weights that are active now.
 
-    Returns one record per row: id, prompt, prediction (raw text), parsed, reference, score in [0, 1]; and what the
-    method notes of it.
+    notes: where a method writes, while it answers, what is to stand beside a row's prediction, by the row's id.
+    Returns one record per row: id, prompt, prediction (raw text), parsed, reference, score in [0, 1], and its notes.
     """
+    notes, accelerator = {} if notes is None else notes, engine.accelerator
     order = sorted(range(len(data.examples)), key=lambda index: -len(data.examples[index].prompt))
     mine = order[accelerator.process_index :: accelerator.num_processes]
     predict = _rank if data.task.scoring == "rank" else _generate
-    training = learner.model.training
-    learner.model.eval()
+    training = engine.model.training
+    engine.model.eval()
     texts: list[tuple[int, str, dict[str, Any]]] = []
     try:
         with torch.inference_mode():
             for start in range(0, len(mine), batch_size):
                 rows = mine[start : start + batch_size]
-                learner.notes.clear()
-                made = predict(data, rows, learner, encoder)
-                notes = [learner.notes.get(data.examples[index].id, {}) for index in rows]
-                texts += zip(rows, made, notes, strict=True)
+                notes.clear()
+                made = predict(data, rows, engine, encoder)
+                noted = [notes.get(data.examples[index].id, {}) for index in rows]
+                texts += zip(rows, made, noted, strict=True)
                 advance(len(rows) * accelerator.num_processes)
     finally:
-        learner.model.train(training)
+        engine.model.train(training)
     if accelerator.num_processes > 1:
         texts = gather_object(texts)
-    return [record(data, index, text) | notes for index, text, notes in sorted(texts, key=lambda item: item[0])]
+    return [record(data, index, text) | noted for index, text, noted in sorted(texts, key=lambda item: item[0])]
 
 
 def record(data: EvaluationSet, index: int, text: str) -> dict[str, Any]:
@@ -104,10 +104,10 @@ def record(data: EvaluationSet, index: int, text: str) -> dict[str, Any]:
     }
 
 
-def _generate(data: EvaluationSet, rows: list[int], learner: Learner, encoder: Encoder) -> list[str]:
+def _generate(data: EvaluationSet, rows: list[int], engine: Engine, encoder: Encoder) -> list[str]:
     """Greedy continuation of each prompt up to end-of-text or the task's token limit."""
     pad = encoder.pad
-    batch = collate(questions(data, rows, encoder), pad=pad, device=learner.device)
+    batch = collate(questions(data, rows, encoder), pad=pad, device=engine.device)
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=data.max_new_tokens,
@@ -115,7 +115,7 @@ def _generate(data: EvaluationSet, rows: list[int], learner: Learner, encoder: E
         pad_token_id=pad,
         use_cache=True,
     )
-    return [answer_text(row, encoder) for row in learner.generate(batch, settings).tolist()]
+    return [answer_text(row, encoder) for row in engine.generate(batch, settings).tolist()]
 
 
 def questions(data: EvaluationSet, rows: Sequence[int], encoder: Encoder) -> list[Example]:
@@ -134,10 +134,10 @@ def _until(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end)] if end in ids else ids
 
 
-def _rank(data: EvaluationSet, rows: list[int], learner: Learner, encoder: Encoder) -> list[str]:
+def _rank(data: EvaluationSet, rows: list[int], engine: Engine, encoder: Encoder) -> list[str]:
     """For each row the choice of the highest total log-likelihood, end-of-text included (first one on a tie)."""
     choices = [data.choices[index] for index in rows]
     prompts = [replace(row[0], answer=[]) for row in choices]
-    batch = collate(prompts, pad=encoder.pad, device=learner.device)
-    scores = learner.likelihoods(batch, [[choice.answer for choice in row] for row in choices]).tolist()
+    batch = collate(prompts, pad=encoder.pad, device=engine.device)
+    scores = engine.likelihoods(batch, [[choice.answer for choice in row] for row in choices]).tolist()
     return [data.task.choices[row.index(max(row))] for row in scores]

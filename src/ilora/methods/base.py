@@ -12,25 +12,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Generic, get_args
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar, get_original_bases
 
 from ilora.data.examples import IGNORED, Batch, Example, Totals
 from ilora.kernels.losses import token_losses
+from ilora.methods.view import Position, RunView
 from ilora.model import adapters
+from ilora.model.engine import Engine, Output
 from ilora.registry import Registry
+from ilora.replay.memory import ReplayMemory
 from ilora.settings import MethodConfig
 
-if TYPE_CHECKING:
-    from ilora.model.learner import Learner
+ConfigT = TypeVar("ConfigT", bound=MethodConfig, default=MethodConfig)
 
 
-class Method:
+class Method(Generic[ConfigT]):
     """Sequential fine-tuning of one adapter, and the hooks that every other method overrides.
 
-    `self.learner` is all that a method sees of the run: model, memory, task, step, seed, the task's rows.
+    What a method sees of the run: `self.engine` computes, `self.memory` holds earlier rows, `self.position` says task,
+    step and seed, `self.rows` are the task's rows; `self.run` has the rest. A method with settings of its own is a
+    `Method[MyConfig]`.
     """
 
     title = ""  # as tables write it; empty: its name
@@ -40,15 +45,40 @@ class Method:
     needs_task_id = False  # at inference
     trains = True
     one_adapter_answers = True  # the last folder saved, loaded in PEFT, is the whole answer
-    settled = False  # once a task is trained, its answers are the same for ever: they are not computed again
+    fixed_answers = False  # once a task is trained, its answers never change: they are not computed again
     fresh_start = False  # a task begins with new weights: the optimizer's moments belong to others
 
-    class Config(MethodConfig):
-        """No settings of its own. One called `memory_size` is the capacity of `learner.memory`."""
+    Config: ClassVar[type[MethodConfig]] = MethodConfig  # ConfigT as a value
 
-    def __init__(self, learner: Learner, config: Any) -> None:
-        self.learner = learner
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for given in (argument for base in get_original_bases(cls) for argument in get_args(base)):
+            if "Config" not in vars(cls):
+                cls.Config = given if isinstance(given, type) else given.__default__
+
+    def __init__(self, run: RunView, config: ConfigT) -> None:
+        self.run = run
         self.config = config
+
+    @property
+    def engine(self) -> Engine:
+        """The model, and the ways to compute with it."""
+        return self.run.engine
+
+    @property
+    def memory(self) -> ReplayMemory:
+        """The rows kept for replay; its capacity is the method's setting `memory_size`."""
+        return self.run.memory
+
+    @property
+    def position(self) -> Position:
+        """Where in the stream the run is."""
+        return self.run.position
+
+    @property
+    def rows(self) -> Sequence[Example]:
+        """The training rows of the task."""
+        return self.run.rows
 
     @property
     def variants(self) -> list[str]:
@@ -58,7 +88,7 @@ class Method:
     @property
     def trainable(self) -> list[nn.Parameter]:
         """What the optimizer moves: the same parameters in the same order over the whole run."""
-        return list(adapters.parameters(self.learner.model, "fast").values())
+        return list(adapters.parameters(self.engine.model, "fast").values())
 
     # -- hooks, in the order in which the loop calls them ---------------------------------------------------------
 
@@ -71,7 +101,7 @@ class Method:
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """This micro-batch's share of the step's loss: sums divided by the *step's* totals."""
-        return self.cross_entropy(self.learner.forward(batch).logits, batch, totals)
+        return self.cross_entropy(self.engine.forward(batch), batch, totals)
 
     def penalty(self) -> Tensor | None:
         """A term of the weights alone, added once per optimizer step."""
@@ -95,7 +125,7 @@ class Method:
 
     def save(self, folder: Path) -> None:
         """Write what answers: an ordinary PEFT folder `folder/<variant>` each."""
-        adapters.save(self.learner.model, folder, self.variants)
+        adapters.save(self.engine.model, folder, self.variants)
 
     def notes(self) -> dict[str, Any]:
         """What a reader of results.json may want to know of how it went, as plain JSON values."""
@@ -103,7 +133,7 @@ class Method:
 
     def stored(self) -> dict[str, int]:
         """Bytes by kind that must be kept from task to task, the replay memory aside."""
-        sizes = {"adapters": sum(tensor.nbytes for tensor in adapters.state(self.learner.model).values())}
+        sizes = {"adapters": sum(tensor.nbytes for tensor in adapters.state(self.engine.model).values())}
         for name, value in self.state_dict().items():
             if isinstance(value, Tensor):
                 kind = name.partition(".")[0]
@@ -125,23 +155,22 @@ class Method:
     @contextmanager
     def weights(self, names: str | Sequence[str]) -> Iterator[None]:
         """Compute with these adapters (their sum), merged into the model where `evaluation.merge` says so."""
-        how = adapters.merged if self.learner.merge else adapters.active
-        with how(self.learner.model, names):
+        how = adapters.merged if self.engine.merge else adapters.active
+        with how(self.engine.model, names):
             yield
 
-    def cross_entropy(self, logits: Tensor, batch: Batch, totals: Totals) -> Tensor:
+    def cross_entropy(self, output: Output, batch: Batch, totals: Totals) -> Tensor:
         """Mean cross-entropy of the current rows; with replay, ½ of it + ½ of the replayed rows' mean.
 
-        logits: (rows, keep, vocabulary), the trailing columns. The mean is over answer tokens, or over rows
-        (`training.loss_average`).
+        The mean is over answer tokens, or over rows (`training.loss_average`).
         """
-        per_row, current, replayed = self._per_row(logits, batch, totals)
+        per_row, current, replayed = self._per_row(output, batch, totals)
         now = (per_row * ~batch.replayed).sum() / max(current, 1)
-        self.learner.log("ce", now)
+        self.run.log("ce", now)
         if not totals.replayed.rows:
             return now
         old = (per_row * batch.replayed).sum() / replayed
-        self.learner.log("ce_replayed", old)
+        self.run.log("ce_replayed", old)
         return 0.5 * now + 0.5 * old
 
     def gradient(self, examples: Sequence[Example]) -> Tensor:
@@ -151,24 +180,24 @@ class Method:
         """
         rows = [replace(example, replayed=False) for example in examples]
         totals, total = Totals.of(rows), None
-        for batch in self.learner.micro_batches(rows):
-            per_row, count, _ = self._per_row(self.learner.forward(batch, dropout=False).logits, batch, totals)
+        for batch in self.engine.micro_batches(rows):
+            per_row, count, _ = self._per_row(self.engine.forward(batch, dropout=False), batch, totals)
             parts = torch.autograd.grad(per_row.sum() / count, self.trainable)
             flat = torch.cat([part.flatten() for part in parts])
             total = flat if total is None else total + flat
-            self.learner.passes["backward"] += len(batch.examples)
+            self.engine.passes["backward"] += len(batch.examples)
         if total is None:  # fewer rows than processes
             total = torch.cat([torch.zeros_like(parameter).flatten() for parameter in self.trainable])
-        self.learner.all_reduce([total])
+        self.engine.all_reduce([total])
         return total
 
-    def _per_row(self, logits: Tensor, batch: Batch, totals: Totals) -> tuple[Tensor, int, int]:
+    def _per_row(self, output: Output, batch: Batch, totals: Totals) -> tuple[Tensor, int, int]:
         """Each row's loss, and what the sums over current and over replayed rows are divided by."""
         labels = batch.targets
-        per_row = token_losses(logits[:, :-1], labels).sum(1)
-        if self.learner.training.loss_average == "rows":
+        per_row = token_losses(output.answer_logits, labels).sum(1)
+        if self.run.training.loss_average == "rows":
             return per_row / (labels != IGNORED).sum(1), totals.current.rows, totals.replayed.rows
         return per_row, totals.current.labels, totals.replayed.labels
 
 
-METHODS: Registry[type[Method]] = Registry("method")
+METHODS: Registry[type[Method[Any]]] = Registry("method")

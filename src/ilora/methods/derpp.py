@@ -17,11 +17,19 @@ from torch import Tensor
 from ilora.data.examples import Batch, Example, Totals, collate
 from ilora.methods.base import METHODS
 from ilora.methods.er import ExperienceReplay, ReplayConfig
+from ilora.methods.view import RunView
 from ilora.settings import PositiveInt
 
 
+class DERppConfig(ReplayConfig):
+    """Replay, and the logit term."""
+
+    strength: float = Field(0.1, ge=0, description="weight of the logit term")
+    stored_logits: PositiveInt | None = Field(64, description="largest logits kept at each answer position; None: all")
+
+
 @METHODS("derpp")
-class DERpp(ExperienceReplay):
+class DERpp(ExperienceReplay[DERppConfig]):
     """Replay of rows and of their logits, stored once, when the reservoir takes the row.
 
     Differs: logits of the answer's positions, and of them the `stored_logits` largest (a whole vocabulary's would be
@@ -32,16 +40,8 @@ class DERpp(ExperienceReplay):
     paper = "arXiv 2004.07211"
     stores = "memory_size examples with logits"
 
-    class Config(ReplayConfig):
-        """Replay, and the logit term."""
-
-        strength: float = Field(0.1, ge=0, description="weight of the logit term")
-        stored_logits: PositiveInt | None = Field(
-            64, description="largest logits kept at each answer position; None: all"
-        )
-
-    def __init__(self, learner: Any, config: Any) -> None:
-        super().__init__(learner, config)
+    def __init__(self, run: RunView, config: DERppConfig) -> None:
+        super().__init__(run, config)
         self.logits: dict[str, Tensor] = {}  # by row id: (answer tokens, kept), and which of the vocabulary they are
         self.entries: dict[str, Tensor] = {}
 
@@ -49,19 +49,19 @@ class DERpp(ExperienceReplay):
         """Replay as in `er`; rows new in the memory get their logits, by the weights before this step."""
         rows = super().extend_batch(examples)
         # A row that this step replays may just have lost its place to one that this step stores.
-        self._keep_up([*self.learner.memory.examples, *rows[len(examples) :]])
+        self._keep_up([*self.memory.examples, *rows[len(examples) :]])
         return rows
 
     def end_task(self) -> None:
         """Rows that the balanced memory takes get their logits by the weights at the task's end."""
         super().end_task()
-        self._keep_up(self.learner.memory.examples)
+        self._keep_up(self.memory.examples)
 
     def _keep_up(self, examples: list[Example]) -> None:
         """Logits of these rows and of no others."""
         kept = {example.id: example for example in examples}
         new = [example for key, example in kept.items() if key not in self.logits]
-        size = self.learner.training.micro_batch_size
+        size = self.engine.micro_batch_size
         for start in range(0, len(new), size):
             self._store(new[start : start + size])
         for table in (self.logits, self.entries):
@@ -71,28 +71,27 @@ class DERpp(ExperienceReplay):
     @torch.no_grad()
     def _store(self, rows: list[Example]) -> None:
         # Every process computes all of them: they are few, and must be the same everywhere.
-        batch = collate(rows, pad=self.learner.pad, device=self.learner.device)
-        logits = self.learner.forward(batch, dropout=False).logits.float()
+        batch = collate(rows, pad=self.engine.pad, device=self.engine.device)
+        logits = self.engine.forward(batch, dropout=False).answer_logits.float()
         count = min(self.config.stored_logits or logits.shape[-1], logits.shape[-1])
         for example, row in zip(batch.examples, logits, strict=True):
-            values, entries = row[-1 - len(example.answer) : -1].topk(count)
+            values, entries = row[-len(example.answer) :].topk(count)
             self.logits[example.id], self.entries[example.id] = values, entries.int()
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """Cross-entropy of all rows + strength · squared distance of the replayed rows' logits."""
-        logits = self.learner.forward(batch).logits
-        loss = self.cross_entropy(logits, batch, totals)
+        output = self.engine.forward(batch)
+        loss = self.cross_entropy(output, batch, totals)
         if not totals.replayed.rows or not self.config.strength:
             return loss
-        gap = torch.zeros((), device=logits.device)
-        for example, row in zip(batch.examples, logits, strict=True):
+        gap = torch.zeros((), device=loss.device)
+        for example, row in zip(batch.examples, output.answer_logits, strict=True):
             if example.replayed:
-                ours = row[-1 - len(example.answer) : -1].gather(1, self.entries[example.id].long())
+                ours = row[-len(example.answer) :].gather(1, self.entries[example.id].long())
                 gap = gap + (ours.float() - self.logits[example.id]).square().mean(1).sum()
         gap = gap / totals.replayed.labels
-        self.learner.log("logits", gap)
-        strength: float = self.config.strength
-        return loss + strength * gap
+        self.run.log("logits", gap)
+        return loss + self.config.strength * gap
 
     def state_dict(self) -> dict[str, Any]:
         """logits.<row id> and entries.<row id>."""

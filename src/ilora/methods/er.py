@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import TypeVar
 
 from ilora.data.examples import Example
 from ilora.methods.base import METHODS, Method
@@ -34,8 +35,11 @@ class ReplayConfig(MethodConfig):
         return self
 
 
+ReplayT = TypeVar("ReplayT", bound=ReplayConfig, default=ReplayConfig)
+
+
 @METHODS("er")
-class ExperienceReplay(Method):
+class ExperienceReplay(Method[ReplayT]):
     """Replay with a reservoir memory, or a balanced one.
 
     The reservoir sees every training row once, in its task's first epoch, after the step's rows were drawn: a row is
@@ -47,19 +51,16 @@ class ExperienceReplay(Method):
     paper = "arXiv 1902.10486"
     stores = "memory_size examples"
 
-    class Config(ReplayConfig):
-        """Replay settings only."""
-
     def extend_batch(self, examples: list[Example]) -> list[Example]:
         """As many replayed rows as current ones, as far as the memory goes."""
-        learner, memory = self.learner, self.learner.memory
-        without = learner.current_tasks if self.config.replay_from == "earlier_tasks" else frozenset()
-        replayed = memory.draw(len(examples), key=f"{learner.step}", without=without)
-        if learner.epoch == 0 and self.config.memory_policy == "reservoir":
+        memory = self.memory
+        without = self.position.current_tasks if self.config.replay_from == "earlier_tasks" else frozenset()
+        replayed = memory.draw(len(examples), key=f"{self.position.step}", without=without)
+        if self.position.epoch == 0 and self.config.memory_policy == "reservoir":
             memory.offer(examples)
         return examples + replayed
 
     def end_task(self) -> None:
         """Fill the balanced memory."""
         if self.config.memory_policy == "balanced":
-            self.learner.memory.balance(self.learner.rows)
+            self.memory.balance(self.rows)

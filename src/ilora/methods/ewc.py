@@ -19,11 +19,21 @@ from torch import Tensor
 
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS, Method
+from ilora.methods.view import RunView
 from ilora.settings import Fraction, MethodConfig, PositiveInt
 
 
+class EWCConfig(MethodConfig):
+    """The penalty."""
+
+    strength: float = Field(100.0, ge=0, description="weight of the penalty")
+    fisher: Literal["per_task", "online"] = Field("per_task", description="online: one anchor, the newest")
+    decay: Fraction = Field(0.9, description="online: factor on the earlier importance")
+    fisher_rows: PositiveInt = Field(200, description="training rows, at most, that a task's Fisher is the mean over")
+
+
 @METHODS("ewc")
-class EWC(Method):
+class EWC(Method[EWCConfig]):
     """EWC with the diagonal empirical Fisher of each task's own rows, computed row by row at the task's end.
 
     A sum of quadratics is a quadratic: of the summed importance F = Σ F_k, around the F-weighted mean of the anchors
@@ -38,18 +48,8 @@ class EWC(Method):
     paper = "arXiv 1612.00796"
     stores = "two numbers a weight: importance and anchor"
 
-    class Config(MethodConfig):
-        """The penalty."""
-
-        strength: float = Field(100.0, ge=0, description="weight of the penalty")
-        fisher: Literal["per_task", "online"] = Field("per_task", description="online: one anchor, the newest")
-        decay: Fraction = Field(0.9, description="online: factor on the earlier importance")
-        fisher_rows: PositiveInt = Field(
-            200, description="training rows, at most, that a task's Fisher is the mean over"
-        )
-
-    def __init__(self, learner: Any, config: Any) -> None:
-        super().__init__(learner, config)
+    def __init__(self, run: RunView, config: EWCConfig) -> None:
+        super().__init__(run, config)
         self.importance: list[Tensor] = []
         self.anchor: list[Tensor] = []
 
@@ -59,7 +59,7 @@ class EWC(Method):
             return None
         parts = zip(self.importance, self.trainable, self.anchor, strict=True)
         total = torch.stack([(fisher * (weight - anchor).square()).sum() for fisher, weight, anchor in parts]).sum()
-        strength: float = self.config.strength * (self.config.decay if self.config.fisher == "online" else 1.0)
+        strength = self.config.strength * (self.config.decay if self.config.fisher == "online" else 1.0)
         return 0.5 * strength * total
 
     def end_task(self) -> None:
@@ -83,17 +83,18 @@ class EWC(Method):
 
     def fisher(self) -> list[Tensor]:
         """The diagonal empirical Fisher information of the task's rows at the present weights, per parameter."""
-        learner = self.learner
-        size = min(self.config.fisher_rows, len(learner.rows))
-        rows = random.Random(f"{learner.seed}/fisher/{learner.task}").sample(list(learner.rows), size)
+        size = min(self.config.fisher_rows, len(self.rows))
+        rows = random.Random(f"{self.position.seed}/fisher/{self.position.task}").sample(list(self.rows), size)
         total = [torch.zeros_like(weight) for weight in self.trainable]
-        for batch in learner.micro_batches(rows, size=1):  # squares of single rows' gradients, not of a batch's mean
-            logits = learner.forward(batch, dropout=False).logits
-            loss = token_losses(logits[:, :-1], batch.targets).sum()
+        for batch in self.engine.micro_batches(
+            rows, size=1
+        ):  # squares of single rows' gradients, not of a batch's mean
+            logits = self.engine.forward(batch, dropout=False).answer_logits
+            loss = token_losses(logits, batch.targets).sum()
             for mean, gradient in zip(total, torch.autograd.grad(loss, self.trainable), strict=True):
                 mean += gradient.square() / size
-            learner.passes["backward"] += 1
-        learner.all_reduce(total)
+            self.engine.passes["backward"] += 1
+        self.engine.all_reduce(total)
         return total
 
     def state_dict(self) -> dict[str, Any]:

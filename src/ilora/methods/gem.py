@@ -16,11 +16,17 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from ilora.methods.base import METHODS
-from ilora.methods.projection import GradientProjection
+from ilora.methods.projection import GradientProjection, ProjectionConfig
+
+
+class GEMConfig(ProjectionConfig):
+    """The quadratic program."""
+
+    margin: float = Field(0.0, ge=0, description="lower bound of the dual; above 0: more room for the old tasks")
 
 
 @METHODS("gem")
-class GEM(GradientProjection):
+class GEM(GradientProjection[GEMConfig]):
     """GEM on the complete gradient of the step, before clipping.
 
     Differs: the memory is a reservoir over the whole stream; each g_k comes from `memory_batch` rows drawn anew, not
@@ -32,11 +38,6 @@ class GEM(GradientProjection):
 
     title = "GEM"
     paper = "arXiv 1706.08840"
-
-    class Config(GradientProjection.Config):
-        """The quadratic program."""
-
-        margin: float = Field(0.0, ge=0, description="lower bound of the dual; above 0: more room for the old tasks")
 
     def project(self, gradient: Tensor, tasks: list[str]) -> Tensor:
         """The paper's equations 11 and 12."""

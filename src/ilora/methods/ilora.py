@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from ilora.data.examples import Batch, Count, Totals
 from ilora.methods.base import METHODS
@@ -21,8 +22,37 @@ from ilora.methods.er import ExperienceReplay, ReplayConfig
 from ilora.model import adapters
 
 
+class ILoRAConfig(ReplayConfig):
+    """Replay, interpolation and consistency."""
+
+    ema_decay: float | None = Field(None, ge=0, le=1, description="λ, the factor on the old slow weights")
+    ema_half_life_steps: float | None = Field(None, gt=0, description="λ = ½^(1 / steps)")
+    ema_half_life_share: float | None = Field(
+        None, gt=0, description="half-life as a share of the task's steps; 0.25 where none of the three is given"
+    )
+    ema_warmup: bool = Field(False, description="λ_k = min(λ, 1 - 1/(k+1)) at the run's k-th step")
+    strength: float = Field(1.0, ge=0, description="γ, the weight of the consistency term")
+    consistency_layers: Literal["last", "all"] = Field("last", description="all: the mean over every layer's output")
+    consistency_form: Literal["mse", "one_sided"] = Field("mse", description="one_sided: mean(relu(slow - fast)²)")
+    replayed_loss: bool = Field(True, description="false: replayed rows serve the consistency term alone")
+    next_task_from: Literal["fast", "slow"] = Field("fast", description="weights with which the next task begins")
+    inference: Literal["slow", "fast"] = Field("slow", description="the adapter that answers; both are evaluated")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_decay(cls, values: dict[str, Any]) -> dict[str, Any]:
+        keys = ("ema_decay", "ema_half_life_steps", "ema_half_life_share")
+        given = [key for key in keys if values.get(key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of {', '.join(keys)}, not {' and '.join(given)}")
+        return values if given else {**values, "ema_half_life_share": 0.25}
+
+
+ILoRAT = TypeVar("ILoRAT", bound=ILoRAConfig, default=ILoRAConfig)
+
+
 @METHODS("ilora")
-class ILoRA(ExperienceReplay):
+class ILoRA(ExperienceReplay[ILoRAT]):
     """Dual-memory replay with an exponential moving average of the adapter.
 
     Ablations are settings: no replay `memory_size: 0`, no gap `strength: 0`, no cross-entropy of replayed rows
@@ -36,33 +66,6 @@ class ILoRA(ExperienceReplay):
     paper = "arXiv 2402.18865"
     stores = "memory_size examples, one more adapter"
 
-    class Config(ReplayConfig):
-        """Replay, interpolation and consistency."""
-
-        ema_decay: float | None = Field(None, ge=0, le=1, description="λ, the factor on the old slow weights")
-        ema_half_life_steps: float | None = Field(None, gt=0, description="λ = ½^(1 / steps)")
-        ema_half_life_share: float | None = Field(
-            None, gt=0, description="half-life as a share of the task's steps; 0.25 where none of the three is given"
-        )
-        ema_warmup: bool = Field(False, description="λ_k = min(λ, 1 - 1/(k+1)) at the run's k-th step")
-        strength: float = Field(1.0, ge=0, description="γ, the weight of the consistency term")
-        consistency_layers: Literal["last", "all"] = Field(
-            "last", description="all: the mean over every layer's output"
-        )
-        consistency_form: Literal["mse", "one_sided"] = Field("mse", description="one_sided: mean(relu(slow - fast)²)")
-        replayed_loss: bool = Field(True, description="false: replayed rows serve the consistency term alone")
-        next_task_from: Literal["fast", "slow"] = Field("fast", description="weights with which the next task begins")
-        inference: Literal["slow", "fast"] = Field("slow", description="the adapter that answers; both are evaluated")
-
-        @model_validator(mode="before")
-        @classmethod
-        def _one_decay(cls, values: dict[str, Any]) -> dict[str, Any]:
-            keys = ("ema_decay", "ema_half_life_steps", "ema_half_life_share")
-            given = [key for key in keys if values.get(key) is not None]
-            if len(given) > 1:
-                raise ValueError(f"give one of {', '.join(keys)}, not {' and '.join(given)}")
-            return values if given else {**values, "ema_half_life_share": 0.25}
-
     @property
     def variants(self) -> list[str]:
         """Both adapters, the answering one first."""
@@ -70,7 +73,7 @@ class ILoRA(ExperienceReplay):
 
     def begin_task(self) -> None:
         """The slow adapter starts as a copy of the fast one."""
-        model = self.learner.model
+        model = self.engine.model
         if "slow" not in adapters.names(model):
             adapters.keep_copy(model, "fast", "slow")
         elif self.config.next_task_from == "slow":
@@ -83,10 +86,10 @@ class ILoRA(ExperienceReplay):
             return super().loss(batch, weighed)
         layers, old = self.config.consistency_layers, batch.part(batch.replayed)
         # The slow pass comes first: what it needs is gone before anything is kept for the backward pass.
-        with torch.no_grad(), adapters.active(self.learner.model, "slow"):
-            target = self.learner.states(old, layers=layers, dropout=False)
-        output = self.learner.forward(batch, hidden=layers)
-        loss = self.cross_entropy(output.logits, batch, weighed)
+        with torch.no_grad(), adapters.active(self.engine.model, "slow"):
+            target = self.engine.states(old, layers=layers, dropout=False)
+        output = self.engine.forward(batch, hidden=layers)
+        loss = self.cross_entropy(output, batch, weighed)
         gap = hidden_gap(
             [state[batch.replayed, -old.input_ids.shape[1] :] for state in output.hidden],
             target,
@@ -94,13 +97,12 @@ class ILoRA(ExperienceReplay):
             tokens=totals.replayed.tokens,
             one_sided=self.config.consistency_form == "one_sided",
         )
-        self.learner.log("consistency", gap)
-        strength: float = self.config.strength
-        return loss + strength * gap
+        self.run.log("consistency", gap)
+        return loss + self.config.strength * gap
 
     def after_step(self) -> None:
         """slow <- λ · slow + (1 - λ) · fast."""
-        adapters.ema(self.learner.model, slow="slow", fast="fast", decay=self.decay())
+        adapters.interpolate(self.engine.model, "slow", "fast", by=1.0 - self.decay())
 
     def decay(self) -> float:
         """λ at the present step (steps count from 1)."""
@@ -108,9 +110,9 @@ class ILoRA(ExperienceReplay):
         if config.ema_decay is not None:
             decay = config.ema_decay
         else:
-            steps = config.ema_half_life_steps or config.ema_half_life_share * self.learner.task_steps
-            decay = 0.5 ** (1.0 / steps)
-        return float(min(decay, 1.0 - 1.0 / (self.learner.step + 1)) if config.ema_warmup else decay)
+            share = config.ema_half_life_share or 0.0  # `_one_decay` has seen to it that one of the three is there
+            decay = 0.5 ** (1.0 / (config.ema_half_life_steps or share * self.position.task_steps))
+        return float(min(decay, 1.0 - 1.0 / (self.position.step + 1)) if config.ema_warmup else decay)
 
 
 def hidden_gap(

@@ -25,18 +25,32 @@ from torch import Tensor
 from ilora.data.examples import IGNORED, Batch, Example, Totals, by_task
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS
-from ilora.methods.ilora import ILoRA
+from ilora.methods.ilora import ILoRA, ILoRAConfig
 from ilora.methods.lwf import distillation
+from ilora.methods.view import RunView
 from ilora.model import adapters
-from ilora.model.learner import Learner
 from ilora.replay.rehearsal import Frame, pseudo_rows
 from ilora.settings import Fraction
 
 OLD = "old"  # the answering adapter as the task found it
 
 
+class ILoRAPlusConfig(ILoRAConfig):
+    """I-LoRA's, with another start of a task; the rehearsal; the interpolation."""
+
+    next_task_from: Literal["fast", "slow"] = Field("slow", description="weights with which the next task begins")
+    inference: Literal["slow"] = Field("slow", description="the adapter that answers; both are evaluated")
+    memory_policy: Literal["reservoir", "balanced"] = Field("balanced", description="which rows are remembered")
+    strength: float = Field(0.0, ge=0, description="γ, the weight of I-LoRA's consistency term")
+    pseudo_share: float = Field(1.0, ge=0, description="pseudo rows of a step, as a share of its current rows")
+    pseudo_strength: float = Field(0.5, ge=0, description="weight of the pseudo rows' term")
+    temperature: float = Field(2.0, gt=0, description="τ of the pseudo rows' term")
+    t: Fraction | Literal["mean", "memory"] = Field(1.0, description="where on the path from old to new")
+    path_points: int = Field(11, ge=2, description="points that `memory` compares, both ends included")
+
+
 @METHODS("ilora+")
-class ILoRAPlus(ILoRA):
+class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
     """I-LoRA with pseudo-rehearsal in place of the consistency term, and interpolation at a task's end.
 
     Without memory (`memory_size: 0`) no prompt of an earlier task is kept, but its frame and up to 16 of its answers.
@@ -52,21 +66,8 @@ class ILoRAPlus(ILoRA):
     paper = "this project; after arXiv 2402.18865"
     stores = "memory_size examples, each task's frame and answers, two more adapters"
 
-    class Config(ILoRA.Config):
-        """I-LoRA's, with another start of a task; the rehearsal; the interpolation."""
-
-        next_task_from: Literal["fast", "slow"] = Field("slow", description="weights with which the next task begins")
-        inference: Literal["slow"] = Field("slow", description="the adapter that answers; both are evaluated")
-        memory_policy: Literal["reservoir", "balanced"] = Field("balanced", description="which rows are remembered")
-        strength: float = Field(0.0, ge=0, description="γ, the weight of I-LoRA's consistency term")
-        pseudo_share: float = Field(1.0, ge=0, description="pseudo rows of a step, as a share of its current rows")
-        pseudo_strength: float = Field(0.5, ge=0, description="weight of the pseudo rows' term")
-        temperature: float = Field(2.0, gt=0, description="τ of the pseudo rows' term")
-        t: Fraction | Literal["mean", "memory"] = Field(1.0, description="where on the path from old to new")
-        path_points: int = Field(11, ge=2, description="points that `memory` compares, both ends included")
-
-    def __init__(self, learner: Learner, config: Any) -> None:
-        super().__init__(learner, config)
+    def __init__(self, run: RunView, config: ILoRAPlusConfig) -> None:
+        super().__init__(run, config)
         self.frames: list[Frame] = []
         self.pseudo: list[Example] | None = None  # of the task in training; made where first needed
         self.t_of: dict[str, float] = {}  # by task
@@ -77,22 +78,21 @@ class ILoRAPlus(ILoRA):
     def begin_task(self) -> None:
         """The slow adapter, from which this task starts, is what it may be led back to, and the teacher."""
         super().begin_task()
-        adapters.keep_copy(self.learner.model, "slow", OLD)
+        adapters.keep_copy(self.engine.model, "slow", OLD)
 
     def extend_batch(self, examples: list[Example]) -> list[Example]:
         """Replayed rows and pseudo rows behind the current ones."""
         rows, made = super().extend_batch(examples), self._pseudo_rows()
-        chance = random.Random(f"{self.learner.seed}/pseudo/{self.learner.step}")
-        part = random.Random(f"{self.learner.seed}/pseudo/share/{self.learner.step}").random()
+        chance = random.Random(f"{self.position.seed}/pseudo/{self.position.step}")
+        part = random.Random(f"{self.position.seed}/pseudo/share/{self.position.step}").random()
         count = int(self.config.pseudo_share * len(examples) + part)  # on average this share
         return rows + chance.sample(made, min(count, len(made)))
 
     def _pseudo_rows(self) -> list[Example]:
-        learner = self.learner
         if self.pseudo is None:  # the task has begun, or goes on after a stop
-            earlier = [frame for frame in self.frames if frame.task not in learner.current_tasks]
-            self.pseudo = pseudo_rows(earlier, learner.rows, seed=f"{learner.seed}/pseudo/{learner.task}")
-            learner.prepare(self.pseudo)
+            earlier = [frame for frame in self.frames if frame.task not in self.position.current_tasks]
+            self.pseudo = pseudo_rows(earlier, self.rows, seed=f"{self.position.seed}/pseudo/{self.position.task}")
+            self.engine.prepare(self.pseudo)
         return self.pseudo
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
@@ -102,16 +102,16 @@ class ILoRAPlus(ILoRA):
             loss = loss + super().loss(batch.part(~made), totals)
         if made.any():
             kept, strength = self._kept(batch.part(made)) / totals.pseudo.labels, self.config.pseudo_strength
-            self.learner.log("distillation", kept)
+            self.run.log("distillation", kept)
             loss = loss + strength * kept
         return loss
 
     def _kept(self, batch: Batch) -> Tensor:
         """The distance from what the answering adapter said before the task, summed over answer tokens."""
-        with torch.no_grad(), adapters.active(self.learner.model, OLD):
-            before = self.learner.forward(batch, dropout=False).logits
-        logits, answers = self.learner.forward(batch).logits, batch.targets != IGNORED
-        return distillation(logits[:, :-1][answers], before[:, :-1][answers], temperature=self.config.temperature)
+        with torch.no_grad(), adapters.active(self.engine.model, OLD):
+            before = self.engine.forward(batch, dropout=False).answer_logits
+        logits, answers = self.engine.forward(batch).answer_logits, batch.targets != IGNORED
+        return distillation(logits[answers], before[answers], temperature=self.config.temperature)
 
     # -- interpolation --------------------------------------------------------------------------------------------
 
@@ -119,33 +119,33 @@ class ILoRAPlus(ILoRA):
         """Fill the memory, keep the task's frame; move the slow adapter to the chosen point, but for the first task."""
         super().end_task()
         self._keep_frames()
-        if self.learner.task_index > 1:
-            t = self.t_of[self.learner.task] = self.chosen()
-            adapters.ema(self.learner.model, slow="slow", fast=OLD, decay=t)
+        if self.position.task_index > 1:
+            t = self.t_of[self.position.task] = self.chosen()
+            adapters.interpolate(self.engine.model, "slow", OLD, by=1.0 - t)
 
     def _keep_frames(self) -> None:
-        self.made[self.learner.task] = len(self._pseudo_rows())
+        self.made[self.position.task] = len(self._pseudo_rows())
         self.pseudo = None
-        self.learner.prepare([])
+        self.engine.prepare([])
         if not self.config.pseudo_share or not self.config.pseudo_strength:
             return
         known = {frame.task: frame for frame in self.frames}
-        for task, rows in by_task(self.learner.rows).items():
-            known[task] = Frame.of(rows, seed=f"{self.learner.seed}/{task}")
+        for task, rows in by_task(self.rows).items():
+            known[task] = Frame.of(rows, seed=f"{self.position.seed}/{task}")
         self.frames = list(known.values())
 
     def chosen(self) -> float:
         """t of this task."""
         if self.config.t == "mean":
-            return 1.0 / self.learner.task_index
+            return 1.0 / self.position.task_index
         if self.config.t == "memory":
-            return self._best() if self.learner.memory.examples else 1.0
+            return self._best() if self.memory.examples else 1.0
         return float(self.config.t)
 
     @torch.no_grad()
     def _best(self) -> float:
         """The first t of least loss on the memory; the adapters stay as they are."""
-        slow = adapters.parameters(self.learner.model, "slow")
+        slow = adapters.parameters(self.engine.model, "slow")
         ends = [(value, old, value.clone()) for value, old in zip(slow.values(), self._old(), strict=True)]
         losses: list[float] = []
         last: int = self.config.path_points - 1
@@ -178,17 +178,17 @@ class ILoRAPlus(ILoRA):
         self.frames = [Frame(**frame) for frame in state["frames"]]
 
     def _old(self) -> list[torch.Tensor]:
-        return list(adapters.parameters(self.learner.model, OLD).values())
+        return list(adapters.parameters(self.engine.model, OLD).values())
 
     def _loss_of_memory(self) -> float:
         """Of the slow adapter: the mean over the remembered tasks of their rows' mean cross-entropy."""
-        learner, found = self.learner, []
-        with adapters.active(learner.model, "slow"):
-            for rows in by_task(learner.memory.examples).values():
-                total = torch.zeros((), device=learner.device)
-                for batch in learner.micro_batches(rows):
-                    logits = learner.forward(batch, dropout=False).logits
-                    total += token_losses(logits[:, :-1], batch.targets).sum() / Totals.of(rows).current.labels
+        found = []
+        with adapters.active(self.engine.model, "slow"):
+            for rows in by_task(self.memory.examples).values():
+                total = torch.zeros((), device=self.engine.device)
+                for batch in self.engine.micro_batches(rows):
+                    logits = self.engine.forward(batch, dropout=False).answer_logits
+                    total += token_losses(logits, batch.targets).sum() / Totals.of(rows).current.labels
                 found.append(total)
-        learner.all_reduce(found)
+        self.engine.all_reduce(found)
         return float(torch.stack(found).mean())

@@ -8,35 +8,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ilora.methods.base import METHODS, Method
+from ilora.methods.base import METHODS, ConfigT, Method
+from ilora.methods.view import RunView
 from ilora.model import adapters
 
 
 @METHODS("individual")
-class Individual(Method):
+class Individual(Method[ConfigT]):
     """Every task begins with a fresh adapter; the finished ones stay, frozen."""
 
     stores = "one adapter a task"
     needs_task_id = True
     one_adapter_answers = False
-    settled = True
+    fixed_answers = True
     fresh_start = True
 
-    def __init__(self, learner: Any, config: Any) -> None:
-        super().__init__(learner, config)
+    def __init__(self, run: RunView, config: ConfigT) -> None:
+        super().__init__(run, config)
         self.adapter_of: dict[str, str] = {}  # by task
 
     def begin_task(self) -> None:
         """From scratch, not from the task before."""
         if self.adapter_of:
-            seed = self.learner.key("adapter", self.learner.task)
-            adapters.begin_again(self.learner.model, "fast", seed=seed)
+            seed = self.position.key("adapter", self.position.task)
+            adapters.begin_again(self.engine.model, "fast", seed=seed)
 
     def end_task(self) -> None:
         """Put the finished adapter aside."""
-        name = f"task-{self.learner.task_index:04d}"
-        adapters.keep_copy(self.learner.model, "fast", name)
-        self.adapter_of |= dict.fromkeys(sorted(self.learner.current_tasks), name)
+        name = f"task-{self.position.task_index:04d}"
+        adapters.keep_copy(self.engine.model, "fast", name)
+        self.adapter_of |= dict.fromkeys(sorted(self.position.current_tasks), name)
 
     @contextmanager
     def inference(self, task: str, variant: str) -> Iterator[None]:
@@ -47,7 +48,7 @@ class Individual(Method):
     def stored(self) -> dict[str, int]:
         """The finished adapters; the one in training is a copy of the newest."""
         sizes = super().stored()
-        training = sum(value.nbytes for value in adapters.parameters(self.learner.model, "fast").values())
+        training = sum(value.nbytes for value in adapters.parameters(self.engine.model, "fast").values())
         return sizes | {"adapters": sizes["adapters"] - training}
 
     def state_dict(self) -> dict[str, Any]:

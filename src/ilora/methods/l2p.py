@@ -23,11 +23,27 @@ from torch.nn import functional
 from ilora.data.examples import Batch, Totals
 from ilora.methods.base import METHODS
 from ilora.methods.prompts import PromptConfig, PromptMethod, fill
+from ilora.methods.view import RunView
 from ilora.settings import PositiveInt
 
 
+class L2PConfig(PromptConfig):
+    """The pool; sizes as in the released settings."""
+
+    strength: float = Field(0.5, ge=0, description="weight of the pull of keys towards queries")
+    pool_size: PositiveInt = Field(10, description="prompts in the pool")
+    prompt_length: PositiveInt = Field(5, description="vectors a prompt")
+    top_k: PositiveInt = Field(3, description="prompts a row uses")
+
+    @model_validator(mode="after")
+    def _enough(self) -> L2PConfig:
+        if self.top_k > self.pool_size:
+            raise ValueError(f"top_k ({self.top_k}) cannot be larger than pool_size ({self.pool_size})")
+        return self
+
+
 @METHODS("l2p")
-class L2P(PromptMethod):
+class L2P(PromptMethod[L2PConfig]):
     """A pool of prompts that rows choose from; no task id.
 
     Differs: the query is the mean last hidden state over the prompt's tokens (the paper's [CLS] has no counterpart
@@ -40,26 +56,12 @@ class L2P(PromptMethod):
     stores = "a pool of prompts with keys"
     one_adapter_answers = False
 
-    class Config(PromptConfig):
-        """The pool; sizes as in the released settings."""
-
-        strength: float = Field(0.5, ge=0, description="weight of the pull of keys towards queries")
-        pool_size: PositiveInt = Field(10, description="prompts in the pool")
-        prompt_length: PositiveInt = Field(5, description="vectors a prompt")
-        top_k: PositiveInt = Field(3, description="prompts a row uses")
-
-        @model_validator(mode="after")
-        def _enough(self) -> L2P.Config:
-            if self.top_k > self.pool_size:
-                raise ValueError(f"top_k ({self.top_k}) cannot be larger than pool_size ({self.pool_size})")
-            return self
-
-    def __init__(self, learner: Any, config: Any) -> None:
-        super().__init__(learner, config)
+    def __init__(self, run: RunView, config: L2PConfig) -> None:
+        super().__init__(run, config)
         size, length = config.pool_size, config.prompt_length
         words = self.word_vectors(size * length, "pool")
         self.pool = self.parameter(words.view(size, length, -1))
-        source = torch.Generator().manual_seed(learner.key("keys"))
+        source = torch.Generator().manual_seed(self.position.key("keys"))
         self.keys = self.parameter(torch.rand(size, words.shape[1], generator=source) * 2 - 1)
 
     @property
@@ -75,13 +77,12 @@ class L2P(PromptMethod):
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """Cross-entropy with the chosen prompts + strength · their keys' distance from the query."""
-        chosen, similarity = self.choose(self.learner.features(batch))
-        with self.learner.prefixed(lambda _: self.pool[chosen].flatten(1, 2)):
-            loss = self.cross_entropy(self.learner.forward(batch).logits, batch, totals)
+        chosen, similarity = self.choose(self.engine.features(batch))
+        with self.engine.prefixed(lambda _: self.pool[chosen].flatten(1, 2)):
+            loss = self.cross_entropy(self.engine.forward(batch), batch, totals)
         pull = (1.0 - similarity).sum() / totals.current.rows
-        self.learner.log("pull", pull)
-        strength: float = self.config.strength
-        return loss + strength * pull
+        self.run.log("pull", pull)
+        return loss + self.config.strength * pull
 
     @contextmanager
     def inference(self, task: str, variant: str) -> Iterator[None]:
@@ -89,10 +90,10 @@ class L2P(PromptMethod):
         del task, variant
 
         def prefix(batch: Batch) -> Tensor:
-            chosen, _ = self.choose(self.learner.features(batch))
+            chosen, _ = self.choose(self.engine.features(batch))
             return self.pool[chosen].flatten(1, 2)
 
-        with self.learner.prefixed(prefix):
+        with self.engine.prefixed(prefix):
             yield
 
     def save(self, folder: Path) -> None:

@@ -18,8 +18,15 @@ from ilora.model import adapters
 from ilora.settings import MethodConfig
 
 
+class LwFConfig(MethodConfig):
+    """The distillation term."""
+
+    strength: float = Field(1.0, ge=0, description="weight of the distillation term")
+    temperature: float = Field(2.0, gt=0, description="τ, as in the paper")
+
+
 @METHODS("lwf")
-class LwF(Method):
+class LwF(Method[LwFConfig]):
     """Distillation from the adapter as it was when the task began; nothing in the first task.
 
     Differs: the paper's old tasks have output heads of their own; a language model has one head for all, so the
@@ -32,31 +39,24 @@ class LwF(Method):
     paper = "arXiv 1606.09282"
     stores = "one more adapter"
 
-    class Config(MethodConfig):
-        """The distillation term."""
-
-        strength: float = Field(1.0, ge=0, description="weight of the distillation term")
-        temperature: float = Field(2.0, gt=0, description="τ, as in the paper")
-
     def begin_task(self) -> None:
         """The teacher: the model before the task."""
-        if self.learner.task_index > 1:
-            adapters.keep_copy(self.learner.model, "fast", "teacher")
+        if self.position.task_index > 1:
+            adapters.keep_copy(self.engine.model, "fast", "teacher")
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """Cross-entropy + strength · distillation."""
-        logits = self.learner.forward(batch).logits
-        loss = self.cross_entropy(logits, batch, totals)
-        if self.learner.task_index == 1 or not self.config.strength:
+        output = self.engine.forward(batch)
+        loss = self.cross_entropy(output, batch, totals)
+        if self.position.task_index == 1 or not self.config.strength:
             return loss
-        with torch.no_grad(), adapters.active(self.learner.model, "teacher"):
-            target = self.learner.forward(batch, dropout=False).logits
+        with torch.no_grad(), adapters.active(self.engine.model, "teacher"):
+            target = self.engine.forward(batch, dropout=False).answer_logits
         answers = batch.targets != IGNORED
-        kept = distillation(logits[:, :-1][answers], target[:, :-1][answers], temperature=self.config.temperature)
+        kept = distillation(output.answer_logits[answers], target[answers], temperature=self.config.temperature)
         kept = kept / totals.current.labels
-        self.learner.log("distillation", kept)
-        strength: float = self.config.strength
-        return loss + strength * kept
+        self.run.log("distillation", kept)
+        return loss + self.config.strength * kept
 
 
 def distillation(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:

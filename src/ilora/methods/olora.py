@@ -18,12 +18,19 @@ from pydantic import Field
 from torch import Tensor
 
 from ilora.methods.base import METHODS, Method
+from ilora.methods.view import RunView
 from ilora.model import adapters
 from ilora.settings import MethodConfig
 
 
+class OLoRAConfig(MethodConfig):
+    """The orthogonality term."""
+
+    strength: float = Field(0.5, ge=0, description="weight of the orthogonality term; 0.5 as in the released code")
+
+
 @METHODS("olora")
-class OLoRA(Method):
+class OLoRA(Method[OLoRAConfig]):
     """A growing sum of adapters. What is saved is the sum, one PEFT folder of rank r · tasks, exact by concatenation.
 
     Differs: squared entries as in the paper's equation 8 (its code sums absolute values); no further L2 term.
@@ -35,40 +42,33 @@ class OLoRA(Method):
     stores = "one adapter a task"
     fresh_start = True
 
-    class Config(MethodConfig):
-        """The orthogonality term."""
-
-        strength: float = Field(0.5, ge=0, description="weight of the orthogonality term; 0.5 as in the released code")
-
-    def __init__(self, learner: Any, config: Any) -> None:
-        super().__init__(learner, config)
+    def __init__(self, run: RunView, config: OLoRAConfig) -> None:
+        super().__init__(run, config)
         self._compute_with_all()
 
     @property
     def earlier(self) -> list[str]:
         """The frozen adapters of the tasks before."""
-        return [name for name in adapters.names(self.learner.model) if name.startswith("task-")]
+        return [name for name in adapters.names(self.engine.model) if name.startswith("task-")]
 
     def begin_task(self) -> None:
         """Put the last task's adapter aside, frozen, and begin a new one beside it."""
-        learner = self.learner
-        if learner.task_index > 1:
-            adapters.keep_copy(learner.model, "fast", f"task-{learner.task_index - 1:04d}")
-            adapters.begin_again(learner.model, "fast", seed=learner.key("adapter", learner.task))
+        if self.position.task_index > 1:
+            adapters.keep_copy(self.engine.model, "fast", f"task-{self.position.task_index - 1:04d}")
+            adapters.begin_again(self.engine.model, "fast", seed=self.position.key("adapter", self.position.task))
         self._compute_with_all()
 
     def penalty(self) -> Tensor | None:
         """strength · Σ ‖A_k A_tᵀ‖²."""
         if not self.earlier or not self.config.strength:
             return None
-        model, total = self.learner.model, torch.zeros((), device=self.learner.device)
+        model, total = self.engine.model, torch.zeros((), device=self.engine.device)
         new = adapters.parameters(model, "fast")
         for name in self.earlier:
             for key, old in adapters.parameters(model, name).items():
                 if "lora_A" in key:
                     total = total + (old @ new[key].T).square().sum()
-        strength: float = self.config.strength
-        return strength * total
+        return self.config.strength * total
 
     @contextmanager
     def inference(self, task: str, variant: str) -> Iterator[None]:
@@ -79,7 +79,7 @@ class OLoRA(Method):
 
     def save(self, folder: Path) -> None:
         """The sum, as one adapter."""
-        adapters.save_sum(self.learner.model, folder, [*self.earlier, "fast"], name="fast")
+        adapters.save_sum(self.engine.model, folder, [*self.earlier, "fast"], name="fast")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing of its own; all adapters that came back take part."""
@@ -88,4 +88,4 @@ class OLoRA(Method):
 
     def _compute_with_all(self) -> None:
         # For good, not only around the forward pass: gradient checkpointing computes again inside `backward`.
-        adapters.activate(self.learner.model, [*self.earlier, "fast"])
+        adapters.activate(self.engine.model, [*self.earlier, "fast"])

@@ -20,12 +20,20 @@ from torch import Tensor, nn
 from ilora.data.examples import Batch, Totals
 from ilora.methods.base import METHODS
 from ilora.methods.prompts import PromptConfig, PromptMethod, fill
+from ilora.methods.view import RunView
 from ilora.model import adapters
 from ilora.settings import PositiveInt
 
 
+class ProgressivePromptsConfig(PromptConfig):
+    """Sizes as in the released settings."""
+
+    prompt_length: PositiveInt = Field(20, description="vectors a task")
+    bottleneck: PositiveInt = Field(128, description="width of the residual MLP")
+
+
 @METHODS("progressive_prompts")
-class ProgressivePrompts(PromptMethod):
+class ProgressivePrompts(PromptMethod[ProgressivePromptsConfig]):
     """One prompt a task. A task is answered with its own and the earlier prompts, exactly as it was trained.
 
     What is saved after task k is an ordinary PEFT prompt-tuning folder with the prompts of all k tasks.
@@ -38,17 +46,11 @@ class ProgressivePrompts(PromptMethod):
     stores = "one soft prompt a task"
     needs_task_id = True
     one_adapter_answers = False
-    settled = True
+    fixed_answers = True
     fresh_start = True
 
-    class Config(PromptConfig):
-        """Sizes as in the released settings."""
-
-        prompt_length: PositiveInt = Field(20, description="vectors a task")
-        bottleneck: PositiveInt = Field(128, description="width of the residual MLP")
-
-    def __init__(self, learner: Any, config: Any) -> None:
-        super().__init__(learner, config)
+    def __init__(self, run: RunView, config: ProgressivePromptsConfig) -> None:
+        super().__init__(run, config)
         self.finished: list[Tensor] = []
         self.number_of: dict[str, int] = {}  # by task: how many prompts it uses
         start = self._start()
@@ -61,9 +63,9 @@ class ProgressivePrompts(PromptMethod):
 
     def _start(self) -> list[Tensor]:
         """Where a task begins: word embeddings, the MLP's first layer random, its second zero."""
-        words = self.word_vectors(self.config.prompt_length, self.learner.task_index)
+        words = self.word_vectors(self.config.prompt_length, self.position.task_index)
         width, features = self.config.bottleneck, words.shape[1]
-        source = torch.Generator().manual_seed(self.learner.key("mlp", self.learner.task_index))
+        source = torch.Generator().manual_seed(self.position.key("mlp", self.position.task_index))
         first = (torch.rand(width, features, generator=source) * 2 - 1) * features**-0.5
         return [words, first, torch.zeros(width), torch.zeros(features, width), torch.zeros(features)]
 
@@ -85,7 +87,7 @@ class ProgressivePrompts(PromptMethod):
     def end_task(self) -> None:
         """Freeze the prompt, as the MLP makes it."""
         self.finished.append(self.new_prompt().detach().clone())
-        self.number_of |= dict.fromkeys(sorted(self.learner.current_tasks), len(self.finished))
+        self.number_of |= dict.fromkeys(sorted(self.position.current_tasks), len(self.finished))
 
     @contextmanager
     def inference(self, task: str, variant: str) -> Iterator[None]:
@@ -97,13 +99,13 @@ class ProgressivePrompts(PromptMethod):
 
     @contextmanager
     def _before(self, prompt: Tensor) -> Iterator[None]:
-        with self.learner.prefixed(lambda batch: prompt.expand(len(batch.input_ids), -1, -1)):
+        with self.engine.prefixed(lambda batch: prompt.expand(len(batch.input_ids), -1, -1)):
             yield
 
     def save(self, folder: Path) -> None:
         """The prompts of all tasks so far."""
         whole = torch.cat(self.finished[::-1])
-        adapters.save_soft_prompt(self.learner.model, folder / "fast", whole, like="fast")
+        adapters.save_soft_prompt(self.engine.model, folder / "fast", whole, like="fast")
 
     def state_dict(self) -> dict[str, Any]:
         """prompts.<n> of the finished tasks, training.<n> of the one in training."""

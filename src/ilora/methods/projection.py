@@ -7,35 +7,40 @@ from abc import abstractmethod
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from ilora.data.examples import Example
 from ilora.methods.base import Method
 from ilora.settings import MethodConfig, PositiveInt
 
 
-class GradientProjection(Method):
+class ProjectionConfig(MethodConfig):
+    """The memory."""
+
+    memory_size: int = Field(500, ge=0, description="examples kept over the whole stream; 0: no projection")
+    memory_batch: PositiveInt | None = Field(
+        None, description="remembered rows in each reference gradient; None: as many as training.global_batch_size"
+    )
+
+
+ProjectionT = TypeVar("ProjectionT", bound=ProjectionConfig, default=ProjectionConfig)
+
+
+class GradientProjection(Method[ProjectionT]):
     """Fills the reservoir in each task's first epoch; before the step, `project` may turn the gradient."""
 
     family = "projection"
     stores = "memory_size examples"
 
-    class Config(MethodConfig):
-        """The memory."""
-
-        memory_size: int = Field(500, ge=0, description="examples kept over the whole stream; 0: no projection")
-        memory_batch: PositiveInt | None = Field(
-            None, description="remembered rows in each reference gradient; None: as many as training.global_batch_size"
-        )
-
     def extend_batch(self, examples: list[Example]) -> list[Example]:
         """Trains on the current rows alone, and shows them to the memory."""
-        if self.learner.epoch == 0:
-            self.learner.memory.offer(examples)
+        if self.position.epoch == 0:
+            self.memory.offer(examples)
         return examples
 
     def before_step(self) -> None:
         """Replace the step's gradient by its projection."""
-        remembered = sorted(set(self.learner.memory.tasks) - self.learner.current_tasks)
+        remembered = sorted(set(self.memory.tasks) - self.position.current_tasks)
         if not remembered:
             return
         gradients = [parameter.grad for parameter in self.trainable if parameter.grad is not None]
@@ -51,7 +56,6 @@ class GradientProjection(Method):
 
     def reference(self, tasks: list[str]) -> Tensor:
         """The flat gradient of the mean loss of rows drawn from these tasks' part of the memory."""
-        learner = self.learner
-        others = set(learner.memory.tasks) - set(tasks)
-        count = self.config.memory_batch or learner.training.global_batch_size
-        return self.gradient(learner.memory.draw(count, key=f"{learner.step}/{'+'.join(tasks)}", without=others))
+        others = set(self.memory.tasks) - set(tasks)
+        count = self.config.memory_batch or self.run.training.global_batch_size
+        return self.gradient(self.memory.draw(count, key=f"{self.position.step}/{'+'.join(tasks)}", without=others))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from ilora.methods.base import Method
+from ilora.methods.view import RunView
 from ilora.model import adapters
 from ilora.settings import MethodConfig
 
@@ -20,22 +21,22 @@ class PromptConfig(MethodConfig):
     learning_rate: float | None = Field(0.03, gt=0, lt=1e30, description="instead of training.learning_rate")
 
 
-class PromptMethod(Method):
+PromptT = TypeVar("PromptT", bound=PromptConfig, default=PromptConfig)
+
+
+class PromptMethod(Method[PromptT]):
     """Trains prompt vectors only: the LoRA adapter that every run has stays untouched and switched off."""
 
     family = "isolation"
 
-    class Config(PromptConfig):
-        """A learning rate of its own."""
-
-    def __init__(self, learner: Any, config: Any) -> None:
-        super().__init__(learner, config)
-        adapters.activate(learner.model, None)
+    def __init__(self, run: RunView, config: PromptT) -> None:
+        super().__init__(run, config)
+        adapters.activate(self.engine.model, None)
 
     def word_vectors(self, count: int, *key: object) -> Tensor:
         """The embeddings of `count` random tokens, (count, features), float32: where prompts begin."""
-        table = self.learner.core.get_input_embeddings().weight  # type: ignore[operator]
-        source = torch.Generator().manual_seed(self.learner.key("prompt", *key))
+        table = self.engine.core.get_input_embeddings().weight  # type: ignore[operator]
+        source = torch.Generator().manual_seed(self.position.key("prompt", *key))
         chosen = torch.randint(len(table), (count,), generator=source)
         words: Tensor = table.detach()[chosen.to(table.device)].float().clone()
         return words
@@ -46,7 +47,7 @@ class PromptMethod(Method):
 
     def parameter(self, value: Tensor) -> nn.Parameter:
         """A trainable tensor on the model's device."""
-        return nn.Parameter(value.to(self.learner.device))
+        return nn.Parameter(value.to(self.engine.device))
 
 
 @torch.no_grad()

@@ -23,11 +23,20 @@ from torch.nn import functional
 from ilora.data.examples import Batch
 from ilora.methods.base import METHODS
 from ilora.methods.individual import Individual
+from ilora.methods.view import RunView
 from ilora.settings import MethodConfig, PositiveInt
 
 
+class RouterConfig(MethodConfig):
+    """The prototypes."""
+
+    prototype_rows: PositiveInt = Field(
+        200, description="training rows, at most, that a task's prototype is the mean of"
+    )
+
+
 @METHODS("router")
-class Router(Individual):
+class Router(Individual[RouterConfig]):
     """Individual adapters, chosen by the prompt.
 
     Every prediction is kept with the adapter that made it; `routed_right` in results.json is the share of rows that
@@ -37,30 +46,22 @@ class Router(Individual):
     family = "isolation"
     stores = "one adapter and one feature vector a task"
     needs_task_id = False
-    settled = False  # a later task may take a row away
+    fixed_answers = False  # a later task may take a row away
 
-    class Config(MethodConfig):
-        """The prototypes."""
-
-        prototype_rows: PositiveInt = Field(
-            200, description="training rows, at most, that a task's prototype is the mean of"
-        )
-
-    def __init__(self, learner: Any, config: Any) -> None:
-        super().__init__(learner, config)
+    def __init__(self, run: RunView, config: RouterConfig) -> None:
+        super().__init__(run, config)
         self.prototypes: dict[str, Tensor] = {}  # by adapter
 
     def end_task(self) -> None:
         """Put the adapter aside, and the mean feature of the task's rows."""
         super().end_task()
-        learner = self.learner
-        size = min(self.config.prototype_rows, len(learner.rows))
-        rows = random.Random(f"{learner.seed}/prototype/{learner.task}").sample(list(learner.rows), size)
-        total = torch.zeros(learner.model.config.hidden_size, device=learner.device)
-        for batch in learner.micro_batches(rows):
-            total += learner.features(batch).sum(0)
-        learner.all_reduce([total])
-        self.prototypes[f"task-{learner.task_index:04d}"] = total / size
+        size = min(self.config.prototype_rows, len(self.rows))
+        rows = random.Random(f"{self.position.seed}/prototype/{self.position.task}").sample(list(self.rows), size)
+        total = torch.zeros(self.engine.model.config.hidden_size, device=self.engine.device)
+        for batch in self.engine.micro_batches(rows):
+            total += self.engine.features(batch).sum(0)
+        self.engine.all_reduce([total])
+        self.prototypes[f"task-{self.position.task_index:04d}"] = total / size
 
     @contextmanager
     def inference(self, task: str, variant: str) -> Iterator[None]:
@@ -69,13 +70,13 @@ class Router(Individual):
         own = self.adapter_of.get(task)
 
         def route(batch: Batch) -> list[str]:
-            chosen = self.nearest(self.learner.features(batch))
+            chosen = self.nearest(self.engine.features(batch))
             for example, name in zip(batch.examples, chosen, strict=True):
                 right = {} if own is None else {"routed_right": float(name == own)}
-                self.learner.notes[example.id] = {"adapter": name} | right
+                self.run.notes[example.id] = {"adapter": name} | right
             return chosen
 
-        with self.learner.routed(route):
+        with self.engine.routed(route):
             yield
 
     def nearest(self, features: Tensor) -> list[str]:

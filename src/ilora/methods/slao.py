@@ -37,15 +37,15 @@ class SLAO(Method):
     @torch.no_grad()
     def begin_task(self) -> None:
         """Orthonormal A, B as the last task left it."""
-        if self.learner.task_index > 1:
-            for key, weight in adapters.parameters(self.learner.model, "fast").items():
+        if self.position.task_index > 1:
+            for key, weight in adapters.parameters(self.engine.model, "fast").items():
                 if "lora_A" in key:
                     weight.copy_(orthonormal_rows(weight))
 
     @torch.no_grad()
     def end_task(self) -> None:
         """A: the newest; B: a running mean whose newest share is 1/√i."""
-        model, index = self.learner.model, self.learner.task_index
+        model, index = self.engine.model, self.position.task_index
         if index == 1:
             adapters.keep_copy(model, "fast", "merged")
             return

@@ -16,8 +16,15 @@ from ilora.model import adapters
 from ilora.settings import Fraction, MethodConfig
 
 
+class WiseFTConfig(MethodConfig):
+    """The interpolation."""
+
+    t: Fraction = Field(0.5, description="0: the previous minimum, 1: the new one (sequential fine-tuning)")
+    next_task_from: Literal["merged", "fast"] = Field("merged", description="weights the next task begins with")
+
+
 @METHODS("wise_ft")
-class WiseFT(Method):
+class WiseFT(Method[WiseFTConfig]):
     """Sequential fine-tuning with interpolation after each task; the first task's minimum is taken as it is.
 
     Differs: the paper interpolates whole weights between the zero-shot and one fine-tuned model; here it is LoRA
@@ -29,12 +36,6 @@ class WiseFT(Method):
     paper = "arXiv 2109.01903"
     stores = "one more adapter"
 
-    class Config(MethodConfig):
-        """The interpolation."""
-
-        t: Fraction = Field(0.5, description="0: the previous minimum, 1: the new one (sequential fine-tuning)")
-        next_task_from: Literal["merged", "fast"] = Field("merged", description="weights the next task begins with")
-
     @property
     def variants(self) -> list[str]:
         """The interpolated adapter answers; the newest minimum is evaluated beside it."""
@@ -42,13 +43,13 @@ class WiseFT(Method):
 
     def begin_task(self) -> None:
         """From the interpolated weights, unless told otherwise."""
-        if self.learner.task_index > 1 and self.config.next_task_from == "merged":
-            adapters.copy(self.learner.model, "merged", "fast")
+        if self.position.task_index > 1 and self.config.next_task_from == "merged":
+            adapters.copy(self.engine.model, "merged", "fast")
 
     def end_task(self) -> None:
         """merged <- (1 - t) · merged + t · fast."""
-        model = self.learner.model
-        if self.learner.task_index == 1:
+        model = self.engine.model
+        if self.position.task_index == 1:
             adapters.keep_copy(model, "fast", "merged")
         else:
-            adapters.ema(model, slow="merged", fast="fast", decay=1.0 - self.config.t)
+            adapters.interpolate(model, "merged", "fast", by=self.config.t)

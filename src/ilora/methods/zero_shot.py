@@ -15,7 +15,7 @@ class ZeroShot(Method):
 
     title = "zero-shot"
     trains = False
-    settled = True
+    fixed_answers = True
 
     def stored(self) -> dict[str, int]:
         """Nothing."""
@@ -25,5 +25,5 @@ class ZeroShot(Method):
     def inference(self, task: str, variant: str) -> Iterator[None]:
         """The base model."""
         del task, variant
-        with adapters.active(self.learner.model, None):
+        with adapters.active(self.engine.model, None):
             yield

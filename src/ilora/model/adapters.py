@@ -190,11 +190,10 @@ def copy(model: PeftModel, source: str, target: str) -> None:
 
 
 @torch.no_grad()
-def ema(model: PeftModel, *, slow: str, fast: str, decay: float) -> None:
-    """slow <- decay * slow + (1 - decay) * fast, for A and B each on their own (not for their product)."""
-    theirs = parameters(model, fast)
-    mine = parameters(model, slow)
-    torch._foreach_lerp_(list(mine.values()), [theirs[key] for key in mine], 1.0 - decay)
+def interpolate(model: PeftModel, target: str, towards: str, *, by: float) -> None:
+    """target <- (1 - by) · target + by · towards, for A and B each on their own (not for their product)."""
+    theirs, mine = parameters(model, towards), parameters(model, target)
+    torch._foreach_lerp_(list(mine.values()), [theirs[key] for key in mine], by)
 
 
 def state(model: PeftModel) -> dict[str, Tensor]:

@@ -62,5 +62,5 @@ def _passes(config: Config) -> float:
     tasks = len(config.data.tasks or ())
     if config.stream == "joint" or not tasks:
         return 1.0
-    more = float(getattr(config.method, "memory_size", 0) > 0) + getattr(config.method, "pseudo_share", 0.0)
+    more = float(config.method.memory_capacity > 0) + getattr(config.method, "pseudo_share", 0.0)
     return 1.0 + more * (tasks - 1) / tasks

@@ -20,6 +20,11 @@ class StopRequest:
         self._notify = notify
         self._before: dict[signal.Signals, object] = {}
 
+    def check(self) -> None:
+        """Raises KeyboardInterrupt where a stop was asked for: called where it is safe to stop."""
+        if self.requested:
+            raise KeyboardInterrupt
+
     def __enter__(self) -> StopRequest:
         if self._enabled:
             for number in (signal.SIGINT, signal.SIGTERM):

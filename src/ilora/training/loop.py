@@ -11,20 +11,17 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ilora.data.examples import Example, Totals
-from ilora.errors import IloraError
 from ilora.methods.base import Method
-from ilora.model.learner import Learner
+from ilora.methods.view import Position, RunView
+from ilora.training.divergence import diverged
 from ilora.training.optim import schedule
-
-
-class LostLoss(IloraError):
-    """The loss or a gradient became NaN or infinite; the weights are still those before the step."""
 
 
 @dataclass(frozen=True)
@@ -69,32 +66,36 @@ class StepReport:
     tokens: int
 
 
-def optimizer_step(method: Method, optimizer: torch.optim.Optimizer, examples: list[Example]) -> StepReport:
-    """Move the weights once. Raises LostLoss, the weights untouched, where the loss or a gradient is not finite."""
-    learner, parameters = method.learner, method.trainable
+def optimizer_step(method: Method[Any], optimizer: torch.optim.Optimizer, examples: list[Example]) -> StepReport:
+    """Move the weights once.
+
+    Raises DivergenceError, the weights untouched, where the loss or a gradient is not finite.
+    """
+    run, parameters = method.run, method.trainable
+    engine, position = run.engine, run.position
+    highest = method.config.learning_rate or run.training.learning_rate
+    rate = highest * schedule(position.task_step, position.task_steps, run.training)
     rows = method.extend_batch(examples)
     totals = Totals.of(rows)
-    learner.terms.clear()
+    run.terms.clear()
     optimizer.zero_grad()
-    loss = torch.zeros((), device=learner.device)
-    for number, batch in enumerate(learner.micro_batches(rows)):
-        torch.manual_seed(learner.key("dropout", learner.step, number, learner.accelerator.process_index))
+    loss = torch.zeros((), device=engine.device)
+    for number, batch in enumerate(engine.micro_batches(rows)):
+        torch.manual_seed(position.key("dropout", position.step, number, engine.accelerator.process_index))
         share = method.loss(batch, totals)
         share.backward()  # type: ignore[no-untyped-call]
-        learner.passes["backward"] += len(batch.examples)
+        engine.passes["backward"] += len(batch.examples)
         loss += share.detach()
-    value, terms = _sum_over_processes(parameters, loss, learner)
+    value, terms = _sum_over_processes(parameters, loss, run)
     penalty = method.penalty()
     if penalty is not None:
         penalty.backward()  # type: ignore[no-untyped-call]
         terms["penalty"] = penalty.item()
         value += terms["penalty"]
-    _require_finite("loss", value, learner)
+    _require_finite("loss", value, position, rate)
     method.before_step()
-    norm = float(nn.utils.clip_grad_norm_(parameters, learner.training.max_grad_norm or math.inf))
-    _require_finite("gradient", norm, learner)
-    highest = method.config.learning_rate or learner.training.learning_rate
-    rate = highest * schedule(learner.task_step, learner.task_steps, learner.training)
+    norm = float(nn.utils.clip_grad_norm_(parameters, run.training.max_grad_norm or math.inf))
+    _require_finite("gradient", norm, position, rate)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -104,26 +105,22 @@ def optimizer_step(method: Method, optimizer: torch.optim.Optimizer, examples: l
 
 @torch.no_grad()
 def _sum_over_processes(
-    parameters: Sequence[nn.Parameter], loss: Tensor, learner: Learner
+    parameters: Sequence[nn.Parameter], loss: Tensor, run: RunView
 ) -> tuple[float, dict[str, float]]:
     """Add up gradients (in place), loss and logged terms over all processes; returns loss and terms."""
     for parameter in parameters:
         if parameter.grad is None:
             # Zero rather than none: whether the optimizer sees a parameter must not depend on the number of processes.
             parameter.grad = torch.zeros_like(parameter)
-    names = set(learner.terms)
-    if learner.accelerator.num_processes > 1:  # one of them may have had no replayed rows
+    names = set(run.terms)
+    if run.engine.accelerator.num_processes > 1:  # one of them may have had no replayed rows
         names = set().union(*gather_object([sorted(names)]))
-    terms = {name: learner.terms.get(name, torch.zeros_like(loss)).clone() for name in sorted(names)}
+    terms = {name: run.terms.get(name, torch.zeros_like(loss)).clone() for name in sorted(names)}
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    learner.all_reduce([*gradients, loss, *terms.values()])
+    run.engine.all_reduce([*gradients, loss, *terms.values()])
     return float(loss), {name: float(value) for name, value in terms.items()}
 
 
-def _require_finite(what: str, value: float, learner: Learner) -> None:
+def _require_finite(what: str, value: float, position: Position, rate: float) -> None:
     if not math.isfinite(value):
-        raise LostLoss(
-            f"the {what} is not finite ({value}) at task '{learner.task}', step {learner.task_step} of "
-            f"{learner.task_steps} (step {learner.step} of the run); a resume would compute the same again: "
-            "a lower training.learning_rate in a new run is the usual cure"
-        )
+        raise diverged(f"the {what} is not finite ({value})", position, rate)

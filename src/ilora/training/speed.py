@@ -11,10 +11,9 @@ from accelerate import Accelerator
 from ilora.config import Config
 from ilora.data.examples import Example
 from ilora.methods import method_class
-from ilora.model import adapters
-from ilora.model import base as model
-from ilora.model.learner import Learner
+from ilora.methods.view import Position, RunView
 from ilora.replay.memory import ReplayMemory
+from ilora.training.loading import load_engine
 from ilora.training.loop import optimizer_step
 from ilora.training.optim import make_optimizer
 
@@ -26,30 +25,18 @@ def tokens_per_second(config: Config, lengths: Sequence[int]) -> list[float]:
 
     A step has one micro-batch; each figure is the median of three. Loads the model, with the adapter as configured.
     """
-    accelerator = Accelerator()
-    base, tokenizer = model.load(config.model, max_length=config.data.max_length, device=accelerator.device)
-    learner = Learner(
-        model=adapters.attach(base, config.adapter, name="fast", seed=config.seed),
-        memory=ReplayMemory(0, seed=config.seed),
-        accelerator=accelerator,
-        training=config.training,
-        seed=config.seed,
-        pad=tokenizer.eos_token_id,
-    )
-    if config.model.gradient_checkpointing:
-        learner.core.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    learner.model.train()
+    engine, _ = load_engine(config, Accelerator())
     plain = method_class("sequential")
-    method = plain(learner, plain.Config(name="sequential"))
+    view = RunView(engine, ReplayMemory(0, seed=config.seed), config.training, Position(task_step=1, task_steps=1))
+    method = plain(view, plain.Config(name="sequential"))
     optimizer = make_optimizer(method.trainable, config.training)
 
     def step(length: int) -> float:
-        rows = [_row(length, tokenizer.eos_token_id)] * config.training.micro_batch_size
+        rows = [_row(length, engine.pad)] * config.training.micro_batch_size
         began = time.perf_counter()
         optimizer_step(method, optimizer, rows)
         return length * len(rows) / (time.perf_counter() - began)
 
-    learner.task_step = learner.task_steps = 1
     for length in lengths[:1]:
         step(length)  # the first one also allocates
     return [statistics.median(step(length) for _ in range(_STEPS)) for length in lengths]

@@ -15,16 +15,15 @@ from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.methods.base import Method
 from ilora.model import adapters
-from ilora.model.learner import Learner
 from ilora.stream import fingerprint
 from ilora.training.checkpoint import Checkpoint, split_tensors
-from ilora.training.loop import LostLoss
+from ilora.training.divergence import DivergenceError
 from ilora.training.optim import make_optimizer
 
 
 @dataclass
-class Position:
-    """Where in the stream a run is. phase: the one in training or last trained, 0 = nothing yet."""
+class Progress:
+    """How far a run has come. phase: the one in training or last trained, 0 = nothing yet."""
 
     phase: int = 0
     task_step: int = 0  # optimizer steps done in the phase
@@ -54,25 +53,25 @@ class State:
 
     config: Config
     tasks: list[Task]
-    learner: Learner
-    method: Method
+    method: Method[Any]
     optimizer: torch.optim.Optimizer
-    position: Position = field(default_factory=Position)
+    progress: Progress = field(default_factory=Progress)
     counters: Counters = field(default_factory=Counters)
 
     def checkpoint(self) -> Checkpoint:
-        """All of it. Raises LostLoss where a weight is not finite: such a state must not replace a good one."""
+        """All of it. Raises DivergenceError where a weight is not finite: such a state must not replace a good one."""
         self.count_passes()
-        weights = adapters.state(self.learner.model)
+        weights = adapters.state(self.method.engine.model)
         own = {f"trained parameter {n}": value.detach() for n, value in enumerate(self.method.trainable)}
         for name, tensor in (weights | own).items():
             if not math.isfinite(float(tensor.abs().max())):
-                raise LostLoss(f"weights are not finite after step {self.learner.step} of the run: {name}")
+                step = self.method.position.step
+                raise DivergenceError(f"weights are not finite after step {step} of the run: {name}")
         method_values, method_tensors = split_tensors(self.method.state_dict())
-        memory_values, memory_tensors = split_tensors(self.learner.memory.state_dict())
+        memory_values, memory_tensors = split_tensors(self.method.memory.state_dict())
         return Checkpoint(
             values={
-                "position": asdict(self.position),
+                "position": asdict(self.progress),
                 "counters": asdict(self.counters),
                 "config": self.config.dump(),
                 "fingerprints": [fingerprint(task) for task in self.tasks],
@@ -89,10 +88,11 @@ class State:
 
     def count_passes(self) -> None:
         """Take the rows that all processes have passed through the model since the last call into the counters."""
-        passes = self.learner.passes
+        engine = self.method.engine
+        passes = engine.passes
         kinds = sorted(passes)
-        rows = torch.tensor([passes[kind] for kind in kinds], device=self.learner.device)
-        for kind, count in zip(kinds, self.learner.accelerator.reduce(rows, reduction="sum").tolist(), strict=True):
+        rows = torch.tensor([passes[kind] for kind in kinds], device=engine.device)
+        for kind, count in zip(kinds, engine.accelerator.reduce(rows, reduction="sum").tolist(), strict=True):
             self.counters.passes[kind] = self.counters.passes.get(kind, 0) + count
             passes[kind] = 0
 
@@ -100,13 +100,13 @@ class State:
         """Inverse of `checkpoint`. Raises InputError where the configuration or the data are not those of then."""
         values, tensors = found.values, found.tensors
         self.refuse_changes(found)
-        self.position = Position(**values["position"])
+        self.progress = Progress(**values["position"])
         self.counters = Counters(**values["counters"])
-        adapters.load_state(self.learner.model, tensors["adapters"], first="fast")
-        device = self.learner.device
+        adapters.load_state(self.method.engine.model, tensors["adapters"], first="fast")
+        device = self.method.engine.device
         own = {name: tensor.to(device) for name, tensor in tensors["method"].items()}
         self.method.load_state_dict(values["method"] | own)
-        self.learner.memory.load_state_dict(values["memory"] | tensors["memory"])
+        self.method.memory.load_state_dict(values["memory"] | tensors["memory"])
         self.optimizer = make_optimizer(self.method.trainable, self.config.training)
         self.optimizer.load_state_dict(
             {"state": _nested(tensors["optimizer"]), "param_groups": self.optimizer.state_dict()["param_groups"]}

@@ -54,19 +54,19 @@ def moving(method: Method) -> list[str]:
     """The adapters that are worth a snapshot: none where what the method saves is not one of the model's adapters."""
     if not method.one_adapter_answers or type(method).save is not Method.save:
         return []
-    return [name for name in MOVING if name in adapters.names(method.learner.model)]
+    return [name for name in MOVING if name in adapters.names(method.engine.model)]
 
 
 def write(folder: Path, method: Method, *, phase: str) -> None:
     """Write the present adapters. Raises IloraError where the disk is full."""
-    learner, tensors = method.learner, {}
+    position, tensors = method.position, {}
     for name in moving(method):
-        for key, value in adapters.parameters(learner.model, name).items():
+        for key, value in adapters.parameters(method.engine.model, name).items():
             tensors[f"{name}:{key}"] = value.detach().cpu().contiguous()
     if tensors:
-        place = {"phase": phase, "step": learner.step, "share": learner.task_step / learner.task_steps}
+        place = {"phase": phase, "step": position.step, "share": position.task_step / position.task_steps}
         write_atomic(
-            folder / f"{phase}-{learner.step:06d}.safetensors", save(tensors, metadata={"place": json.dumps(place)})
+            folder / f"{phase}-{position.step:06d}.safetensors", save(tensors, metadata={"place": json.dumps(place)})
         )
 
 

@@ -51,7 +51,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
 
 
-def load(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple[nn.Module, Any]:
+def load_model(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple[nn.Module, Any]:
     """The frozen causal language model on `device`, in evaluation mode, and its tokenizer.
 
     Raises InputError where the name cannot be loaded.

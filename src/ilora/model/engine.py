@@ -1,9 +1,11 @@
-"""What a method sees of a run: the model to call, the memory, and where in the stream it is."""
+"""The engine: a base model with its adapters, ready to train, answer and rank on one or several processes.
+
+It knows no run: no task, no step, no memory.
+"""
 
 from __future__ import annotations
 
 import inspect
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -23,8 +25,6 @@ from ilora.kernels.losses import token_losses
 from ilora.kernels.packing import Packing, Spread
 from ilora.model import adapters
 from ilora.model.frozen import Below
-from ilora.replay.memory import ReplayMemory
-from ilora.settings import TrainingConfig
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
 Route = Callable[[Batch], list[str]]  # the adapter for every row
@@ -33,10 +33,19 @@ Layers = Literal["last", "all"]  # which layers' outputs; all: those that an ada
 
 @dataclass(frozen=True)
 class Output:
-    """logits: (rows, keep, vocabulary), the batch's trailing columns. hidden: the layers that were asked for."""
+    """What a forward pass returns.
+
+    logits: (rows, keep, vocabulary), of the batch's trailing columns.
+    hidden: the layers that were asked for, each (rows, length, features).
+    """
 
     logits: Tensor
     hidden: tuple[Tensor, ...] = ()
+
+    @property
+    def answer_logits(self) -> Tensor:
+        """(rows, keep - 1, vocabulary): the prediction of each of `batch.targets`."""
+        return self.logits[:, :-1]
 
 
 @dataclass
@@ -54,29 +63,25 @@ class Inputs:
 
 
 @dataclass
-class Learner:
-    """The narrow view of a run that methods work with. The loop moves its position; a method only reads it."""
+class Engine:
+    """The model, and every way to compute with it: with the active adapter, a soft prompt, or an adapter for each row.
+
+    pad: the token id that fills short rows.
+    micro_batch_size: rows in a forward pass of training, at most.
+    merge: `Method.weights` merges adapters into the base's weights.
+    adapted: the last so many layers carry the adapter; 0: all.
+    below: the states of the layers under them, computed once.
+    passes: rows that went through the model in training, in this process.
+    """
 
     model: PeftModel
-    memory: ReplayMemory
     accelerator: Accelerator
-    training: TrainingConfig
-    seed: int
     pad: int
+    micro_batch_size: int = 8
     merge: bool = False
-    adapted: int = 0  # the last so many layers carry the adapter; 0: all
-    below: Below | None = None  # the states of the layers under them
-    task: str = ""  # name of the task in training ("joint" for a joint stream)
-    current_tasks: frozenset[str] = frozenset()
-    task_index: int = 0  # counts from 1
-    task_step: int = 0  # within the task, counts from 1
-    task_steps: int = 0
-    epoch: int = 0
-    step: int = 0  # over the whole run, counts from 1
-    rows: Sequence[Example] = ()  # the training rows of the task
-    terms: dict[str, Tensor] = field(default_factory=dict)  # logged since the step began
-    notes: dict[str, dict[str, Any]] = field(default_factory=dict)  # to stand beside a row's prediction, by its id
-    passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})  # rows, in this process
+    adapted: int = 0
+    below: Below | None = None
+    passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
 
     def __post_init__(self) -> None:
         signature = inspect.signature(self.core.forward)
@@ -291,7 +296,7 @@ class Learner:
     def micro_batches(self, rows: Sequence[Example], *, size: int | None = None) -> Iterator[Batch]:
         """This process's part of the rows in micro-batches, longest first (little padding, the memory's peak first)."""
         mine = sorted(rows, key=len, reverse=True)[self.accelerator.process_index :: self.accelerator.num_processes]
-        size = size or self.training.micro_batch_size
+        size = size or self.micro_batch_size
         for start in range(0, len(mine), size):
             yield collate(mine[start : start + size], pad=self.pad, device=self.device)
 
@@ -309,17 +314,6 @@ class Learner:
         """Compute once what stays the same of rows that a method made (`keep_below`); forget the last such rows."""
         if self.below is not None:
             self.below.prepare_passing(rows)
-
-    # -- bookkeeping ----------------------------------------------------------------------------------------------
-
-    def log(self, name: str, value: Tensor) -> None:
-        """Report a term of the loss: its shares over micro-batches and processes are added up for metrics.jsonl."""
-        value = value.detach().float()
-        self.terms[name] = self.terms[name] + value if name in self.terms else value
-
-    def key(self, *parts: object) -> int:
-        """A seed for this run and these parts: the same in every process and after a resume."""
-        return zlib.crc32("/".join(map(str, (self.seed, *parts))).encode())
 
     @contextmanager
     def _training(self, wanted: bool) -> Iterator[None]:

@@ -1,0 +1,52 @@
+"""The stream in token ids: every row is encoded once, before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ilora.config import Config
+from ilora.data.examples import Encoder, Example
+from ilora.data.task import Phase, Task, phases
+from ilora.evaluation.perplexity import read_text
+from ilora.evaluation.scoring import EvaluationSet, prepare
+
+
+@dataclass(frozen=True)
+class EncodedStream:
+    """A stream's tasks and phases, with their rows in token ids.
+
+    train: the training rows, by task name.
+    scored: the rows of the evaluation split, by task name.
+    text: the windows of `evaluation.perplexity_file`; None without one.
+    """
+
+    tasks: list[Task]
+    phases: list[Phase]
+    encoder: Encoder
+    train: dict[str, list[Example]]
+    scored: dict[str, EvaluationSet]
+    text: list[list[int]] | None
+
+    @staticmethod
+    def of(config: Config, tasks: list[Task], encoder: Encoder) -> EncodedStream:
+        """Encode all of it. Raises InputError where a row or the text cannot be used."""
+        settings = config.evaluation
+        train = {task.name: encoder.encode(task, "train") for task in tasks}
+        scored = {
+            task.name: prepare(
+                task, encoder, train[task.name], split=settings.split, max_new_tokens=settings.max_new_tokens
+            )
+            for task in tasks
+        }
+        file, most = settings.perplexity_file, settings.perplexity_tokens
+        text = read_text(file, encoder, most=most) if file else None
+        return EncodedStream(tasks, phases(tasks, config.stream), encoder, train, scored, text)
+
+    def rows(self, phase: Phase) -> list[Example]:
+        """The training rows of a phase."""
+        return [example for task in phase.tasks for example in self.train[task.name]]
+
+    def read_by_engine(self, *, training: bool) -> list[list[Example]]:
+        """The rows that go through the model more than once, task by task: those that are ranked or trained on."""
+        ranked = [[choice for row in self.scored[task.name].choices for choice in row] for task in self.tasks]
+        return ranked + list(self.train.values()) if training else ranked

@@ -1,0 +1,147 @@
+"""What is measured along the stream: the predictions after each phase, and the perplexity of a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ilora.config import Config
+from ilora.data.task import Task
+from ilora.evaluation.perplexity import perplexity
+from ilora.evaluation.scoring import evaluate
+from ilora.files import write_atomic
+from ilora.methods.base import Method
+from ilora.model import adapters
+from ilora.progress import Bar, Display
+from ilora.results.scores import BASE, perplexity_file, prediction_file
+from ilora.training.encoded import EncodedStream
+from ilora.training.interrupt import StopRequest
+from ilora.training.processes import agreed
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prediction file to be written: a task's answers with one variant of the weights; None: the base model."""
+
+    task: Task
+    variant: str | None
+    file: Path
+
+
+class StreamEvaluator:
+    """Evaluates a method after each phase of its stream, into the prediction files of the run folder `path`."""
+
+    def __init__(
+        self,
+        config: Config,
+        path: Path,
+        stream: EncodedStream,
+        method: Method[Any],
+        *,
+        display: Display,
+        stop: StopRequest,
+    ) -> None:
+        self.config, self.path, self.stream, self.method = config, path, stream, method
+        self.display, self.stop = display, stop
+        self.accelerator = method.engine.accelerator
+
+    def evaluate(self, index: int) -> bool:
+        """Measure what is to be measured after phase `index` (0: the base model) and is not there yet.
+
+        Returns whether a prediction file was missing.
+        """
+        jobs = [job for job in self._jobs(index) if not self._is_there(job.file)]
+        with self.display.bar(f"evaluating after {self.label(index)}", sum(map(self._rows, jobs))) as bar:
+            for job in jobs:
+                earlier = self._fixed_answers(index, job)
+                if earlier is None:
+                    self._write(job.file, self._predict(job, bar))
+                else:
+                    self._write(job.file, earlier.read_text(encoding="utf-8"))
+                    bar.advance(self._rows(job))
+                self.stop.check()
+        if index in (0, len(self.stream.phases)):
+            self._measure_perplexity(index)
+        return bool(jobs)
+
+    def label(self, index: int) -> str:
+        """How files and messages call phase `index`."""
+        return self.stream.phases[index - 1].label if index else BASE
+
+    def _jobs(self, index: int) -> Iterator[Job]:
+        """All prediction files after phase `index`. The base model's lie where the answering variant's would."""
+        answering = self.method.variants[0]
+        for variant in self.method.variants if index else [answering]:
+            for task in self._scored_after(index):
+                file = prediction_file(self.path, self.label(index), variant, task, answering=answering)
+                yield Job(task, variant if index else None, file)
+
+    def _rows(self, job: Job) -> int:
+        return len(self.stream.scored[job.task.name].examples)
+
+    def _scored_after(self, index: int) -> list[Task]:
+        settings, tasks = self.config.evaluation, self.stream.tasks
+        if index == 0:
+            return tasks if settings.zero_shot else []
+        if self.config.stream == "joint":
+            return tasks
+        ahead = {"none": 0, "next": 1, "all": len(tasks)}[settings.unseen]
+        return tasks[: index + ahead]
+
+    def _fixed_answers(self, index: int, job: Job) -> Path | None:
+        """The answers after the phase before, where the method cannot have changed them since."""
+        trained = [task for phase in self.stream.phases[: max(0, index - 1)] for task in phase.tasks]
+        if not self.method.fixed_answers or job.variant is None or job.task not in trained:
+            return None
+        label, answering = self.label(index - 1), self.method.variants[0]
+        file = prediction_file(self.path, label, job.variant, job.task, answering=answering)
+        return file if self._is_there(file) else None
+
+    def _predict(self, job: Job, bar: Bar) -> str:
+        """The content of a prediction file: one JSON record a line."""
+
+        def advance(count: int) -> None:
+            bar.advance(count)
+            self.stop.check()
+
+        with self._weights(job.task, job.variant):
+            records = evaluate(
+                self.stream.scored[job.task.name],
+                self.method.engine,
+                self.stream.encoder,
+                batch_size=self.config.evaluation.batch_size,
+                notes=self.method.run.notes,
+                advance=advance,
+            )
+        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def _measure_perplexity(self, index: int) -> None:
+        """Write the perplexity of the configured text under every variant, or of the base model; once."""
+        file = perplexity_file(self.path, self.label(index))
+        if self.stream.text is None or self._is_there(file):
+            return
+        found = {}
+        for variant in self.method.variants if index else [None]:
+            with self._weights(self.stream.tasks[-1], variant):
+                found[variant or "base"] = perplexity(self.method.engine, self.stream.text)
+        self._write(file, json.dumps(found, indent=1) + "\n")
+
+    @contextmanager
+    def _weights(self, task: Task, variant: str | None) -> Iterator[None]:
+        if variant is None:
+            with adapters.active(self.method.engine.model, None):
+                yield
+        else:
+            with self.method.inference(task.name, variant):
+                yield
+
+    def _is_there(self, file: Path) -> bool:
+        return agreed(self.accelerator, file.is_file())
+
+    def _write(self, file: Path, content: str) -> None:
+        if self.accelerator.is_main_process:
+            write_atomic(file, content)

@@ -1,0 +1,118 @@
+"""What a run keeps in its folder while it trains. The first process writes, and nothing is ever half there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from ilora.errors import IloraError
+from ilora.files import append_line, flush_tree, write_atomic
+from ilora.methods.base import Method
+from ilora.results.scores import BASE, prediction_folder
+from ilora.training import checkpoint as checkpoints
+from ilora.training import trajectory
+from ilora.training.checkpoint import Checkpoint
+
+
+class RunFolder:
+    """The checkpoints, adapters, trajectory and metrics.jsonl of one method's run."""
+
+    def __init__(self, path: Path, accelerator: Accelerator) -> None:
+        self.path, self.accelerator = path, accelerator
+
+    @property
+    def _main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    # -- written along the way ------------------------------------------------------------------------------------
+
+    def log(self, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        if self._main:
+            append_line(self.path / "metrics.jsonl", json.dumps(line, ensure_ascii=False))
+
+    def save_snapshot(self, method: Method[Any], phase: str) -> None:
+        """The adapters in the middle of a task, for the trajectory."""
+        if self._main:
+            trajectory.write(self.path / "trajectory", method, phase=phase)
+
+    def save_checkpoint(self, content: Checkpoint) -> None:
+        """The next numbered checkpoint. Raises IloraError where the disk is full."""
+        if self._main:
+            checkpoints.save(self.path / "checkpoints", content)
+        self.accelerator.wait_for_everyone()
+
+    def save_adapters(self, method: Method[Any], phase: str) -> None:
+        """adapters/<phase>/<variant>, ordinary PEFT folders, complete or not there. Raises IloraError."""
+        if self._main:
+            final = self.path / "adapters" / phase
+            scratch = final.with_name(f".{final.name}-writing")
+            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                method.save(scratch)
+                flush_tree(scratch)
+                shutil.rmtree(final, ignore_errors=True)
+                scratch.rename(final)
+            except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+                shutil.rmtree(scratch, ignore_errors=True)
+                raise IloraError(f"{final}: cannot write the adapters: {error}") from error
+        self.accelerator.wait_for_everyone()
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """results.json."""
+        if self._main:
+            write_atomic(self.path / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+
+    # -- going back to a checkpoint -------------------------------------------------------------------------------
+
+    def load_checkpoint(self) -> tuple[Checkpoint | None, dict[Path, str]]:
+        """The newest sound checkpoint (None: there is none), and what is wrong with each one passed over."""
+        return checkpoints.load_latest(self.path / "checkpoints")
+
+    def go_back(self, steps: int, damaged: list[Path]) -> None:
+        """Set damaged checkpoints aside, and drop what was written of later steps, which will be done again."""
+        if self._main:
+            for path in damaged:
+                checkpoints.set_aside(path)
+            _cut_metrics(self.path / "metrics.jsonl", steps)
+            trajectory.cut(self.path / "trajectory", steps)
+
+    def clear(self, answers_of_base: Path | None) -> None:
+        """A run that begins again keeps nothing of what other weights, settings or data may have made.
+
+        answers_of_base: a folder with the base model's predictions, to be copied in place of new ones.
+        """
+        if not self._main:
+            return
+        for name in ("predictions", "adapters", "trajectory"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        (self.path / "results.json").unlink(missing_ok=True)
+        if answers_of_base is not None and answers_of_base.is_dir():
+            scratch = self.path / ".base-writing"
+            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.copytree(answers_of_base, scratch)
+            flush_tree(scratch)
+            (self.path / "predictions").mkdir()
+            scratch.rename(prediction_folder(self.path, BASE))
+
+
+def _cut_metrics(path: Path, steps: int) -> None:
+    """Drop the lines of later steps, and a last line that was cut off."""
+    if not path.is_file():
+        return
+    kept = []
+    text = path.read_text(encoding="utf-8", errors="replace")  # the last line may end within a character
+    for line in text.splitlines(keepends=True):
+        try:
+            step = json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            break
+        if step > steps:
+            break
+        kept.append(line)
+    write_atomic(path, "".join(kept))

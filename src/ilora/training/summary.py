@@ -1,0 +1,81 @@
+"""The content of results.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ilora.config import Config
+from ilora.data.task import Task
+from ilora.results.scores import SCHEMA, read_perplexity, score_matrix
+from ilora.training.encoded import EncodedStream
+from ilora.training.peak import peak_memory
+from ilora.training.processes import agreed
+from ilora.training.state import State
+
+
+def summarise_run(config: Config, path: Path, stream: EncodedStream, state: State, *, complete: bool) -> dict[str, Any]:
+    """What a run has come to: settings, tasks, scores, cost. The same in every process.
+
+    path: the run folder, whose prediction files the scores are read from.
+    """
+    method, variants = state.method, state.method.variants
+    last = stream.phases[state.progress.finished - 1]
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": config.name,
+        "method": config.method.name,
+        "title": method.title or config.method.name,
+        "method_config": config.method.model_dump(mode="json"),
+        "model": config.model.name,
+        "base_model": method.engine.model.peft_config["fast"].base_model_name_or_path,
+        "seed": config.seed,
+        "stream": config.stream,
+        "complete": complete,
+        "tasks": [_task(task, stream) for task in stream.tasks],
+        "phases": [phase.name for phase in stream.phases],
+        "answers_with": variants[0],
+        "variants": {},
+        "perplexity": None,
+        "notes": method.notes(),
+        "cost": _cost(state),
+        "adapter": f"adapters/{last.label}/{variants[0]}" if method.one_adapter_answers else None,
+    }
+    if method.engine.accelerator.is_main_process:
+        results["variants"] = score_matrix(path, stream.phases, stream.tasks, variants=variants)
+        results["perplexity"] = read_perplexity(path, stream.phases[-1].label)
+    return agreed(method.engine.accelerator, results)
+
+
+def _task(task: Task, stream: EncodedStream) -> dict[str, Any]:
+    scored = stream.scored[task.name]
+    return {
+        "name": task.name,
+        "label": task.label,
+        "metric": task.metric,
+        "scoring": task.scoring,
+        **{split: len(rows) for split, rows in task.rows.items()},
+        "truncated": {
+            "train": sum(example.cut for example in stream.train[task.name]),
+            scored.split: scored.cut,
+        },
+        "dropped": dict(task.dropped),
+        "source": task.source,
+    }
+
+
+def _cost(state: State) -> dict[str, Any]:
+    method, counters = state.method, state.counters
+    state.count_passes()
+    counters.peak_memory_bytes = max(counters.peak_memory_bytes, peak_memory(method.engine.device))
+    return {
+        "steps": counters.steps,
+        "trained_tokens": counters.trained_tokens,
+        "forward_rows": counters.passes["forward"],
+        "backward_rows": counters.passes["backward"],
+        "train_seconds": round(counters.train_seconds, 1),
+        "evaluation_seconds": round(counters.evaluation_seconds, 1),
+        "peak_memory_bytes": counters.peak_memory_bytes,
+        "trainable_parameters": sum(p.numel() for p in method.trainable) if method.trains else 0,
+        "stored_bytes": {"memory": method.memory.stored_bytes(), **method.stored()},
+    }
