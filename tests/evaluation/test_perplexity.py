@@ -15,8 +15,9 @@ from tokenizers.processors import TemplateProcessing
 from ilora.data.examples import Encoder
 from ilora.evaluation.perplexity import perplexity, read_text
 from ilora.model import adapters
-from ilora.model.engine import Engine, Output
+from ilora.model.engine import Engine
 from ilora.model.load import load_model, load_tokenizer
+from ilora.model.passes import Output
 from ilora.results.scores import read_perplexity
 from ilora.settings import AdapterConfig, DataConfig, ModelConfig
 

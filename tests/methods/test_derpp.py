@@ -17,7 +17,7 @@ from ilora import run
 from ilora.data.examples import Batch, Example, Totals, collate
 from ilora.methods.derpp import DERpp
 from ilora.model import adapters
-from ilora.model.engine import Output
+from ilora.model.passes import Output
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig
 from tests.helpers import MakeConfig, move, train_with, view

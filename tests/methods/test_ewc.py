@@ -15,7 +15,8 @@ from ilora import run
 from ilora.data.examples import Batch, Example
 from ilora.methods.ewc import EWC
 from ilora.model import adapters
-from ilora.model.engine import Engine, Output
+from ilora.model.engine import Engine
+from ilora.model.passes import Output
 from ilora.settings import AdapterConfig, TrainingConfig
 from tests.helpers import MakeConfig, view
 

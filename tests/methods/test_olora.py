@@ -15,7 +15,7 @@ from ilora import run
 from ilora.data.examples import Batch, Example, Totals, collate
 from ilora.methods.olora import OLoRA
 from ilora.model import adapters
-from ilora.model.engine import Output
+from ilora.model.passes import Output
 from ilora.settings import AdapterConfig
 from tests.helpers import MakeConfig, begin, difference, logits, move, plain, snapshot, train, view, weights
 

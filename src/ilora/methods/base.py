@@ -22,7 +22,8 @@ from ilora.data.examples import IGNORED, Batch, Example, Totals
 from ilora.kernels.losses import token_losses
 from ilora.methods.view import Position, RunView
 from ilora.model import adapters
-from ilora.model.engine import Engine, Output
+from ilora.model.engine import Engine
+from ilora.model.passes import Output
 from ilora.registry import Registry
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import MethodConfig

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,49 +16,18 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig
-from transformers.cache_utils import DynamicLayer
 
 from ilora.data.examples import IGNORED, Batch, Example, collate
 from ilora.kernels.attention import GROUPED
 from ilora.kernels.losses import token_losses
-from ilora.kernels.packing import Packing, Spread
+from ilora.kernels.packing import Packing
 from ilora.model import adapters
 from ilora.model.frozen import Below
+from ilora.model.passes import Inputs, Output, ReadPrompts, rows_of, spread_cache
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
 Route = Callable[[Batch], list[str]]  # the adapter for every row
 Layers = Literal["last", "all"]  # which layers' outputs; all: those that an adapter changes (not the embedding's)
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a forward pass returns.
-
-    logits: (rows, keep, vocabulary), of the batch's trailing columns.
-    hidden: the layers that were asked for, each (rows, length, features).
-    """
-
-    logits: Tensor
-    hidden: tuple[Tensor, ...] = ()
-
-    @property
-    def answer_logits(self) -> Tensor:
-        """(rows, keep - 1, vocabulary): the prediction of each of `batch.targets`."""
-        return self.logits[:, :-1]
-
-
-@dataclass
-class Inputs:
-    """What the model is called with.
-
-    soft: columns of soft prompt before the rows. names: (rows, columns), the same where columns are the same; None:
-    rows have soft prompts of their own. upper: the embeddings are states from below the adapted layers.
-    """
-
-    arguments: dict[str, Any]
-    soft: int
-    names: Tensor | None
-    upper: bool
 
 
 @dataclass
@@ -118,7 +86,7 @@ class Engine:
             result = self.model(**inputs.arguments, use_cache=False, output_hidden_states=hidden == "all")
         layers = self._adapted(result.hidden_states) if hidden == "all" else tuple(seen)
         logits = result.logits.view(packing.rows, batch.keep, -1) if packing else result.logits[:, -batch.keep :]
-        return Output(logits, _rows(layers, packing, inputs.soft))
+        return Output(logits, rows_of(layers, packing, inputs.soft))
 
     def states(self, batch: Batch, *, layers: Layers = "last", dropout: bool = True) -> tuple[Tensor, ...]:
         """The layers' outputs alone, as `forward` returns them: no logits are made, and no other layer is kept."""
@@ -128,7 +96,7 @@ class Engine:
             decoder = self.core.get_decoder()  # type: ignore[operator]
             result = decoder(**inputs.arguments, use_cache=False, output_hidden_states=layers == "all")
         found = self._adapted(result.hidden_states) if layers == "all" else (result.last_hidden_state,)
-        return _rows(found, packing, inputs.soft)
+        return rows_of(found, packing, inputs.soft)
 
     def _adapted(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return states[-self.adapted :] if self.adapted else states[1:]
@@ -163,35 +131,35 @@ class Engine:
     def likelihoods(self, batch: Batch, choices: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         """log p(choice | prompt) of every row's choices, (rows, choices), in float32.
 
-        batch: prompts without answers, which are read once for all choices; choices: token ids, as many for each row.
+        batch: prompts without answers; each is read once for all its choices.
+        choices: token ids, as many choices for each row.
         """
         pairs = zip(batch.examples, choices, strict=True)
         answered = [[replace(row, answer=list(ids)) for ids in found] for row, found in pairs]
-        inputs = self._inputs(batch, whole=not self._known([example for row in answered for example in row]))
+        read = self._read_prompts(batch, whole=not self._known([example for row in answered for example in row]))
+        return torch.stack([self._likelihood(read, rows) for rows in zip(*answered, strict=True)], dim=1)
+
+    def _read_prompts(self, batch: Batch, *, whole: bool) -> ReadPrompts:
+        inputs = self._inputs(batch, whole=whole)
         padded, packing = replace(inputs, arguments=dict(inputs.arguments)), self._pack(inputs)
         if self._slices_logits:
             inputs.arguments["logits_to_keep"] = packing.columns(1) if packing else 1
         with self._layers(inputs.upper):
-            read = self.model(**inputs.arguments, use_cache=True)
-        first, cache = read.logits[:, -1:], read.past_key_values
-        if packing:
-            first = read.logits.view(packing.rows, 1, -1)
-            _spread_cache(cache, packing)
-        # Sliding windows and recurrent states cannot go back: there each choice gets a copy.
-        crops = all(type(layer) is DynamicLayer for layer in cache.layers)
-        found = []
-        for rows in zip(*answered, strict=True):
-            width = max(len(row.answer) for row in rows)
-            filled = [[*row.answer, *[IGNORED] * (width - len(row.answer))] for row in rows]
-            labels = torch.tensor(filled, device=self.device)
-            logits = first
-            if width > 1:
-                read_so_far = cache if crops else deepcopy(cache)
-                logits = torch.cat([first, self._go_on(padded, rows, labels[:, :-1], read_so_far)], dim=1)
-                if crops:
-                    cache.crop(1 - width)
-            found.append(-token_losses(logits, labels).sum(1))
-        return torch.stack(found, dim=1)
+            output = self.model(**inputs.arguments, use_cache=True)
+        if packing is None:
+            return ReadPrompts(padded, output.logits[:, -1:], output.past_key_values)
+        spread_cache(output.past_key_values, packing)
+        return ReadPrompts(padded, output.logits.view(packing.rows, 1, -1), output.past_key_values)
+
+    def _likelihood(self, read: ReadPrompts, rows: Sequence[Example]) -> Tensor:
+        """log p(answer | prompt) of each row, (rows,): its prompt is read already."""
+        width = max(len(row.answer) for row in rows)
+        filled = [[*row.answer, *[IGNORED] * (width - len(row.answer))] for row in rows]
+        labels, logits = torch.tensor(filled, device=self.device), read.logits
+        if width > 1:
+            with read.cache_for(width - 1) as cache:
+                logits = torch.cat([logits, self._go_on(read.inputs, rows, labels[:, :-1], cache)], dim=1)
+        return -token_losses(logits, labels).sum(1)
 
     def _go_on(self, inputs: Inputs, rows: Sequence[Example], tokens: Tensor, cache: Any) -> Tensor:
         """Logits (rows, columns, vocabulary) after each of the answers' tokens behind what the cache holds.
@@ -326,16 +294,3 @@ class Engine:
             yield
         finally:
             self.model.train()
-
-
-def _spread_cache(cache: Any, packing: Packing) -> None:
-    """Keys and values of one long row to those of its rows, in place."""
-    for layer in cache.layers:
-        if layer.is_initialized:
-            layer.keys = Spread.apply(layer.keys, packing)  # type: ignore[no-untyped-call]
-            layer.values = Spread.apply(layer.values, packing)  # type: ignore[no-untyped-call]
-
-
-def _rows(layers: Sequence[Tensor], packing: Packing | None, prefix: int) -> tuple[Tensor, ...]:
-    """Each layer's output as (rows, length, features), without the columns of the soft prompt."""
-    return tuple((packing.spread(layer) if packing else layer)[:, prefix:] for layer in layers)
