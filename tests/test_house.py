@@ -21,7 +21,7 @@ FLOORS = (
     ("benchmarks", "methods", "evaluation"),
     ("config",),
     ("stream", "compare"),
-    ("training",),
+    ("training", "in_memory"),
     ("connectivity", "check"),
     ("report", "sweep"),
     ("runner",),

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,18 +23,19 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from rich.table import Table
 
-from ilora.config import Config, load_config
+from ilora.config import Config, load_config, read_yaml
 from ilora.data.duplicates import warnings
 from ilora.data.task import Task, task_label
 from ilora.errors import IloraError, InputError
 from ilora.files import locked, write_atomic
+from ilora.in_memory import given_tasks, write_files
 from ilora.progress import Display
 from ilora.report.html import write_report
 from ilora.report.tables import run_table
 from ilora.results.reader import read_results
 from ilora.results.scores import BASE, contrast_folder, prediction_folder
 from ilora.settings import TaskConfig
-from ilora.stream import load_tasks, resolve
+from ilora.stream import load_tasks, refuse_duplicates, resolve
 from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
 from ilora.training.processes import on_main
@@ -67,25 +68,53 @@ class RunResult:
         return run_table(self.results, contrast=self.contrast, width=width)
 
 
-def run(config: Config, out: str | Path | None = None, *, quiet: bool = False) -> RunResult:
-    """Fine-tune over the stream, evaluate after each task, write the report, in a new folder (default `runs/<name>`).
+def run(
+    config: Config | Mapping[str, Any] | str | Path,
+    out: str | Path | None = None,
+    *,
+    tasks: Sequence[Task] | None = None,
+    quiet: bool = False,
+) -> RunResult:
+    """Fine-tune over the stream, evaluate after each task, write the report.
 
+    config: a `Config`, a mapping with its keys, or a YAML file.
+    out: the new run folder (default `runs/<name>`).
+    tasks: the stream, in place of what `config.data` names. A task's rows are `Row`s, mappings with `prompt` and
+        `answer` (or `messages`), or a `datasets.Dataset` of such; they are kept in the run folder.
+    quiet: no progress on the screen.
     Raises InputError, with nothing written, where the folder exists or the data or the model cannot be used.
     """
+    config = _config_of(config, tasks)
     path = Path(out) if out is not None else Path("runs") / config.name
     accelerator = _accelerator(config, path)
     on_main(accelerator, lambda: _refuse_existing(path))
-    tasks = load_tasks(config.data)
-    config = resolve(config, tasks)
+    files: dict[Path, str] = {}
+    if tasks is None:
+        loaded = load_tasks(config.data)
+    else:
+        config, loaded, files = given_tasks(tasks, config, path / "data")
+    config = resolve(config, loaded)
     with ExitStack() as held:
 
         def begin() -> None:
             _refuse_existing(path)
             path.mkdir(parents=True)
             held.enter_context(locked(path, what="run"))
+            write_files(files)
             _write_config(path, config)
 
-        return _execute(path, config, tasks, accelerator=accelerator, quiet=quiet, begin=begin)
+        return _execute(path, config, loaded, accelerator=accelerator, quiet=quiet, begin=begin)
+
+
+def _config_of(source: Config | Mapping[str, Any] | str | Path, tasks: Sequence[Task] | None) -> Config:
+    """A configuration, which needs no data of its own where tasks are given."""
+    if isinstance(source, Config):
+        return source
+    values = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
+    if tasks is not None:
+        given = {"tasks": [task.name for task in tasks], "path": None, "benchmark": None}
+        values["data"] = {**(values.get("data") or {}), **given}
+    return load_config(values)
 
 
 def resume(path: str | Path, *, quiet: bool = False) -> RunResult:
@@ -97,10 +126,11 @@ def resume(path: str | Path, *, quiet: bool = False) -> RunResult:
         return _execute(path, config, load_tasks(config.data), accelerator=accelerator, quiet=quiet)
 
 
-def add(path: str | Path, tasks: Sequence[str], *, quiet: bool = False) -> RunResult:
+def add(path: str | Path, tasks: Sequence[str | Task], *, quiet: bool = False) -> RunResult:
     """Go on with new tasks from a finished run: its memory and its adapters are kept.
 
-    tasks: folders with {train,eval,test}.json or .jsonl, or names of further tasks of the run's own source.
+    tasks: folders with {train,eval,test}.json or .jsonl, names of further tasks of the run's own source, or `Task`s
+        with their rows, as for `run`.
     """
     path = _own_run(path)
     config = _read_config(path)
@@ -109,21 +139,31 @@ def add(path: str | Path, tasks: Sequence[str], *, quiet: bool = False) -> RunRe
         raise InputError(f"{path}: a joint run has no next task; start a sequential one")
     if not results.is_file() or not read_results(path).get("complete"):
         raise InputError(f"{path}: not finished; `ilora resume {path}` first, then add")
-    new = [_new_task(item, config) for item in tasks]
-    data = config.data.model_copy(update={"tasks": [*(config.data.tasks or []), *new]})
-    config = config.model_copy(update={"data": data})
-    loaded = load_tasks(config.data)
+    config, loaded, files = _with_new_tasks(config, tasks, path)
     config = resolve(config, loaded)
     accelerator = _accelerator(config, path)
+
+    def begin() -> None:
+        write_files(files)
+        _write_config(path, config)
+
     with _locked(path, accelerator):
-        return _execute(
-            path,
-            config,
-            loaded,
-            accelerator=accelerator,
-            quiet=quiet,
-            begin=lambda: _write_config(path, config),
-        )
+        return _execute(path, config, loaded, accelerator=accelerator, quiet=quiet, begin=begin)
+
+
+def _with_new_tasks(
+    config: Config, new: Sequence[str | Task], path: Path
+) -> tuple[Config, list[Task], dict[Path, str]]:
+    """The longer configuration and stream, and the files to be written for tasks that are given with their rows."""
+    given, in_memory, files = given_tasks([task for task in new if isinstance(task, Task)], config, path / "data")
+    sections = {section.name: section for section in given.data.tasks or []}
+    added = [sections[item.name] if isinstance(item, Task) else _new_task(item, config) for item in new]
+    whole = [*(config.data.tasks or []), *added]
+    refuse_duplicates([section.name for section in whole])
+    elsewhere = config.data.model_copy(update={"tasks": [one for one in whole if one.name not in sections]})
+    tasks = {task.name: task for task in [*load_tasks(elsewhere), *in_memory]}
+    data = config.data.model_copy(update={"tasks": whole})
+    return config.model_copy(update={"data": data}), [tasks[section.name] for section in whole], files
 
 
 def _new_task(item: str, config: Config) -> TaskConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,6 +59,24 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
 
 
+_PEFT_NAMES = ("lora_alpha", "lora_dropout")
+
+
+def _of_lora_config(config: Any) -> dict[str, Any]:
+    """The settings of a `peft.LoraConfig`. Raises ValueError for one that is no setting here."""
+    taken = ("r", *_PEFT_NAMES, "target_modules")
+    describing = ("task_type", "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
+    values, plain = config.to_dict(), type(config)().to_dict()
+    changed = [key for key, item in values.items() if item != plain.get(key) and key not in (*taken, *describing)]
+    if changed:
+        raise ValueError(f"these settings of {type(config).__name__} are not supported: {', '.join(sorted(changed))}")
+    modules = values["target_modules"]
+    found = {key: values[key] for key in taken if key != "target_modules"}
+    if modules is None:
+        return found
+    return found | {"target_modules": modules if isinstance(modules, str) else sorted(modules)}
+
+
 class AdapterConfig(Section):
     """The LoRA adapter (rank r, scaling alpha / r)."""
 
@@ -70,6 +89,18 @@ class AdapterConfig(Section):
         False,
         description="with `layers`: compute the states below once for each row and keep them on disk ($ILORA_CACHE)",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_peft_writes_it(cls, value: Any) -> Any:
+        """Takes a `peft.LoraConfig`, and PEFT's names `lora_alpha` and `lora_dropout`."""
+        values = _of_lora_config(value) if hasattr(value, "peft_type") else value
+        if not isinstance(values, Mapping):
+            return values
+        twice = [name for name in ("alpha", "dropout") if {name, f"lora_{name}"} <= values.keys()]
+        if twice:
+            raise ValueError(f"{twice[0]} and lora_{twice[0]} are the same setting; give one of them")
+        return {str(key).removeprefix("lora_") if key in _PEFT_NAMES else key: item for key, item in values.items()}
 
     @model_validator(mode="after")
     def _something_below(self) -> AdapterConfig:

@@ -43,7 +43,7 @@ def readers(config: DataConfig, *, whole: bool = False) -> list[tuple[str, Calla
     """
     source = _source(config)
     wanted = config.tasks or [TaskConfig(name=name) for name in source.names]
-    _refuse_duplicates([task.name for task in wanted])
+    refuse_duplicates([task.name for task in wanted])
 
     def reader(chosen: TaskConfig) -> Callable[[], Task]:
         return lambda: _judged(_load(chosen, config, source, whole=whole), chosen)
@@ -207,7 +207,8 @@ def _limited(task: Task, limit: LimitConfig) -> Task:
     return replace(task, rows=rows)
 
 
-def _refuse_duplicates(names: list[str]) -> None:
+def refuse_duplicates(names: list[str]) -> None:
+    """Raises InputError where two tasks have the same name, upper and lower case aside."""
     seen: dict[str, str] = {}
     for name in names:
         label = task_label(name)

@@ -1,0 +1,100 @@
+"""Tasks whose rows are given as Python objects, for `run(config, tasks=[...])`.
+
+Their rows go into the run folder, as data/<task>/<split>.jsonl, and the configuration names them there: the run can
+then be resumed, added to, connected and compared like one that was made from files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ilora.config import Config
+from ilora.data.rows import collect, field_names, row
+from ilora.data.task import SPLITS, Row, Task
+from ilora.errors import InputError
+from ilora.files import write_atomic
+from ilora.metrics.metrics import check_references, infer_task
+from ilora.settings import TaskConfig
+from ilora.stream import prepared, refuse_duplicates
+
+
+def given_tasks(tasks: Sequence[Task], config: Config, folder: Path) -> tuple[Config, list[Task], dict[Path, str]]:
+    """The configuration of a run on these tasks, the tasks as the run sees them, and the files that hold their rows.
+
+    tasks: their rows are `Row`s, mappings with the fields of a row, or a `datasets.Dataset` of such.
+        A metric of `accuracy` without choices stands for: infer both from the training answers.
+    folder: where the files are to be written; nothing is written here.
+    Raises InputError naming the task, split and row that cannot be used.
+    """
+    checked = [_checked(task) for task in tasks]
+    refuse_duplicates([task.name for task in checked])
+    places = {task.name: (folder / task.label).absolute() for task in checked}
+    sections = [_section(task, places[task.name]) for task in checked]
+    data = config.data.model_copy(update={"tasks": sections, "path": None, "benchmark": None})
+    files = {
+        places[task.name] / f"{split}.jsonl": "".join(map(_line, rows))
+        for task in checked
+        for split, rows in task.rows.items()
+    }
+    used = [prepared(replace(task, source=str(places[task.name])), data) for task in checked]
+    for task in used:
+        for split in task.rows:
+            check_references(task, split)
+    return config.model_copy(update={"data": data}), used, files
+
+
+def write_files(files: Mapping[Path, str]) -> None:
+    """Write the rows' files."""
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+
+
+def _checked(task: Task) -> Task:
+    """The task with its rows as `Row`s, and with metric and choices."""
+    unknown = sorted(set(task.rows) - set(SPLITS))
+    missing = [split for split in ("train", "test") if split not in task.rows]
+    if unknown or missing:
+        what = f"unknown split '{unknown[0]}'" if unknown else f"no '{missing[0]}' split"
+        raise InputError(f"task '{task.name}': {what}; a task has train and test, and may have eval")
+    rows = {split: _rows(task.rows[split], f"task '{task.name}', {split}") for split in SPLITS if split in task.rows}
+    metric, choices = task.metric, task.choices
+    if metric == "accuracy" and not choices:
+        metric, choices = infer_task([row.answer for row in rows["train"]])
+    return replace(task, rows=rows, metric=metric, choices=tuple(choices))
+
+
+def _rows(given: Iterable[Any], place: str) -> list[Row]:
+    names = field_names(None, place)
+    entries = ((f"{place}, row {number}", _entry(item)) for number, item in enumerate(given))
+    return collect(entries, lambda entry: row(entry, names), place)
+
+
+def _entry(item: Any) -> Any:
+    """A row's fields, as they stand in a file."""
+    if not isinstance(item, Row):
+        return item
+    if item.messages:
+        return {"messages": [*map(dict, item.messages), {"role": "assistant", "content": item.answer}]}
+    return {"prompt": item.prompt, "answer": item.answer}
+
+
+def _line(item: Row) -> str:
+    return json.dumps(_entry(item), ensure_ascii=False) + "\n"
+
+
+def _section(task: Task, folder: Path) -> TaskConfig:
+    return TaskConfig.model_validate(
+        {
+            "name": task.name,
+            "path": folder,
+            "metric": task.metric,
+            "choices": list(task.choices),
+            "scoring": task.scoring,
+            "max_new_tokens": task.max_new_tokens,
+        }
+    )
