@@ -176,7 +176,9 @@ STAGES: dict[str, tuple[Any, str]] = {
 }
 
 
-def run_killed(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch, *, at: str, count: int) -> None:
+def run_killed(
+    config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch, *, at: str, count: int, **options: Any
+) -> None:
     """Run until the `count`-th time that a stage of STAGES begins, which never ends."""
     owner, name = STAGES[at]
     original, calls = getattr(owner, name), 0
@@ -191,7 +193,7 @@ def run_killed(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch, *,
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, counting)
         with pytest.raises(Killed):
-            run(config, folder, quiet=True)
+            run(config, folder, quiet=True, **options)
 
 
 def after_each_step(monkeypatch: pytest.MonkeyPatch, look: Callable[[Method[Any]], None]) -> None:

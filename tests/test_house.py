@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "src" / "ilora"
 FLOORS = (
     ("errors",),
     ("registry", "settings", "files", "progress", "present"),
-    ("data",),
+    ("data", "environment"),
     ("kernels", "replay", "metrics"),
     ("results", "model"),
     ("benchmarks", "methods", "evaluation"),

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,9 +21,11 @@ from rich.table import Table
 from ilora.config import Config, load_config, read_yaml
 from ilora.data.duplicates import warnings
 from ilora.data.task import Task, task_label
+from ilora.environment import note_environment, use_threads
 from ilora.errors import IloraError, InputError
 from ilora.files import locked, write_atomic
 from ilora.in_memory import given_tasks, write_files
+from ilora.model.load import GivenModel
 from ilora.progress import Display
 from ilora.report.html import write_report
 from ilora.report.tables import run_table
@@ -40,8 +37,6 @@ from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
 from ilora.training.processes import on_main
 from ilora.training.session import Session
-
-_PACKAGES = ("ilora", "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -73,6 +68,8 @@ def run(
     out: str | Path | None = None,
     *,
     tasks: Sequence[Task] | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
     quiet: bool = False,
 ) -> RunResult:
     """Fine-tune over the stream, evaluate after each task, write the report.
@@ -81,10 +78,13 @@ def run(
     out: the new run folder (default `runs/<name>`).
     tasks: the stream, in place of what `config.data` names. A task's rows are `Row`s, mappings with `prompt` and
         `answer` (or `messages`), or a `datasets.Dataset` of such; they are kept in the run folder.
+    model: a transformers model, in place of what `config.model` names. It is frozen; the run's adapters are taken out
+        of it at the end.
+    tokenizer: the model object's; needed where its name does not lead to one.
     quiet: no progress on the screen.
     Raises InputError, with nothing written, where the folder exists or the data or the model cannot be used.
     """
-    config = _config_of(config, tasks)
+    config, given = _with_model(_config_of(config, tasks), model, tokenizer)
     path = Path(out) if out is not None else Path("runs") / config.name
     accelerator = _accelerator(config, path)
     on_main(accelerator, lambda: _refuse_existing(path))
@@ -103,7 +103,17 @@ def run(
             write_files(files)
             _write_config(path, config)
 
-        return _execute(path, config, loaded, accelerator=accelerator, quiet=quiet, begin=begin)
+        return _execute(path, config, loaded, accelerator=accelerator, quiet=quiet, begin=begin, given=given)
+
+
+def _with_model(config: Config, model: Any, tokenizer: Any) -> tuple[Config, GivenModel | None]:
+    """The configuration with the section that describes a model object."""
+    if model is None:
+        if tokenizer is not None:
+            raise InputError("tokenizer: it belongs to a model object; a model that is named brings its own")
+        return config, None
+    given = GivenModel.of(model, tokenizer)
+    return config.model_copy(update={"model": given.settings(config.model)}), given
 
 
 def _config_of(source: Config | Mapping[str, Any] | str | Path, tasks: Sequence[Task] | None) -> Config:
@@ -117,23 +127,34 @@ def _config_of(source: Config | Mapping[str, Any] | str | Path, tasks: Sequence[
     return load_config(values)
 
 
-def resume(path: str | Path, *, quiet: bool = False) -> RunResult:
-    """Go on from the last checkpoint, to the same final bits as if the run had never stopped."""
+def resume(path: str | Path, *, model: Any = None, tokenizer: Any = None, quiet: bool = False) -> RunResult:
+    """Go on from the last checkpoint, to the same final bits as if the run had never stopped.
+
+    model, tokenizer: as for `run`, where the run's model was given as an object.
+    """
     path = _own_run(path)
-    config = _read_config(path)
+    config, given = _with_model(_read_config(path), model, tokenizer)
     accelerator = _accelerator(config, path)
     with _locked(path, accelerator):
-        return _execute(path, config, load_tasks(config.data), accelerator=accelerator, quiet=quiet)
+        return _execute(path, config, load_tasks(config.data), accelerator=accelerator, quiet=quiet, given=given)
 
 
-def add(path: str | Path, tasks: Sequence[str | Task], *, quiet: bool = False) -> RunResult:
+def add(
+    path: str | Path,
+    tasks: Sequence[str | Task],
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    quiet: bool = False,
+) -> RunResult:
     """Go on with new tasks from a finished run: its memory and its adapters are kept.
 
     tasks: folders with {train,eval,test}.json or .jsonl, names of further tasks of the run's own source, or `Task`s
         with their rows, as for `run`.
+    model, tokenizer: as for `run`, where the run's model was given as an object.
     """
     path = _own_run(path)
-    config = _read_config(path)
+    config, given = _with_model(_read_config(path), model, tokenizer)
     results = path / "results.json"
     if config.stream != "sequential":
         raise InputError(f"{path}: a joint run has no next task; start a sequential one")
@@ -148,7 +169,7 @@ def add(path: str | Path, tasks: Sequence[str | Task], *, quiet: bool = False) -
         _write_config(path, config)
 
     with _locked(path, accelerator):
-        return _execute(path, config, loaded, accelerator=accelerator, quiet=quiet, begin=begin)
+        return _execute(path, config, loaded, accelerator=accelerator, quiet=quiet, begin=begin, given=given)
 
 
 def _with_new_tasks(
@@ -188,6 +209,7 @@ def _execute(
     accelerator: Accelerator,
     quiet: bool,
     begin: Callable[[], None] | None = None,
+    given: GivenModel | None = None,
 ) -> RunResult:
     """begin: writes what the run starts from, called once the data and the model have proved usable."""
     main = accelerator.is_main_process
@@ -198,17 +220,24 @@ def _execute(
 
         def session(folder: Path, settings: Config, *, base: Path | None = None) -> Session:
             return Session(
-                settings, folder, tasks, accelerator=accelerator, display=display, stop=stop, answers_of_base=base
+                settings,
+                folder,
+                tasks,
+                accelerator=accelerator,
+                display=display,
+                stop=stop,
+                answers_of_base=base,
+                given=given,
             )
 
-        _use_threads(path)
+        use_threads(path)
         first = session(path, config.model_copy(update={"contrast": []}))
         first.refuse_changes()
         if begin is not None:
             on_main(accelerator, begin)
             for line in warnings(tasks):
                 display.say(line)
-        on_main(accelerator, lambda: _note_environment(path, accelerator, display))
+        on_main(accelerator, lambda: note_environment(path, accelerator, display))
         outcomes = [_perform(first, path)]
         del first  # one model in memory at a time
         for method in config.contrast:
@@ -235,6 +264,8 @@ def _perform(session: Session, run: Path) -> dict[str, Any]:
             state = f"the last good state is {saved}" if saved else "no checkpoint was written yet"
             error.add_note(f"{state}; `ilora resume {run}` goes on from there")
             raise
+        finally:
+            session.release()
 
 
 def _accelerator(config: Config, path: Path) -> Accelerator:
@@ -296,73 +327,3 @@ def _read_config(path: Path) -> Config:
     if not (path / "config.yaml").is_file():
         raise InputError(f"{path}: not a run folder (no config.yaml in it)")
     return load_config(path / "config.yaml")
-
-
-def _note_environment(path: Path, accelerator: Accelerator, display: Display) -> None:
-    """Write environment.json; on a resume, say what differs."""
-    file, now = path / "environment.json", _environment(accelerator)
-    before = _read_environment(path)
-    if before is None:
-        if file.exists():
-            display.warn(f"{file} cannot be read, it is written anew; the number of threads may not be that of before")
-        write_atomic(file, json.dumps(now, indent=1) + "\n")
-        return
-    compared = ("packages", "device", "processes", "machine")
-    changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in compared if before.get(key) != now[key]]
-    if changed:
-        display.warn("not the environment the run began in, the last bits may differ; " + "; ".join(changed))
-        before.setdefault("later", []).append(now)
-        write_atomic(file, json.dumps(before, indent=1) + "\n")
-
-
-def _use_threads(path: Path) -> None:
-    """As many as the run began with: sums are split by thread, another number means other last bits."""
-    threads = (_read_environment(path) or {}).get("threads")
-    if isinstance(threads, int) and threads > 0 and threads != torch.get_num_threads():
-        torch.set_num_threads(threads)
-
-
-def _read_environment(path: Path) -> dict[str, Any] | None:
-    """None where it is missing or damaged: a run can go on without it."""
-    try:
-        content = json.loads((path / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and "packages" in content else None
-
-
-def _environment(accelerator: Accelerator) -> dict[str, Any]:
-    device = accelerator.device
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "python": sys.version.split()[0],
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "git_revision": _git_revision(),
-        "machine": platform.machine(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processes": accelerator.num_processes,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """Of the code that runs, where it is a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

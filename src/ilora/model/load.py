@@ -42,6 +42,35 @@ ALIASES = {
 }
 
 
+GIVEN = "(given as an object)"  # the name of a model that has none
+
+
+@dataclass(frozen=True)
+class GivenModel:
+    """A causal language model and its tokenizer, given as objects instead of by name."""
+
+    model: Any
+    tokenizer: Any
+
+    @staticmethod
+    def of(model: Any, tokenizer: Any = None) -> GivenModel:
+        """tokenizer: None for the one that belongs to the model's name. Raises InputError where there is none."""
+        name = getattr(model, "name_or_path", "")
+        if tokenizer is None and not name:
+            raise InputError("tokenizer: the model object has no name to find its tokenizer by; give it, too")
+        return GivenModel(model, tokenizer or load_tokenizer(ModelConfig(name=name)))
+
+    def settings(self, config: ModelConfig) -> ModelConfig:
+        """The configuration's section that describes this model."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        if dtype not in ("bfloat16", "float32"):
+            raise InputError(f"model: its weights are {dtype}; allowed are bfloat16 and float32")
+        bits = {"8bit": "is_loaded_in_8bit", "4bit": "is_loaded_in_4bit"}
+        found = [kind for kind, flag in bits.items() if getattr(self.model, flag, False)]
+        changes = {"name": self.model.name_or_path or GIVEN, "dtype": dtype, "quantization": (*found, "none")[0]}
+        return config.model_copy(update=changes)
+
+
 def load_tokenizer(config: ModelConfig) -> Any:
     """The tokenizer alone. Raises InputError where the name cannot be loaded."""
     try:
@@ -54,46 +83,65 @@ def load_tokenizer(config: ModelConfig) -> Any:
 def load_model(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple[nn.Module, Any]:
     """The frozen causal language model on `device`, in evaluation mode, and its tokenizer.
 
-    Raises InputError where the name cannot be loaded.
+    max_length: of the rows that it will read, in tokens.
+    Raises InputError where the name cannot be loaded, or the model cannot be used.
     """
-    transformers_logging.disable_progress_bar()
-    source = resolve(config.name)
-    dtype = getattr(torch, config.dtype)
-    options: dict[str, Any] = _where(config)
-    if config.quantization != "none":
-        options |= {"quantization_config": _quantization(config), "device_map": {"": device}}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **_where(config))
-        attention = "sdpa" if config.attention == "auto" else config.attention
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention, **options)
-    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        hint = _wheel_hint(config.name)
-        raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"model '{config.name}': its tokenizer has no end-of-text token, so answers could never end")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and max_length > positions:
-        raise InputError(f"data.max_length: {max_length}, but model '{config.name}' reads at most {positions} tokens")
-    # A hub model's own sampling settings (temperature, repetition penalty) have no place in greedy evaluation.
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    short = max_length <= _SHORT and config.dtype == "bfloat16" and device.type == "cpu"
-    if config.attention == "auto" and short and model.config.model_type in PLAIN:
-        model.set_attn_implementation(GROUPED)
+    model, tokenizer = _read(config, device)
     if config.liger:
         _fuse_with_liger(model, device)
-    _contiguous_output_head(model)
-    model.requires_grad_(False)
     if config.quantization == "none":
         model.to(device)
+    prepare_model(model, tokenizer, config, max_length=max_length)
+    return model, tokenizer
+
+
+def prepare_model(model: Any, tokenizer: Any, config: ModelConfig, *, max_length: int) -> None:
+    """Freeze a loaded model, and set up its attention and greedy generation, in place.
+
+    Raises InputError where rows of `max_length` tokens cannot be used with it.
+    """
+    _refuse(model, tokenizer, config, max_length=max_length)
+    # A hub model's own sampling settings (temperature, repetition penalty) have no place in greedy evaluation.
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    short = max_length <= _SHORT and model.dtype == torch.bfloat16 and model.device.type == "cpu"
+    if config.attention == "auto" and short and model.config.model_type in PLAIN:
+        model.set_attn_implementation(GROUPED)
+    _contiguous_output_head(model)
+    model.requires_grad_(False)
     for part in model.modules():
         # On a CPU, bitsandbytes packs weights at the first evaluation into a form without gradients, for good:
         # training after it would stand still without a word.
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
-    return model.eval(), tokenizer
+    model.eval()
+
+
+def _read(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
+    """Model and tokenizer as transformers loads them. Raises InputError where it cannot."""
+    transformers_logging.disable_progress_bar()
+    source, attention = resolve(config.name), "sdpa" if config.attention == "auto" else config.attention
+    options = _where(config) | {"dtype": getattr(torch, config.dtype), "attn_implementation": attention}
+    if config.quantization != "none":
+        options |= {"quantization_config": _quantization(config), "device_map": {"": device}}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **_where(config))
+        return AutoModelForCausalLM.from_pretrained(source, **options), tokenizer
+    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        hint = _wheel_hint(config.name)
+        raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
+
+
+def _refuse(model: Any, tokenizer: Any, config: ModelConfig, *, max_length: int) -> None:
+    """Raises InputError where answers could not end, or rows are longer than the model reads."""
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"model '{config.name}': its tokenizer has no end-of-text token, so answers could never end")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and max_length > positions:
+        raise InputError(f"data.max_length: {max_length}, but model '{config.name}' reads at most {positions} tokens")
 
 
 def _where(config: ModelConfig) -> dict[str, Any]:
+    """Arguments that say which version of a hub model is meant, and whether its own code may run."""
     return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
 
 
@@ -113,6 +161,10 @@ def _quantization(config: ModelConfig) -> BitsAndBytesConfig:
 
 def resolve(name: str) -> str:
     """A model's name to what transformers loads: a folder (the bundled model becomes one at first use) or a hub id."""
+    if name == GIVEN:
+        raise InputError(
+            "the run's model was given as an object, which has no name: give `model` and `tokenizer` again"
+        )
     if name in ALIASES:
         return _bundled(name, ALIASES[name])
     if name.startswith((".", "/", "~")) or Path(name).exists():
@@ -163,7 +215,9 @@ def _first_line(error: Exception) -> str:
 def _contiguous_output_head(model: nn.Module) -> None:
     """Give the output head contiguous rows: a slice of the last columns sends CPU matmul down a path 10x slower."""
     head = model.get_output_embeddings()  # type: ignore[operator]
-    head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    if not getattr(head, "_ilora_contiguous", False):  # a model that is given as an object may come back
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+        head._ilora_contiguous = True
 
 
 def _bundled(name: str, alias: Alias) -> str:

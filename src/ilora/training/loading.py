@@ -11,17 +11,25 @@ from ilora.data.examples import Encoder, Example
 from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.frozen import Below
-from ilora.model.load import cache_folder, load_model
+from ilora.model.load import GivenModel, cache_folder, load_model, prepare_model
 from ilora.progress import Display
 from ilora.training.interrupt import StopRequest
 
 
-def load_engine(config: Config, accelerator: Accelerator) -> tuple[Engine, Encoder]:
+def load_engine(config: Config, accelerator: Accelerator, given: GivenModel | None = None) -> tuple[Engine, Encoder]:
     """The configured model with its first adapter, in training mode, and what encodes rows for it.
 
+    given: the model, where it need not be loaded; the adapter is put into it.
     Raises InputError where the model cannot be loaded, or the adapter or the tokenizer does not fit it.
     """
-    base, tokenizer = load_model(config.model, max_length=config.data.max_length, device=accelerator.device)
+    length = config.data.max_length
+    if given is None:
+        base, tokenizer = load_model(config.model, max_length=length, device=accelerator.device)
+    else:
+        base, tokenizer = given.model, given.tokenizer
+        if config.model.quantization == "none":
+            base.to(accelerator.device)
+        prepare_model(base, tokenizer, config.model, max_length=length)
     encoder = Encoder(tokenizer, config.data)
     engine = Engine(
         model=adapters.attach(base, config.adapter, name="fast", seed=config.seed),

@@ -18,6 +18,7 @@ from ilora.errors import InputError
 from ilora.methods import method_class
 from ilora.methods.base import Method
 from ilora.methods.view import Position, RunView
+from ilora.model.load import GivenModel
 from ilora.progress import Display
 from ilora.replay.memory import ReplayMemory
 from ilora.training import trajectory
@@ -52,13 +53,18 @@ class Session:
         display: Display,
         stop: StopRequest,
         answers_of_base: Path | None = None,
+        given: GivenModel | None = None,
     ) -> None:
-        """answers_of_base: the base model's predictions, where another run on the same stream has them already."""
+        """answers_of_base: the base model's predictions, where another run on the same stream has them already.
+
+        given: the base model, where it need not be loaded.
+        """
         self.config, self.path, self.accelerator = config, path, accelerator
-        self.display, self.stop, self.answers_of_base = display, stop, answers_of_base
+        self.display, self.stop = display, stop
+        self.answers_of_base, self.given = answers_of_base, given
         reset_peak_memory(accelerator.device)
         display.say(f"{config.method.name}: loading {config.model.name}")
-        engine, encoder = load_engine(config, accelerator)
+        engine, encoder = load_engine(config, accelerator, given)
         self.stream = EncodedStream.of(config, tasks, encoder)
         memory = ReplayMemory(config.method.memory_capacity, seed=config.seed)
         run = RunView(engine, memory, config.training, Position(seed=config.seed))
@@ -88,6 +94,11 @@ class Session:
                 self._save_checkpoint()  # with what the evaluation has cost
                 bar.advance()
         return self._write_results(complete=True)
+
+    def release(self) -> None:
+        """Take the adapters out of a base model that was given, so that it can be used again."""
+        if self.given is not None:
+            self.method.engine.model.unload()
 
     def refuse_changes(self) -> None:
         """Raises InputError where configuration or data are not those that the folder's checkpoint was made with."""
