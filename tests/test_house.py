@@ -26,6 +26,7 @@ FLOORS = (
     ("report", "sweep"),
     ("runner",),
     ("commands",),
+    ("cli_inspect",),
     ("cli",),
     ("__main__",),
 )

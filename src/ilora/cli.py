@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ilora.cli_inspect import ConfigFile, Overrides, config_app, data_app, list_names
+
 if TYPE_CHECKING:
     from ilora.runner import RunResult
 
@@ -19,30 +21,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Continual fine-tuning of large language models that does not forget.",
-    epilog="Exit codes: 0 done, 1 the work found a problem, 2 bad input, 130 interrupted (resume goes on).",
+    epilog="Exit codes: 0 done, 1 the work found a problem, 2 bad input, 130 interrupted.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
-app.add_typer(config_app, name="config")
-data_app = typer.Typer(no_args_is_help=True, help="Look at data before anything is trained on it.")
-app.add_typer(data_app, name="data")
-
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to run; see configs/.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's: training.epochs=2"),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no table.")]
 
 
 @app.command()
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="The new run folder (default runs/<name>).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The new run folder (default: runs/<name>).")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune one model over a stream of tasks, evaluate after each, write a report."""
+    """Train one model on a stream of tasks, evaluate it after each one, and write a report."""
     from ilora.config import load_config
 
     settings = load_config(config, overrides or ())
@@ -53,7 +45,7 @@ def run(
 
 @app.command()
 def resume(path: RunFolder, quiet: Quiet = False) -> None:
-    """Go on with an interrupted run from its last checkpoint, to the same final weights."""
+    """Continue an interrupted run from its last checkpoint, to the same final weights."""
     from ilora import runner
 
     _work(lambda: runner.resume(path, quiet=quiet), quiet)
@@ -63,31 +55,35 @@ def resume(path: RunFolder, quiet: Quiet = False) -> None:
 def add(
     path: RunFolder,
     tasks: Annotated[
-        list[str], typer.Argument(metavar="TASK...", help="Task folders, or names in the run's own source.")
+        list[str],
+        typer.Argument(metavar="TASK...", help="Task folders, or names of further tasks of the run's own source."),
     ],
     quiet: Quiet = False,
 ) -> None:
-    """Go on with new tasks from a finished run: memory and adapters are kept."""
+    """Train a finished run on further tasks; its memory and its adapters are kept."""
     from ilora import runner
 
     _work(lambda: runner.add(path, tasks, quiet=quiet), quiet)
 
 
-@app.command()
-def sweep(
+@app.command("sweep")
+def sweep_command(
     file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="Which runs; see docs/sweeps.md.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="The sweep's folder (default sweeps/<name>).")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are divided among them.")] = 1,
-    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or local.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The sweep's folder (default: sweeps/<name>).")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="How many runs at a time; they share the cores.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="The address of a Ray cluster, or `local`.")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Now only runs like this, such as 'er/*' or '*/1-0'; again for more.")
+        list[str] | None,
+        typer.Option(help="Make only runs that match, such as 'er/*' or '*/1-0'. May be given several times."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs and how long they may take.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the runs and how long they may take, and start none.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Methods x orders x seeds x settings, each a run of its own. Called again, it does what is left."""
-    from ilora.commands import sweep as command
+    """Make a run for every method, order, seed and setting of a file. Called again, finish what is left."""
+    from ilora.commands.sweep import sweep
 
     chosen: dict[str, Any] = {
         "out": out,
@@ -98,7 +94,7 @@ def sweep(
         "quiet": quiet,
     }
     try:
-        command.sweep(file, overrides or (), **chosen)
+        sweep(file, overrides or (), **chosen)
     except KeyboardInterrupt:  # here, because typer would end without a word
         _fail("interrupted; the same command goes on", 130)
 
@@ -112,28 +108,36 @@ def connect(
     paths: Annotated[
         str | None,
         typer.Option(
-            help="Of factors, delta, spherical, bezier, chain, with commas; bezier:delta etc. (default factors,delta; "
-            "of --select factors)"
+            help="Any of factors, delta, spherical, bezier and chain, with commas between; also bezier:delta etc. "
+            "(default: factors,delta; with --select: factors)"
         ),
     ] = None,
-    points: Annotated[int, typer.Option(help="Points on a path, its ends included.")] = 11,
-    pairs: Annotated[str, typer.Option(help="Pairs of a run's adapters: last or all.")] = "last",
-    split: Annotated[str, typer.Option(help="Split to judge on: test or eval.")] = "test",
-    rows: Annotated[int | None, typer.Option(min=1, help="Rows a task, at most.")] = None,
-    plane: Annotated[bool, typer.Option("--plane", help="Also the plane through three adapters.")] = False,
-    grid: Annotated[int, typer.Option(help="Points a side of the plane.")] = 15,
-    space: Annotated[str, typer.Option(help="Of the plane: factors or delta.")] = "factors",
-    similarity: Annotated[bool, typer.Option("--similarity", help="Also CKA, angles, distances.")] = False,
-    text: Annotated[Path | None, typer.Option(help="For --similarity: a text, a row a line (not the tasks).")] = None,
-    bend_steps: Annotated[int, typer.Option(min=1, help="Training steps of a bend.")] = 60,
-    select: Annotated[bool, typer.Option("--select", help="Choose t on memory and eval, write that adapter.")] = False,
-    between: Annotated[str, typer.Option(help="For --select: adjacent or fast-slow.")] = "adjacent",
-    data: Annotated[Path | None, typer.Option(help="For adapters: RUN, CONFIG.yaml or task folder(s).")] = None,
-    model: Annotated[str | None, typer.Option(help="For adapters: the base model, if they do not tell.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results (default RUN/connectivity).")] = None,
+    points: Annotated[int, typer.Option(help="Points on a path, with both ends.")] = 11,
+    pairs: Annotated[str, typer.Option(help="Which pairs of a run's adapters: last or all.")] = "last",
+    split: Annotated[str, typer.Option(help="The split to evaluate on: test or eval.")] = "test",
+    rows: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each task.")] = None,
+    plane: Annotated[bool, typer.Option("--plane", help="Also evaluate the plane through three adapters.")] = False,
+    grid: Annotated[int, typer.Option(help="Points along each side of the plane.")] = 15,
+    space: Annotated[str, typer.Option(help="The plane's space: factors or delta.")] = "factors",
+    similarity: Annotated[bool, typer.Option("--similarity", help="Also measure CKA, angles and distances.")] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="With --similarity: a text, one row a line, in place of the tasks.")
+    ] = None,
+    bend_steps: Annotated[int, typer.Option(min=1, help="Training steps of a bend (bezier, chain).")] = 60,
+    select: Annotated[
+        bool, typer.Option("--select", help="Choose the best point on memory and eval rows, and write that adapter.")
+    ] = False,
+    between: Annotated[str, typer.Option(help="With --select: adjacent or fast-slow.")] = "adjacent",
+    data: Annotated[
+        Path | None, typer.Option(help="For adapter folders: RUN, CONFIG.yaml or a folder of tasks.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="For adapter folders: the base model, where they do not name it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results (default: RUN/connectivity).")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Mode connectivity: what lies between adapters. Loss and score along paths, planes, similarity; JSON, pictures."""
+    """Measure loss and score between adapters, along paths or over a plane (mode connectivity)."""
     from ilora.commands import connect as commands
 
     if select:
@@ -173,16 +177,21 @@ def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
 def evaluate(
     context: typer.Context,
     path: RunFolder,
-    at: Annotated[float | None, typer.Option(help="t between two adapters (default: the one that answers).")] = None,
-    between: Annotated[str, typer.Option(help="For --at: adjacent or fast-slow.")] = "adjacent",
-    along: Annotated[str, typer.Option("--path", help="For --at: as --paths of connect, one of them.")] = "factors",
-    data: Annotated[Path | None, typer.Option(help="RUN, CONFIG.yaml or task folder(s) (default: the run's).")] = None,
-    split: Annotated[str | None, typer.Option(help="test, eval or train (default: the run's).")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Rows a task, at most.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The new folder (default RUN/evaluations/...).")] = None,
+    at: Annotated[
+        float | None,
+        typer.Option(help="A point between two adapters, from 0 to 1 (default: the adapter that answers)."),
+    ] = None,
+    between: Annotated[str, typer.Option(help="With --at: adjacent or fast-slow.")] = "adjacent",
+    along: Annotated[str, typer.Option("--path", help="With --at: one of the --paths of connect.")] = "factors",
+    data: Annotated[
+        Path | None, typer.Option(help="RUN, CONFIG.yaml or a folder of tasks (default: the run's own).")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="test, eval or train (default: the run's own).")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each task.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The new folder (default: below RUN/evaluations).")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Score the adapter of a run, or any point between two of its adapters, on its tasks or others."""
+    """Score a run's adapter, or a point between two of its adapters, on its own tasks or on others."""
     from ilora.commands import connect as commands
 
     if at is None:
@@ -199,30 +208,34 @@ def evaluate(
     _say(lambda: commands.evaluate_command(path, path=along, **chosen), quiet)
 
 
-@app.command()
-def compare(
+@app.command("compare")
+def compare_command(
     places: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Run folders, folders of them (a sweep), files of --save.")
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Run folders, folders of runs (a sweep), or files from --save."),
     ],
     baseline: Annotated[
-        str | None, typer.Option(help="The row to set the others beside (default sequential, else the first).")
+        str | None,
+        typer.Option(help="The row that the others are compared with (default: sequential, or else the first)."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results (default comparison, in PATH).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results (default: PATH/comparison).")] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep what was compared in one file without the data.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what was compared into one file, without prompts and predictions."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Only runs like this, such as 'er/*' or '*/1-*'; again for more.")
+        list[str] | None,
+        typer.Option(help="Compare only runs that match, such as 'er/*' or '*/1-*'. May be given several times."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Many runs side by side: means with intervals, and paired differences. Nothing is ranked within its error."""
+    """Compare many runs: means with intervals, and paired differences."""
     from rich.console import Console
 
-    from ilora.commands.compare import compare as compare_them
+    from ilora.commands.compare import compare
     from ilora.compare.texts import terminal
 
-    comparison, folder = compare_them(places, baseline=baseline, out=out, save=save, only=only or ())
+    comparison, folder = compare(places, baseline=baseline, out=out, save=save, only=only or ())
     if not quiet:
         console = Console(highlight=False)
         console.print(terminal(comparison))
@@ -231,19 +244,26 @@ def compare(
             console.print(f"evidence: {save}", markup=False, soft_wrap=True)
 
 
-@app.command()
-def general(
+@app.command("general")
+def general_command(
     path: RunFolder,
-    tasks: Annotated[str, typer.Option(help="Of lm-evaluation-harness, with commas: hellaswag,arc_easy.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows a task, at most.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 8,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks of lm-evaluation-harness, with commas between: hellaswag,arc_easy.")
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="How many rows at a time.")] = 8,
     quiet: Quiet = False,
 ) -> None:
-    """General ability before and after: lm-evaluation-harness on the base model and on the run's final adapter."""
-    from ilora.commands import general as harness
+    """Measure general ability before and after the run, with lm-evaluation-harness."""
+    from ilora.commands.general import general, lines
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    _say(lambda: harness.lines(harness.general(path, names, limit=limit, batch_size=batch_size)), quiet)
+    _say(lambda: lines(general(path, names, limit=limit, batch_size=batch_size)), quiet)
+
+
+app.command("list")(list_names)
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
 
 
 def _say(action: Callable[[], list[str]], quiet: bool) -> None:
@@ -254,78 +274,6 @@ def _say(action: Callable[[], list[str]], quiet: bool) -> None:
         _fail("interrupted; what is complete is kept, the same command does the rest", 130)
     for line in [] if quiet else lines:
         typer.echo(line)
-
-
-@app.command("list")
-def list_names(kind: Annotated[str, typer.Argument(metavar="methods|benchmarks|metrics|models")]) -> None:
-    """The names that a configuration may use."""
-    from rich.console import Console
-
-    from ilora.commands.listing import listing
-
-    Console().print(listing(kind))
-
-
-@config_app.command()
-def show(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Print the configuration with every default written out."""
-    import yaml
-
-    from ilora.config import load_config
-
-    typer.echo(
-        yaml.safe_dump(load_config(config, overrides or ()).dump(), sort_keys=False, allow_unicode=True),
-        nl=False,
-    )
-
-
-@config_app.command()
-def schema() -> None:
-    """Print the JSON schema of the configuration (for editors that complete YAML)."""
-    import json
-
-    from ilora.config import Config
-
-    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
-
-
-@data_app.command()
-def check(
-    source: Annotated[
-        Path, typer.Argument(metavar="PATH|CONFIG.yaml", help="A folder of task folders, one of them, or what to run.")
-    ],
-    overrides: Overrides = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write it here; - is the output.")] = None,
-    quick: Annotated[bool, typer.Option(help="No near duplicates and no token counts.")] = False,
-    timed: Annotated[bool, typer.Option("--time", help="Also measure how long training would take.")] = False,
-) -> None:
-    """Repeated rows, test rows in train, lengths, label balance, unreadable answers. Exit code 1 for a failed check."""
-    from ilora.check import audit as checks
-
-    config = checks.config_of(source, overrides or ())
-    reports = list(checks.check_config(config, tokens=not quick, near=not quick))
-    summary = checks.summarised(reports, config, timed=timed)
-    _show_check(summary, json_file)
-    if checks.failed(reports):
-        raise typer.Exit(1)
-
-
-def _show_check(summary: dict[str, Any], json_file: Path | None) -> None:
-    import json
-
-    from rich.console import Console
-
-    from ilora.check.table import check_table
-    from ilora.files import write_atomic
-
-    text = json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
-    if json_file == Path("-"):
-        typer.echo(text, nl=False)
-        return
-    console = Console(highlight=False)
-    console.print(check_table(summary))
-    if json_file is not None:
-        write_atomic(json_file, text)
 
 
 def _work(action: Callable[[], RunResult], quiet: bool) -> None:
