@@ -217,36 +217,24 @@ def _execute(
         Display(quiet=quiet or not main) as display,
         StopRequest(enabled=accelerator.num_processes == 1, notify=display.say) as stop,
     ):
-
-        def session(folder: Path, settings: Config, *, base: Path | None = None) -> Session:
-            return Session(
-                settings,
-                folder,
-                tasks,
-                accelerator=accelerator,
-                display=display,
-                stop=stop,
-                answers_of_base=base,
-                given=given,
-            )
-
+        shared: dict[str, Any] = {"accelerator": accelerator, "display": display, "stop": stop, "given": given}
         use_threads(path)
-        first = session(path, config.model_copy(update={"contrast": []}))
-        first.refuse_changes()
+        session = Session(config.model_copy(update={"contrast": []}), path, tasks, **shared)
+        session.refuse_changes()
         if begin is not None:
             on_main(accelerator, begin)
             for line in warnings(tasks):
                 display.say(line)
         on_main(accelerator, lambda: note_environment(path, accelerator, display))
-        outcomes = [_perform(first, path)]
-        del first  # one model in memory at a time
+        outcomes = [_perform(session, path)]
         for method in config.contrast:
+            del session  # one model in memory at a time
             folder = contrast_folder(path, method.name)
             settings = config.model_copy(update={"method": method, "contrast": []})
-            beside = session(folder, settings, base=prediction_folder(path, BASE))
-            beside.refuse_changes()
+            session = Session(settings, folder, tasks, answers_of_base=prediction_folder(path, BASE), **shared)
+            session.refuse_changes()
             on_main(accelerator, partial(_write_config, folder, settings))
-            outcomes.append(_perform(beside, path))
+            outcomes.append(_perform(session, path))
         on_main(accelerator, lambda: write_report(path))
     accelerator.end_training()
     return RunResult(path, outcomes[0], outcomes[1:], main_process=main)
