@@ -76,14 +76,16 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     adapter: AdapterConfig = AdapterConfig()
     data: DataConfig
-    method: MethodChoice = Field("ilora", description="name, or {name: ..., settings}; `module:Class` for your own")  # type: ignore[assignment]
+    method: MethodChoice = Field(
+        "ilora", description="a name, or {name: ..., settings}; `module:Class` for a method of your own"
+    )  # type: ignore[assignment]
     contrast: list[MethodChoice] = Field(
-        [], description="methods run beside it on the same stream, into RUN/contrast/<method>"
+        [], description="further methods to run on the same stream, into RUN/contrast/<method>"
     )
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        [], description="optional extra logs beside metrics.jsonl"
+        [], description="where to log as well as in metrics.jsonl"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The sections of a run's configuration, and what their values may be. `config.py` puts them together."""
+"""The sections of a run's configuration, and the values that are allowed in them; config.py puts them together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 def method_label(name: str) -> str:
-    """A method's name as it may stand in a path: `er`, and of `my_module:MyMethod` `my_module-mymethod`."""
+    """A method's name in paths: `er` stays `er`, `my_module:MyMethod` becomes `my_module-mymethod`."""
     return re.sub(r"[^\w+-]+", "-", name.lower())[-64:].strip("-") or "method"
 
 
@@ -25,38 +25,36 @@ class Section(BaseModel):
 
 
 class MethodConfig(Section):
-    """Settings of one method; each method extends it with its own."""
+    """Settings that every method has; a method adds its own in a subclass."""
 
     name: str
     learning_rate: float | None = Field(None, gt=0, lt=1e30, description="instead of training.learning_rate")
 
     @property
     def memory_capacity(self) -> int:
-        """Rows that the replay memory holds at most: a method's setting `memory_size`, 0 where it has none."""
+        """How many rows the replay memory holds: the setting `memory_size`, or 0 for a method without one."""
         return int(getattr(self, "memory_size", 0))
 
 
 class ModelConfig(Section):
-    """The base model, frozen during training."""
+    """The base model, which stays frozen."""
 
-    name: str = Field("smollm2-135m", description="alias (`ilora list models`), hub id or local folder")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    name: str = Field("smollm2-135m", description="an alias (`ilora list models`), a hub id or a local folder")
+    revision: str | None = Field(None, description="branch, tag or commit of a model on the hub")
     dtype: Literal["bfloat16", "float32"] = Field(
-        "bfloat16", description="of the frozen weights; adapters train in float32"
+        "bfloat16", description="type of the frozen weights; adapters are trained in float32"
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
-        "auto", description="auto: short rows in bfloat16 on a CPU have one of our own (measured faster), else sdpa"
+        "auto", description="auto: our own for short bfloat16 rows on a CPU, where it is faster; sdpa elsewhere"
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
     )
     quantization: Literal["none", "8bit", "4bit"] = Field(
-        "none", description="of the frozen weights, by bitsandbytes; 4bit: NF4, double quantization (QLoRA)"
+        "none", description="of the frozen weights, with bitsandbytes; 4bit: NF4 with double quantization (QLoRA)"
     )
-    liger: bool = Field(
-        False, description="norms, rotary positions and gated MLPs by liger-kernel's fused kernels (on a GPU)"
-    )
-    trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
+    liger: bool = Field(False, description="use liger-kernel's fused norms, rotary positions and gated MLPs (on a GPU)")
+    trust_remote_code: bool = Field(False, description="run the Python code that comes with a model on the hub")
 
 
 _PEFT_NAMES = ("lora_alpha", "lora_dropout")
@@ -84,10 +82,12 @@ class AdapterConfig(Section):
     alpha: float = Field(16, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
     target_modules: list[str] | Literal["all-linear"] = Field(["q_proj", "v_proj"], min_length=1)
-    layers: PositiveInt | None = Field(None, description="the last so many layers carry the adapter; None: all")
+    layers: PositiveInt | None = Field(
+        None, description="number of layers with the adapter, counted from the last one; None: all"
+    )
     keep_below: bool = Field(
         False,
-        description="with `layers`: compute the states below once for each row and keep them on disk ($ILORA_CACHE)",
+        description="with `layers`: compute what is below the adapter once for each row, and keep it in $ILORA_CACHE",
     )
 
     @model_validator(mode="before")
@@ -110,7 +110,7 @@ class AdapterConfig(Section):
 
 
 class TaskConfig(Section):
-    """One task of the stream that is not (only) a name in `data.path` or `data.benchmark`."""
+    """A task of the stream: where its rows are, and how its answers are scored."""
 
     name: str
     path: Path | None = Field(None, description="folder with {train,eval,test}.json or .jsonl")
@@ -121,15 +121,18 @@ class TaskConfig(Section):
     subset: str | None = None
     revision: str | None = None
     splits: dict[Literal["train", "eval", "test"], str] = Field(
-        {"train": "train", "eval": "validation", "test": "test"}, description="our split name: the data set's"
+        {"train": "train", "eval": "validation", "test": "test"},
+        description="our name of a split: the data set's name of it",
     )
     columns: dict[Literal["prompt", "answer", "messages"], str] = Field(
-        {}, description="our field name: the file's column"
+        {}, description="our name of a field: the file's column"
     )
-    metric: str | None = Field(None, description="`ilora list metrics`; None: inferred from the training answers")
+    metric: str | None = Field(
+        None, description="a name from `ilora list metrics`; None: inferred from the training answers"
+    )
     choices: list[str] | None = Field(None, description="allowed answers; None: inferred from the training answers")
     scoring: Literal["generate", "rank"] = Field(
-        "generate", description="rank: the likeliest of the choices is the prediction"
+        "generate", description="rank: the prediction is the choice with the highest likelihood"
     )
     max_new_tokens: PositiveInt | None = None
 
@@ -146,12 +149,12 @@ class TaskConfig(Section):
 
     @property
     def placed(self) -> bool:
-        """Whether the task says itself where its rows are."""
+        """Whether the section says where the rows are, so that `data.path` need not."""
         return any(place is not None for place in (self.path, self.train, self.dataset))
 
 
 class LimitConfig(Section):
-    """At most so many rows a split (a fixed random subset, the same for every seed); None: all."""
+    """The largest number of rows in each split; the same random subset for every seed. None: all rows."""
 
     train: PositiveInt | None = None
     eval: PositiveInt | None = None
@@ -161,31 +164,37 @@ class LimitConfig(Section):
 class DataConfig(Section):
     """Where the tasks come from, and how a row becomes tokens."""
 
-    benchmark: str | None = Field(None, description="`ilora list benchmarks`")
+    benchmark: str | None = Field(None, description="a name from `ilora list benchmarks`")
     path: Path | None = Field(
-        None, description="folder of task folders: <Task>/{train,eval,test}.json or .jsonl; of a benchmark: its files"
+        None,
+        description="a folder of task folders, <Task>/{train,eval,test}.json or .jsonl, or of a benchmark's files",
     )
     prompts: Literal["trace-1"] = Field(
         "trace-1",
-        description="version of a benchmark's prompts; there is one so far, and a run's config.yaml keeps which it was",
+        description="version of a benchmark's prompts; config.yaml keeps it, although there is only one so far",
     )
-    resplit: bool = Field(False, description="divide a benchmark's rows anew into train, eval and test, 8 : 1 : 1")
+    resplit: bool = Field(False, description="split a benchmark's rows again into train, eval and test, 8 : 1 : 1")
     deduplicate: bool = Field(
-        False, description="drop repeated rows, and training rows that stand in eval or test (`ilora data check`)"
+        False,
+        description="drop repeated rows, and training rows that are also in eval or test (see `ilora data check`)",
     )
     tasks: list[TaskConfig] | None = Field(
-        None, min_length=1, description="names in stream order, or full task sections; None: all of the source"
+        None,
+        min_length=1,
+        description="names in the order of the stream, or whole sections; None: all tasks of the source",
     )
     limit: LimitConfig = LimitConfig()
     template: Literal["none", "alpaca", "chat"] = Field(
-        "none", description="what is put round the prompt; chat: the model's own"
+        "none", description="text around the prompt; chat: the model's own chat template"
     )
     separator: str = Field(
         " ",
-        description="joins prompt and answer where the prompt does not end in white space (template none)",
+        description="put between prompt and answer, unless the prompt ends in white space (with template none)",
     )
-    max_length: int = Field(512, ge=16, description="tokens of prompt + answer; the prompt is cut, never the answer")
-    cut: Literal["start", "middle", "end"] = Field("middle", description="which part of an over-long prompt is dropped")
+    max_length: int = Field(
+        512, ge=16, description="tokens of prompt and answer together; a long prompt is cut, an answer never"
+    )
+    cut: Literal["start", "middle", "end"] = Field("middle", description="the part of a long prompt that is dropped")
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -205,26 +214,30 @@ class TrainingConfig(Section):
     """The optimizer and its step."""
 
     epochs: PositiveInt = 3
-    global_batch_size: PositiveInt = Field(16, description="current rows per optimizer step, over all processes")
+    global_batch_size: PositiveInt = Field(
+        16, description="new rows in an optimizer step, over all processes (replayed rows come on top)"
+    )
     micro_batch_size: PositiveInt = Field(
-        8, description="rows per forward pass and process; changes memory and speed, not the result"
+        8, description="rows in a forward pass of one process; changes memory and speed, not the result"
     )
     learning_rate: float = Field(2e-4, gt=0, lt=1e30)
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up, within each task")
-    warmup_ratio: Fraction = Field(0.1, description="share of a task's steps over which the learning rate rises from 0")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="of the learning rate after warm-up, within each task"
+    )
+    warmup_ratio: Fraction = Field(0.1, description="share of a task's steps in which the learning rate rises from 0")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0, description="None: no clipping")
-    reset_optimizer: bool = Field(True, description="forget AdamW's moments at the start of a task")
+    reset_optimizer: bool = Field(True, description="clear AdamW's moments at the start of each task")
     loss_average: Literal["tokens", "rows"] = Field(
-        "tokens", description="rows: every row counts alike, however long its answer"
+        "tokens", description="rows: each row has the same weight, whatever the length of its answer"
     )
     checkpoint_every: PositiveInt = Field(
-        50, description="optimizer steps between resumable checkpoints (two are kept)"
+        50, description="optimizer steps between checkpoints; the two newest are kept"
     )
     trajectory: int = Field(
         4,
         ge=0,
-        description="parts of a task between which the adapters are kept in trajectory/, for `connect`; 0: none",
+        description="save the adapters between so many parts of each task, in trajectory/ (for `connect`); 0: never",
     )
 
 
@@ -234,14 +247,16 @@ class EvaluationConfig(Section):
     split: Literal["eval", "test"] = "test"
     batch_size: PositiveInt = 32
     max_new_tokens: PositiveInt | Literal["auto"] = Field(
-        "auto", description="auto: 1.5 x the longest training answer + 4, at most 128"
+        "auto", description="auto: 1.5 times the longest training answer, plus 4, at most 128"
     )
-    merge: bool = Field(False, description="merge the adapter into the weights while evaluating (restored bit for bit)")
+    merge: bool = Field(
+        False, description="merge the adapter into the weights during evaluation (they are restored bit for bit)"
+    )
     zero_shot: bool = Field(True, description="score the base model on every task before training")
     unseen: Literal["none", "next", "all"] = Field(
-        "next", description="tasks not yet trained that are scored too; FWT needs `next`"
+        "next", description="tasks that are scored before they are trained; FWT needs `next`"
     )
     perplexity_file: Path | None = Field(
-        None, description="a UTF-8 text: its perplexity before the first and after the last task goes into the report"
+        None, description="a UTF-8 text whose perplexity before the first and after the last task the report shows"
     )
-    perplexity_tokens: Annotated[int, Field(ge=2)] = Field(20_000, description="read at most so many tokens of it")
+    perplexity_tokens: Annotated[int, Field(ge=2)] = Field(20_000, description="tokens of it that are read, at most")

@@ -25,7 +25,9 @@ class DERppConfig(ReplayConfig):
     """Replay, and the logit term."""
 
     strength: float = Field(0.1, ge=0, description="weight of the logit term")
-    stored_logits: PositiveInt | None = Field(64, description="largest logits kept at each answer position; None: all")
+    stored_logits: PositiveInt | None = Field(
+        64, description="number of logits kept at each answer position, the largest ones; None: all"
+    )
 
 
 @METHODS("derpp")

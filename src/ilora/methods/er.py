@@ -18,12 +18,13 @@ from ilora.settings import MethodConfig
 class ReplayConfig(MethodConfig):
     """Settings of every method with a replay memory."""
 
-    memory_size: int = Field(500, ge=0, description="examples kept over the whole stream; 0: no replay")
+    memory_size: int = Field(500, ge=0, description="rows in the memory, over the whole stream; 0: no replay")
     memory_policy: Literal["reservoir", "balanced"] = Field(
-        "reservoir", description="balanced: as many rows of every task, and within a task of every answer; at its end"
+        "reservoir",
+        description="balanced: chosen when a task ends, equally many rows of each task and of each answer in it",
     )
     replay_from: Literal["earlier_tasks", "whole_memory"] = Field(
-        "earlier_tasks", description="whole_memory: stored rows of the task in training may be drawn too"
+        "earlier_tasks", description="whole_memory: also draw rows of the task in training"
     )
 
     @model_validator(mode="after")

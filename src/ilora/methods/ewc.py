@@ -27,9 +27,11 @@ class EWCConfig(MethodConfig):
     """The penalty."""
 
     strength: float = Field(100.0, ge=0, description="weight of the penalty")
-    fisher: Literal["per_task", "online"] = Field("per_task", description="online: one anchor, the newest")
-    decay: Fraction = Field(0.9, description="online: factor on the earlier importance")
-    fisher_rows: PositiveInt = Field(200, description="training rows, at most, that a task's Fisher is the mean over")
+    fisher: Literal["per_task", "online"] = Field("per_task", description="online: one anchor only, the newest")
+    decay: Fraction = Field(0.9, description="online: factor on the earlier tasks' importance")
+    fisher_rows: PositiveInt = Field(
+        200, description="training rows, at most, over which a task's Fisher information is averaged"
+    )
 
 
 @METHODS("ewc")

@@ -22,7 +22,9 @@ from ilora.methods.projection import GradientProjection, ProjectionConfig
 class GEMConfig(ProjectionConfig):
     """The quadratic program."""
 
-    margin: float = Field(0.0, ge=0, description="lower bound of the dual; above 0: more room for the old tasks")
+    margin: float = Field(
+        0.0, ge=0, description="lower bound of the dual variables; a larger one protects the old tasks more"
+    )
 
 
 @METHODS("gem")

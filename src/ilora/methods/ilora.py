@@ -28,14 +28,14 @@ class ILoRAConfig(ReplayConfig):
     ema_decay: float | None = Field(None, ge=0, le=1, description="λ, the factor on the old slow weights")
     ema_half_life_steps: float | None = Field(None, gt=0, description="λ = ½^(1 / steps)")
     ema_half_life_share: float | None = Field(
-        None, gt=0, description="half-life as a share of the task's steps; 0.25 where none of the three is given"
+        None, gt=0, description="half-life as a share of the task's steps; 0.25 if none of the three is given"
     )
     ema_warmup: bool = Field(False, description="λ_k = min(λ, 1 - 1/(k+1)) at the run's k-th step")
     strength: float = Field(1.0, ge=0, description="γ, the weight of the consistency term")
     consistency_layers: Literal["last", "all"] = Field("last", description="all: the mean over every layer's output")
     consistency_form: Literal["mse", "one_sided"] = Field("mse", description="one_sided: mean(relu(slow - fast)²)")
-    replayed_loss: bool = Field(True, description="false: replayed rows serve the consistency term alone")
-    next_task_from: Literal["fast", "slow"] = Field("fast", description="weights with which the next task begins")
+    replayed_loss: bool = Field(True, description="false: replayed rows enter the consistency term only")
+    next_task_from: Literal["fast", "slow"] = Field("fast", description="the adapter with which the next task begins")
     inference: Literal["slow", "fast"] = Field("slow", description="the adapter that answers; both are evaluated")
 
     @model_validator(mode="before")

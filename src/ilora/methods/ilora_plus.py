@@ -6,9 +6,9 @@ before the task:
 
     L = ½ CE(x) + ½ CE(x_m) [+ γ · MSE of hidden states] + strength · τ² · KL(p_before(x_p) ‖ p(x_p)),
 
-x_p the pseudo rows, the last term a mean over answer tokens. When a task ends, the slow adapter, which answers, becomes
-a point of the path from what it was before (arXiv 2402.18865, section 3: the minima are connected), from which the next
-task starts:
+x_p are the pseudo rows; the last term is a mean over answer tokens. The slow adapter answers. When a task ends, it may
+move back on the path to what it was before the task (arXiv 2402.18865, section 3: the minima are connected). The next
+task starts from there:
 
     slow <- (1 - t) · slow before the task + t · slow now,      for A and B each on their own.
 """
@@ -38,28 +38,31 @@ OLD = "old"  # the answering adapter as the task found it
 class ILoRAPlusConfig(ILoRAConfig):
     """I-LoRA's, with another start of a task; the rehearsal; the interpolation."""
 
-    next_task_from: Literal["fast", "slow"] = Field("slow", description="weights with which the next task begins")
+    next_task_from: Literal["fast", "slow"] = Field("slow", description="the adapter with which the next task begins")
     inference: Literal["slow"] = Field("slow", description="the adapter that answers; both are evaluated")
-    memory_policy: Literal["reservoir", "balanced"] = Field("balanced", description="which rows are remembered")
+    memory_policy: Literal["reservoir", "balanced"] = Field("balanced", description="which rows the memory keeps")
     strength: float = Field(0.0, ge=0, description="γ, the weight of I-LoRA's consistency term")
-    pseudo_share: float = Field(1.0, ge=0, description="pseudo rows of a step, as a share of its current rows")
+    pseudo_share: float = Field(1.0, ge=0, description="pseudo rows in a step, as a share of its new rows")
     pseudo_strength: float = Field(0.5, ge=0, description="weight of the pseudo rows' term")
     temperature: float = Field(2.0, gt=0, description="τ of the pseudo rows' term")
-    t: Fraction | Literal["mean", "memory"] = Field(1.0, description="where on the path from old to new")
-    path_points: int = Field(11, ge=2, description="points that `memory` compares, both ends included")
+    t: Fraction | Literal["mean", "memory"] = Field(
+        1.0, description="where a task ends on the path from the old minimum to the new one"
+    )
+    path_points: int = Field(11, ge=2, description="number of points that `memory` compares, with both ends")
 
 
 @METHODS("ilora+")
 class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
     """I-LoRA with pseudo-rehearsal in place of the consistency term, and interpolation at a task's end.
 
-    Without memory (`memory_size: 0`) no prompt of an earlier task is kept, but its frame and up to 16 of its answers.
-    A task is not rehearsed where present prompts are in its frame already: with the same instruction, or with none.
+    Without memory (`memory_size: 0`) no prompt of an earlier task is kept, only its frame and up to 16 of its answers.
+    A task is not rehearsed if the present prompts have its frame already: the same instruction, or none.
 
-    t: 1, the new minimum, is what all else was measured to be no better than (docs/results.md). `memory` takes the
-    point at which the memory's rows, those of each task counting alike, have the least loss. `mean` is 1 / (number of
-    tasks so far), the least sum of the tasks' losses if the old minimum serves each earlier task, the new one the new
-    task, and all curve alike: (i - 1) t² + (1 - t)² is least at 1 / i.
+    `t` is where a task ends on the path. The default is 1, the new minimum: no other value was measured to be better
+    (docs/results.md). `memory` takes the point of the least loss on the memory's rows, each task with the same weight.
+    `mean` takes 1 / i in the i-th task. This has the least sum of losses if the old minimum is the best point for the
+    i - 1 earlier tasks, the new one for the new task, and all losses have the same curvature: (i - 1) t² + (1 - t)² is
+    least at 1 / i.
     """
 
     title = "I-LoRA+"
@@ -76,7 +79,7 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
     # -- rehearsal ------------------------------------------------------------------------------------------------
 
     def begin_task(self) -> None:
-        """The slow adapter, from which this task starts, is what it may be led back to, and the teacher."""
+        """Keep the slow adapter, from which this task starts: it is the teacher, and the other end of the path."""
         super().begin_task()
         adapters.keep_copy(self.engine.model, "slow", OLD)
 
@@ -107,7 +110,7 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
         return loss
 
     def _kept(self, batch: Batch) -> Tensor:
-        """The distance from what the answering adapter said before the task, summed over answer tokens."""
+        """The distillation loss from the answering adapter before the task, summed over answer tokens."""
         with torch.no_grad(), adapters.active(self.engine.model, OLD):
             before = self.engine.forward(batch, dropout=False).answer_logits
         logits, answers = self.engine.forward(batch).answer_logits, batch.targets != IGNORED
@@ -116,7 +119,7 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
     # -- interpolation --------------------------------------------------------------------------------------------
 
     def end_task(self) -> None:
-        """Fill the memory, keep the task's frame; move the slow adapter to the chosen point, but for the first task."""
+        """Fill the memory, keep the task's frame; after the first task, move the slow adapter to the chosen point."""
         super().end_task()
         self._keep_frames()
         if self.position.task_index > 1:
@@ -158,7 +161,7 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
         return losses.index(min(losses)) / last
 
     def notes(self) -> dict[str, Any]:
-        """Where each task ended, how many pseudo rows it had, and how long the frames are (tokens before, behind)."""
+        """By task: where it ended, its number of pseudo rows, and the frame's tokens before and after the text."""
         frames = {frame.task: [len(frame.head), len(frame.tail)] for frame in self.frames}
         return {"t": dict(self.t_of), "pseudo_rows": dict(self.made), "frames": frames}
 

@@ -30,10 +30,10 @@ from ilora.settings import PositiveInt
 class L2PConfig(PromptConfig):
     """The pool; sizes as in the released settings."""
 
-    strength: float = Field(0.5, ge=0, description="weight of the pull of keys towards queries")
+    strength: float = Field(0.5, ge=0, description="weight of the term that pulls keys towards queries")
     pool_size: PositiveInt = Field(10, description="prompts in the pool")
-    prompt_length: PositiveInt = Field(5, description="vectors a prompt")
-    top_k: PositiveInt = Field(3, description="prompts a row uses")
+    prompt_length: PositiveInt = Field(5, description="vectors in a prompt")
+    top_k: PositiveInt = Field(3, description="prompts that each row uses")
 
     @model_validator(mode="after")
     def _enough(self) -> L2PConfig:

@@ -28,7 +28,7 @@ from ilora.settings import PositiveInt
 class ProgressivePromptsConfig(PromptConfig):
     """Sizes as in the released settings."""
 
-    prompt_length: PositiveInt = Field(20, description="vectors a task")
+    prompt_length: PositiveInt = Field(20, description="vectors for each task")
     bottleneck: PositiveInt = Field(128, description="width of the residual MLP")
 
 

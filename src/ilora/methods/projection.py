@@ -17,9 +17,9 @@ from ilora.settings import MethodConfig, PositiveInt
 class ProjectionConfig(MethodConfig):
     """The memory."""
 
-    memory_size: int = Field(500, ge=0, description="examples kept over the whole stream; 0: no projection")
+    memory_size: int = Field(500, ge=0, description="rows in the memory, over the whole stream; 0: no projection")
     memory_batch: PositiveInt | None = Field(
-        None, description="remembered rows in each reference gradient; None: as many as training.global_batch_size"
+        None, description="rows from the memory in each reference gradient; None: training.global_batch_size"
     )
 
 

@@ -31,7 +31,7 @@ class RouterConfig(MethodConfig):
     """The prototypes."""
 
     prototype_rows: PositiveInt = Field(
-        200, description="training rows, at most, that a task's prototype is the mean of"
+        200, description="training rows, at most, over which a task's prototype is averaged"
     )
 
 

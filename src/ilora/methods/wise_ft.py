@@ -20,7 +20,9 @@ class WiseFTConfig(MethodConfig):
     """The interpolation."""
 
     t: Fraction = Field(0.5, description="0: the previous minimum, 1: the new one (sequential fine-tuning)")
-    next_task_from: Literal["merged", "fast"] = Field("merged", description="weights the next task begins with")
+    next_task_from: Literal["merged", "fast"] = Field(
+        "merged", description="the adapter with which the next task begins"
+    )
 
 
 @METHODS("wise_ft")
