@@ -269,6 +269,19 @@ def test_dump_and_load_are_inverse(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["training.epochs=true", "adapter.dropout=false", "method.memory_size=yes", "seed=on", "data.limit.train=true"],
+)
+def test_true_is_no_number(override: str) -> None:
+    assert refusal(override)[1].startswith(f"  {override.partition('=')[0]}: ")
+
+
+def test_true_is_true() -> None:
+    assert load("data.deduplicate=true").data.deduplicate
+    assert not load("training.reset_optimizer=false").training.reset_optimizer
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_load(path: Path) -> None:
     config = load_config(path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -18,10 +18,23 @@ def method_label(name: str) -> str:
     return re.sub(r"[^\w+-]+", "-", name.lower())[-64:].strip("-") or "method"
 
 
+def _takes_truth(annotation: Any) -> bool:
+    """Whether a field of this type may be true or false."""
+    return annotation in (bool, Any) or any(_takes_truth(part) for part in get_args(annotation))
+
+
 class Section(BaseModel):
     """A frozen group of settings; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses `true` and `false` where a number is meant: Python counts them as 1 and 0."""
+        if isinstance(value, bool) and not _takes_truth(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(value).lower()} is neither a number nor a text")
+        return value
 
 
 class MethodConfig(Section):

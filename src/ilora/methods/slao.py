@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import torch
 
+from ilora.errors import InputError
 from ilora.methods.base import METHODS, Method
+from ilora.methods.view import RunView
 from ilora.model import adapters
+from ilora.settings import MethodConfig
 
 
 @METHODS("slao")
@@ -28,6 +31,13 @@ class SLAO(Method):
     paper = "arXiv 2512.23017"
     stores = "one more adapter"
     fresh_start = True
+
+    def __init__(self, run: RunView, config: MethodConfig) -> None:
+        super().__init__(run, config)
+        for key, weight in adapters.parameters(self.engine.model, "fast").items():
+            rank, inputs = weight.shape
+            if "lora_A" in key and rank > inputs:
+                raise InputError(f"adapter.r: {rank}, but SLAO needs at most the {inputs} inputs of {key}")
 
     @property
     def variants(self) -> list[str]:
