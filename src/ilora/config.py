@@ -187,13 +187,8 @@ def problems(error: ValidationError, values: Any, model: type[BaseModel]) -> lis
             message = "unknown key" + did_you_mean(str(where[-1]), _keys_beside(where, values, model))
         else:
             message = item["msg"].removeprefix("Value error, ")
-            given = item["input"]
-            if (
-                item["type"] != "missing"
-                and isinstance(given, str | int | float | None)
-                and not isinstance(given, bool)
-            ):
-                message += f" (got {given!r})"
+            if item["type"] != "missing" and type(item["input"]) in (str, int, float, type(None)):
+                message += f" (got {item['input']!r})"
         lines.append(f"{key}: {message}")
     return list(dict.fromkeys(lines))
 
