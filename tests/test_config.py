@@ -202,7 +202,8 @@ def test_later_overrides_win_and_the_given_mapping_stays() -> None:
         ("=1", "expected key=value"),
         ("data.tasks=[1", "is not a YAML value"),
         ("seed.x=1", "'seed' is 3, not a section"),
-        ("data.tasks.0.name=x", r"'tasks' is \['a'\], not a section"),
+        ("data.tasks.1.name=x", "'1' is not a section of the list"),
+        ("data.tasks.0=x", "'0' is not a section of the list"),
     ],
 )
 def test_overrides_that_cannot_be_used(override: str, message: str) -> None:

@@ -24,6 +24,10 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 the work found a problem, 2 bad input, 130 interrupted.",
 )
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Places = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Where the data lies now, such as data.path=my/tasks."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no table.")]
 
 
@@ -44,11 +48,11 @@ def run(
 
 
 @app.command()
-def resume(path: RunFolder, quiet: Quiet = False) -> None:
+def resume(path: RunFolder, places: Places = None, quiet: Quiet = False) -> None:
     """Continue an interrupted run from its last checkpoint, to the same final weights."""
     from ilora import runner
 
-    _work(lambda: runner.resume(path, quiet=quiet), quiet)
+    _work(lambda: runner.resume(path, places or (), quiet=quiet), quiet)
 
 
 @app.command()

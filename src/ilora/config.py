@@ -164,8 +164,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     section = values
     if parents == ["method"]:
         values.setdefault("method", Config.model_fields["method"].default)
-    for parent in parents:
+    for number, parent in enumerate(parents):
         inner = section.get(parent)
+        if isinstance(inner, list):
+            return _override_item(inner, [*parents[number + 1 :], leaf], override, text)
         if not isinstance(inner, Mapping | str | None):
             raise InputError(f"override {override!r}: '{parent}' is {inner!r}, not a section with keys of its own")
         # `method: ilora` and `method.gamma=1` together mean the mapping form.
@@ -175,6 +177,18 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         section[leaf] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"override {override!r}: {text!r} is not a YAML value") from None
+
+
+def _override_item(items: list[Any], keys: list[str], override: str, text: str) -> None:
+    """Set a value in the n-th section of a list: `data.tasks.0.path=my/data`."""
+    place, *rest = keys
+    if not place.isdecimal() or int(place) >= len(items) or not rest:
+        raise InputError(
+            f"override {override!r}: '{place}' is not a section of the list, which has {len(items)} of them"
+        )
+    item = items[int(place)]
+    items[int(place)] = {"name": item} if isinstance(item, str) else dict(item)
+    apply_override(items[int(place)], f"{'.'.join(rest)}={text}")
 
 
 def problems(error: ValidationError, values: Any, model: type[BaseModel]) -> list[str]:

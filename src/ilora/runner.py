@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -127,16 +127,43 @@ def _config_of(source: Config | Mapping[str, Any] | str | Path, tasks: Sequence[
     return load_config(values)
 
 
-def resume(path: str | Path, *, model: Any = None, tokenizer: Any = None, quiet: bool = False) -> RunResult:
+def resume(
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    quiet: bool = False,
+) -> RunResult:
     """Go on from the last checkpoint, to the same final bits as if the run had never stopped.
 
+    overrides: where the data lies now, as `data.path=...` or `data.tasks.0.path=...`; its content must be the same.
     model, tokenizer: as for `run`, where the run's model was given as an object.
+    A finished run whose data is gone is shown as it is.
     """
-    path = _own_run(path)
-    config, given = _with_model(_read_config(path), model, tokenizer)
+    path, overrides = _own_run(path), list(overrides)
+    config, given = _with_model(_read_config(path, overrides), model, tokenizer)
+    try:
+        tasks = load_tasks(config.data)
+    except InputError as error:
+        finished = _finished(path, config)
+        if finished is None:
+            raise InputError(f"{error}\n(if the data lies elsewhere now: ilora resume {path} data.path=...)") from None
+        return finished
     accelerator = _accelerator(config, path)
+    config = resolve(config, tasks)
+    begin = partial(_write_config, path, config) if overrides else None
     with _locked(path, accelerator):
-        return _execute(path, config, load_tasks(config.data), accelerator=accelerator, quiet=quiet, given=given)
+        return _execute(path, config, tasks, accelerator=accelerator, quiet=quiet, begin=begin, given=given)
+
+
+def _finished(path: Path, config: Config) -> RunResult | None:
+    """The results of a run that has nothing left to do; None for any other."""
+    folders = [path, *(contrast_folder(path, method.name) for method in config.contrast)]
+    if not all((folder / "results.json").is_file() for folder in folders):
+        return None
+    first, *others = (dict(read_results(folder)) for folder in folders)
+    return RunResult(path, first, others) if all(found.get("complete") for found in (first, *others)) else None
 
 
 def add(
@@ -311,7 +338,7 @@ def _own_run(path: str | Path) -> Path:
     return path
 
 
-def _read_config(path: Path) -> Config:
+def _read_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     if not (path / "config.yaml").is_file():
         raise InputError(f"{path}: not a run folder (no config.yaml in it)")
-    return load_config(path / "config.yaml")
+    return load_config(path / "config.yaml", overrides)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from ilora.stream import fingerprint
 from ilora.training.checkpoint import Checkpoint, split_tensors
 from ilora.training.divergence import DivergenceError
 from ilora.training.optim import make_optimizer
+
+_PLACES = ("path", "train", "eval", "test", "dataset")  # settings of a task that say where its rows are
 
 
 @dataclass
@@ -117,8 +120,7 @@ class State:
         fingerprints = found.values["fingerprints"]
         before = load_config(found.values["config"]).dump()  # with defaults for settings that are newer than the run
         now = self.config.dump()
-        # How much of the way is kept changes no result.
-        before, now = (dump | {"training": {**dump["training"], "trajectory": None}} for dump in (before, now))
+        before, now = _without_places(before), _without_places(now)
         old, new = before["data"]["tasks"], now["data"]["tasks"]
         if self.config.stream == "sequential" and new[: len(old)] == old:
             before = before | {"data": before["data"] | {"tasks": new}}
@@ -134,6 +136,17 @@ class State:
                     f"task '{task.name}': its data ({task.source}) changed since the run began. "
                     "Put it back, or start a new run"
                 )
+
+
+def _without_places(dump: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what may change: where the data lies, whose content is compared, and what is logged."""
+    data, file = dump["data"], dump["evaluation"]["perplexity_file"]
+    tasks = [{key: value for key, value in task.items() if key not in _PLACES} for task in data["tasks"]]
+    return dump | {
+        "data": {key: value for key, value in data.items() if key != "path"} | {"tasks": tasks},
+        "training": dump["training"] | {"trajectory": None},
+        "evaluation": dump["evaluation"] | {"perplexity_file": file and Path(file).name},
+    }
 
 
 def _flat(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
