@@ -60,6 +60,7 @@ class ModelConfig(Section):
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         "auto", description="auto: our own for short bfloat16 rows on a CPU, where it is faster; sdpa elsewhere"
     )
+    dropout: bool = Field(False, description="keep the base model's own dropout in training (GPT-2, OPT and others)")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
     )
@@ -94,7 +95,9 @@ class AdapterConfig(Section):
     r: PositiveInt = 8
     alpha: float = Field(16, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
-    target_modules: list[str] | Literal["all-linear"] = Field(["q_proj", "v_proj"], min_length=1)
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["auto", "all-linear"] = Field(
+        "auto", description="names of linear layers; auto: the attention's query and value projections"
+    )
     layers: PositiveInt | None = Field(
         None, description="number of layers with the adapter, counted from the last one; None: all"
     )

@@ -99,9 +99,7 @@ def test_only_the_first_adapter_trains_and_adding_changes_nothing_else(model: Pe
 
 def test_wrong_target_modules_name_the_linear_layers(tiny_model: Path) -> None:
     wrong = AdapterConfig(target_modules=["query"])
-    with pytest.raises(
-        InputError, match=r"adapter\.target_modules: \['query'\].* down_proj, .* q_proj, .*'all-linear'"
-    ):
+    with pytest.raises(InputError, match=r"adapter\.target_modules: .*'query'.* down_proj, .* q_proj, .*'all-linear'"):
         adapters.attach(base(tiny_model), wrong, name="fast", seed=0)
 
 

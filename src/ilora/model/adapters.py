@@ -19,10 +19,10 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from ilora.errors import InputError
 from ilora.kernels.lora import fuse
+from ilora.model.targets import last_layers, linear_layers, target_modules
 from ilora.settings import AdapterConfig
 
 _WRAPPER = "base_model.model."  # what PEFT puts before the base model's own module names
@@ -30,9 +30,9 @@ _WRAPPER = "base_model.model."  # what PEFT puts before the base model's own mod
 
 def attach(model: nn.Module, config: AdapterConfig, *, name: str, seed: int) -> PeftModel:
     """Wrap the model and add the first adapter, trainable, initialised from `seed` (A random, B zero: no change)."""
-    modules, last = config.target_modules, _last_layers(model, config.layers)
-    if last is not None and isinstance(modules, str):  # PEFT takes its own name for all of them in all layers only
-        modules = _linear_layers(model, head=False)
+    modules, last = target_modules(model, config.target_modules), last_layers(model, config.layers)
+    if last is not None and modules == "all-linear":  # PEFT takes its own name for all of them in all layers only
+        modules = linear_layers(model, head=False)
     lora = LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
@@ -48,27 +48,17 @@ def attach(model: nn.Module, config: AdapterConfig, *, name: str, seed: int) -> 
             raise InputError(
                 f"adapter.target_modules: {config.target_modules} do not fit this model "
                 f"({str(error).splitlines()[0]}); "
-                f"its linear layers are {', '.join(_linear_layers(model))}; 'all-linear' takes them all"
+                f"its linear layers are {', '.join(linear_layers(model))}; 'all-linear' takes them all"
             ) from error
 
 
-def _last_layers(model: nn.Module, count: int | None) -> list[int] | None:
-    """The numbers of the last `count` layers; None: all."""
-    there = int(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr,operator]
-    if count is None or count == there:
-        return None
-    if count > there:
-        raise InputError(f"adapter.layers: {count}, but this model has {there} layers")
-    return list(range(there - count, there))
-
-
-def _linear_layers(model: nn.Module, *, head: bool = True) -> list[str]:
-    """Their names within a layer; head: the output head's, too."""
-    without = None if head else model.get_output_embeddings()  # type: ignore[operator]
-    linear = [
-        key for key, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D) and part is not without
-    ]
-    return sorted({key.rpartition(".")[2] for key in linear})
+def tied(model: PeftModel) -> list[str]:
+    """The layers with an adapter whose weights another layer shares, as a tied output head does."""
+    base = model.get_base_model()
+    shared = [part.weight.data_ptr() for part in (base.get_input_embeddings(), base.get_output_embeddings())]
+    if len(set(shared)) == len(shared):
+        return []
+    return [path for path, layer in _layers(model) if layer.get_base_layer().weight.data_ptr() in shared]
 
 
 def add(model: PeftModel, name: str, *, like: str, seed: int = 0) -> None:

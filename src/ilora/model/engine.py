@@ -147,12 +147,15 @@ class Engine:
         with self._layers(inputs.upper):
             output = self.model(**inputs.arguments, use_cache=True)
         if packing is None:
-            return ReadPrompts(padded, output.logits[:, -1:], output.past_key_values)
+            return ReadPrompts(padded, output.logits[:, -1:], getattr(output, "past_key_values", None))
         spread_cache(output.past_key_values, packing)
         return ReadPrompts(padded, output.logits.view(packing.rows, 1, -1), output.past_key_values)
 
     def _likelihood(self, read: ReadPrompts, rows: Sequence[Example]) -> Tensor:
         """log p(answer | prompt) of each row, (rows,): its prompt is read already."""
+        if read.cache is None:  # a recurrent model without a cache to go on from
+            batch = collate(rows, pad=self.pad, device=self.device)
+            return -token_losses(self.forward(batch, dropout=False).answer_logits, batch.targets).sum(1)
         width = max(len(row.answer) for row in rows)
         filled = [[*row.answer, *[IGNORED] * (width - len(row.answer))] for row in rows]
         labels, logits = torch.tensor(filled, device=self.device), read.logits

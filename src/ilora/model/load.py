@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,16 @@ from ilora.errors import InputError
 from ilora.kernels.attention import GROUPED, PLAIN
 from ilora.settings import ModelConfig
 
+_OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+_DROPOUTS = (
+    "dropout",
+    "attention_dropout",
+    "hidden_dropout",
+    "activation_dropout",
+    "attn_pdrop",
+    "resid_pdrop",
+    "embd_pdrop",
+)
 _SHORT = 512  # tokens: above, the (length x length) weights of `grouped` cost more than they save
 
 
@@ -104,8 +115,15 @@ def prepare_model(model: Any, tokenizer: Any, config: ModelConfig, *, max_length
     # A hub model's own sampling settings (temperature, repetition penalty) have no place in greedy evaluation.
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     short = max_length <= _SHORT and model.dtype == torch.bfloat16 and model.device.type == "cpu"
-    if config.attention == "auto" and short and model.config.model_type in PLAIN:
+    if (
+        config.attention == "auto"
+        and short
+        and model.config.model_type in PLAIN
+        and _sees_all(model.config, max_length)
+    ):
         model.set_attn_implementation(GROUPED)
+    if not config.dropout:
+        _switch_dropout_off(model)
     _contiguous_output_head(model)
     model.requires_grad_(False)
     for part in model.modules():
@@ -116,28 +134,84 @@ def prepare_model(model: Any, tokenizer: Any, config: ModelConfig, *, max_length
     model.eval()
 
 
+def _sees_all(config: Any, length: int) -> bool:
+    """Whether every token of a row sees all tokens before it: no sliding window is shorter than the row."""
+    window = getattr(config, "sliding_window", None)
+    return window is None or window >= length or getattr(config, "use_sliding_window", True) is False
+
+
 def _read(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
     """Model and tokenizer as transformers loads them. Raises InputError where it cannot."""
     transformers_logging.disable_progress_bar()
-    source, attention = resolve(config.name), "sdpa" if config.attention == "auto" else config.attention
-    options = _where(config) | {"dtype": getattr(torch, config.dtype), "attn_implementation": attention}
+    source, options = resolve(config.name), _where(config) | {"dtype": getattr(torch, config.dtype)}
+    if config.attention != "auto":  # else the best that transformers has for this model: sdpa, or eager
+        options |= {"attn_implementation": config.attention}
     if config.quantization != "none":
         options |= {"quantization_config": _quantization(config), "device_map": {"": device}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **_where(config))
-        return AutoModelForCausalLM.from_pretrained(source, **options), tokenizer
+        model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         hint = _wheel_hint(config.name)
         raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
+    _refuse_incomplete(config.name, model, report)
+    return model, tokenizer
+
+
+def _refuse_incomplete(name: str, model: Any, report: Mapping[str, Any]) -> None:
+    """Raises InputError where the checkpoint is not that of a whole causal language model."""
+    missing = sorted({*report["missing_keys"], *(key for key, *_ in report.get("mismatched_keys", ()))})
+    if missing:
+        raise InputError(
+            f"model '{name}': its checkpoint lacks {_some(missing)}, which would be random numbers; "
+            "give a whole causal language model"
+        )
+    made_for = [kind for kind in model.config.architectures or () if kind.endswith(_OTHER_HEADS)]
+    if made_for or any(key.startswith(("score.", "classifier.")) for key in report["unexpected_keys"]):
+        raise InputError(f"model '{name}': its checkpoint is a classifier's; give a causal language model")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _refuse(model: Any, tokenizer: Any, config: ModelConfig, *, max_length: int) -> None:
     """Raises InputError where answers could not end, or rows are longer than the model reads."""
     if tokenizer.eos_token_id is None:
         raise InputError(f"model '{config.name}': its tokenizer has no end-of-text token, so answers could never end")
+    known = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > known:
+        raise InputError(
+            f"model '{config.name}': its tokenizer has {len(tokenizer)} tokens, its embedding {known}; "
+            "resize it (resize_token_embeddings), and save the model"
+        )
+    _refuse_two_directions(model, config.name)
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and max_length > positions:
         raise InputError(f"data.max_length: {max_length}, but model '{config.name}' reads at most {positions} tokens")
+
+
+@torch.no_grad()
+def _refuse_two_directions(model: Any, name: str) -> None:
+    """Raises InputError for an encoder, whose tokens see those that follow: changing these changes its outputs."""
+    if model.config.is_encoder_decoder:
+        raise InputError(f"model '{name}': an encoder-decoder model; give a decoder-only one")
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 6]], device=model.device)
+    first, second = model(input_ids=ids).logits[:, :2].float()
+    if not torch.allclose(first, second, rtol=0.02, atol=0.02 * float(first.abs().max())):
+        raise InputError(
+            f"model '{name}': its tokens see those that follow, as in an encoder; give a decoder-only model"
+        )
+
+
+def _switch_dropout_off(model: Any) -> None:
+    """Set the base model's own dropout to zero: it is frozen, and the loss must not depend on the micro-batch."""
+    for part in (model.config, *model.modules()):
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for setting in _DROPOUTS:
+            if isinstance(getattr(part, setting, None), float):
+                setattr(part, setting, 0.0)
 
 
 def _where(config: ModelConfig) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class ReadPrompts:
     """Prompts that the model has read once, for several answers.
 
     inputs: as they were read, padded. logits: of the first answer token, (rows, 1, vocabulary).
-    cache: the prompts' keys and values.
+    cache: the prompts' keys and values; None where the model returns none.
     """
 
     inputs: Inputs

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from ilora.config import Config
 from ilora.data.examples import Encoder, Example
+from ilora.errors import InputError
 from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.frozen import Below
@@ -39,6 +40,11 @@ def load_engine(config: Config, accelerator: Accelerator, given: GivenModel | No
         merge=config.evaluation.merge,
         adapted=config.adapter.layers or 0,
     )
+    if config.evaluation.merge and (shared := adapters.tied(engine.model)):
+        raise InputError(
+            f"evaluation.merge: {', '.join(shared)} has an adapter and shares its weights with another layer, "
+            "which the merged adapter would change too; leave out evaluation.merge or that layer"
+        )
     if config.model.gradient_checkpointing:
         engine.core.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     engine.model.train()

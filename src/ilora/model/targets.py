@@ -1,0 +1,57 @@
+"""Which layers of a model get an adapter."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ilora.errors import InputError
+from ilora.registry import did_you_mean
+
+# Query and value projections, as architectures name them; the first whose names a model has is taken.
+_QUERY_AND_VALUE = (
+    ["q_proj", "v_proj"],
+    ["query_key_value"],
+    ["qkv_proj"],
+    ["c_attn"],
+    ["Wqkv"],
+    ["q_b_proj", "kv_b_proj"],
+    ["q_proj", "kv_b_proj"],
+    ["in_proj", "x_proj"],
+    ["in_proj"],
+)
+
+
+def target_modules(model: nn.Module, wanted: list[str] | str) -> list[str] | str:
+    """The names of the layers that get an adapter. Raises InputError for a name that no layer has."""
+    if wanted == "all-linear":
+        return "all-linear"
+    linear = linear_layers(model)
+    if wanted == "auto":
+        return next((names for names in _QUERY_AND_VALUE if set(names) <= set(linear)), "all-linear")
+    for name in wanted:
+        if not any(key == name or key.endswith(f".{name}") for key, _ in model.named_modules()):
+            raise InputError(
+                f"adapter.target_modules: no layer is called '{name}'{did_you_mean(name, linear)}; "
+                f"this model's linear layers are {', '.join(linear)}; 'all-linear' takes them all"
+            )
+    return list(wanted)
+
+
+def last_layers(model: nn.Module, count: int | None) -> list[int] | None:
+    """The numbers of the last `count` layers; None: all."""
+    there = int(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr,operator]
+    if count is None or count == there:
+        return None
+    if count > there:
+        raise InputError(f"adapter.layers: {count}, but this model has {there} layers")
+    return list(range(there - count, there))
+
+
+def linear_layers(model: nn.Module, *, head: bool = True) -> list[str]:
+    """Their names within a layer; head: the output head's, too."""
+    without = None if head else model.get_output_embeddings()  # type: ignore[operator]
+    linear = [
+        key for key, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D) and part is not without
+    ]
+    return sorted({key.rpartition(".")[2] for key in linear})
