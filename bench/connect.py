@@ -34,7 +34,7 @@ from transformers import GenerationConfig
 from ilora import resume, run
 from ilora.config import Config, load_config
 from ilora.connectivity import files, space
-from ilora.connectivity.connect import Settings, connect
+from ilora.connectivity.connect import Settings, make_results
 from ilora.connectivity.ground import Ground, PointScores, TaskScores, limited, open_ground
 from ilora.connectivity.paths import Path as Curve
 from ilora.connectivity.paths import grid, make_path
@@ -71,7 +71,7 @@ def time_plane(folder: Path, work: Path, *, grid: int, rows: int) -> None:
     out = work / f"plane-{grid}x{grid}-{rows}"
     settings = Settings(paths=(), plane=True, grid=grid, rows=rows)
     done = [files.load(file)["seconds"] for file in out.glob("plane-*.json")]
-    (result,), cpu, wall = timed(lambda: connect(from_run(folder, pairs="last"), settings, out))
+    (result,), cpu, wall = timed(lambda: make_results(from_run(folder, pairs="last"), settings, out))
     print(f"plane {grid} x {grid}, {len(result['tasks'])} tasks x {rows} rows, {result['space']}")
     print(f"now:              {cpu:7.1f} CPU s {wall:7.1f} s; there before: {sum(done):.1f} s of it")
     print(f"in all:           {result['seconds']:7.1f} s, as the result's file says")

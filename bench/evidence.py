@@ -20,10 +20,10 @@ from typing import Any
 from tables import table
 
 from ilora.commands.compare import compare
-from ilora.compare.comparison import contrast_of, judge, lines_of, values_of
-from ilora.compare.gather import gather
-from ilora.compare.run import Run
-from ilora.compare.tables import signed
+from ilora.comparison.comparison import contrast_of, judge, lines_of, values_of
+from ilora.comparison.gather import gather
+from ilora.comparison.run import Run
+from ilora.comparison.tables import signed
 from ilora.present.numbers import points
 
 

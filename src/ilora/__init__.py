@@ -13,9 +13,14 @@ from ilora.errors import IloraError, InputError
 from ilora.settings import MethodConfig
 
 if TYPE_CHECKING:
-    from ilora.data.examples import Batch, Totals
+    from ilora.commands.compare import compare
+    from ilora.commands.connect import connect, evaluate
+    from ilora.commands.sweep import sweep
+    from ilora.data.examples import Batch, Example, Totals
     from ilora.data.task import Row, Task
     from ilora.methods.base import METHODS, Method
+    from ilora.methods.view import RunView
+    from ilora.model import adapters
     from ilora.runner import RunResult, add, resume, run
 
 __version__ = "0.1.0"
@@ -23,18 +28,25 @@ __all__ = [
     "METHODS",
     "Batch",
     "Config",
+    "Example",
     "IloraError",
     "InputError",
     "Method",
     "MethodConfig",
     "Row",
     "RunResult",
+    "RunView",
     "Task",
     "Totals",
+    "adapters",
     "add",
+    "compare",
+    "connect",
+    "evaluate",
     "load_config",
     "resume",
     "run",
+    "sweep",
 ]
 
 _LATE = {
@@ -42,19 +54,27 @@ _LATE = {
     "resume": "runner",
     "add": "runner",
     "RunResult": "runner",
+    "compare": "commands.compare",
+    "connect": "commands.connect",
+    "sweep": "commands.sweep",
+    "evaluate": "commands.connect",
     "Batch": "data.examples",
+    "Example": "data.examples",
     "Totals": "data.examples",
     "Row": "data.task",
     "Task": "data.task",
     "Method": "methods.base",
     "METHODS": "methods.base",
+    "RunView": "methods.view",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import torch and transformers only when something that needs them is asked for."""
-    if name not in _LATE:
-        raise AttributeError(f"module 'ilora' has no attribute '{name}'")
     import importlib
 
+    if name == "adapters":
+        return importlib.import_module("ilora.model.adapters")
+    if name not in _LATE:
+        raise AttributeError(f"module 'ilora' has no attribute '{name}'")
     return getattr(importlib.import_module(f"ilora.{_LATE[name]}"), name)

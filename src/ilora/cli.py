@@ -237,7 +237,7 @@ def compare_command(
     from rich.console import Console
 
     from ilora.commands.compare import compare
-    from ilora.compare.texts import terminal
+    from ilora.comparison.texts import terminal
 
     comparison, folder = compare(places, baseline=baseline, out=out, save=save, only=only or ())
     if not quiet:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ilora.compare.comparison import compare_runs
-from ilora.compare.evidence import refuse_other, write_evidence
-from ilora.compare.gather import gather
-from ilora.compare.page import page
-from ilora.compare.texts import as_csv, as_latex, as_markdown
+from ilora.comparison.comparison import compare_runs
+from ilora.comparison.evidence import refuse_other, write_evidence
+from ilora.comparison.gather import gather
+from ilora.comparison.page import page
+from ilora.comparison.texts import as_csv, as_latex, as_markdown
 from ilora.errors import InputError
 from ilora.files import write_atomic
 

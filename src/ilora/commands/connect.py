@@ -7,14 +7,80 @@ from pathlib import Path
 from typing import Any
 
 from ilora.connectivity.choose import select
-from ilora.connectivity.connect import Settings, connect
-from ilora.connectivity.evaluate import evaluate
+from ilora.connectivity.connect import Settings, make_results
+from ilora.connectivity.evaluate import evaluate_adapter
 from ilora.connectivity.sources import Source, from_adapters, from_run, pair_of
 from ilora.errors import InputError
 from ilora.present.numbers import points
 from ilora.report.html import write_report
 
-__all__ = ["Settings", "connect_command", "evaluate_command", "select_command"]
+__all__ = ["Settings", "connect", "connect_command", "evaluate", "evaluate_command", "select_command"]
+
+Place = str | Path
+
+
+def connect(
+    places: Place | Sequence[Place],
+    *,
+    pairs: str = "last",
+    data: Place | None = None,
+    model: str | None = None,
+    out: Place | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Measure loss and score between adapters; returns the results, which lie in `out` as JSON, pictures and a page.
+
+    places: a run folder, or two or three folders of PEFT adapters.
+    pairs: which pairs of a run's adapters, `last` or `all`.
+    data, model: of adapters that belong to no run: a run, a configuration or a folder of tasks; the base model's name.
+    out: default `connectivity` in the run folder.
+    settings: those of `ilora.connectivity.connect.Settings`, such as `paths=("factors", "bezier")`, `points`, `rows`,
+        `plane=True`, `similarity=True`.
+    Raises InputError, before anything is computed, where something does not fit.
+    """
+    folders = [Path(places)] if isinstance(places, str | Path) else [Path(place) for place in places]
+    source = _source(folders, pairs=pairs, data=None if data is None else Path(data), model=model)
+    folder = Path(out) if out is not None else (source.run or Path()) / "connectivity"
+    results = make_results(source, Settings(**settings), folder, quiet=quiet)
+    _refresh_report(source, folder)
+    return results
+
+
+def evaluate(
+    run: Place,
+    *,
+    at: float | None = None,
+    between: str = "adjacent",
+    path: str = "factors",
+    data: Place | None = None,
+    split: str | None = None,
+    rows: int | None = None,
+    out: Place | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Score the adapter of a run, or a point between two of its adapters, on its own tasks or on others.
+
+    at: the point, from 0 to 1; None: the adapter that answers.
+    between: which two adapters, `adjacent` (the last two tasks' ends) or `fast-slow`.
+    path: the path between them, as `connect` names it.
+    data: a run, a configuration or a folder of tasks; None: the run's own.
+    split: `test`, `eval` or `train`; None: the run's own.
+    rows: of each task, at most.
+    out: the new folder; default below `evaluations` in the run folder.
+    Returns the scores by task, and the folder. Raises InputError, with nothing written, where something does not fit.
+    """
+    return evaluate_adapter(
+        Path(run),
+        at=at,
+        between=between,
+        path=Settings(paths=(path,)).curves()[0],
+        data=None if data is None else Path(data),
+        split=split,
+        rows=rows,
+        out=None if out is None else Path(out),
+        quiet=quiet,
+    )
 
 
 def connect_command(
@@ -28,10 +94,8 @@ def connect_command(
     quiet: bool,
 ) -> list[str]:
     """Paths, and what else is wanted, of a run or of two or three adapters; returns lines to show."""
-    source = _source(places, pairs=pairs, data=data, model=model)
-    folder = out or (source.run or Path()) / "connectivity"
-    results = connect(source, settings, folder, quiet=quiet)
-    _refresh_report(source, folder)
+    results = connect(places, pairs=pairs, data=data, model=model, out=out, quiet=quiet, **vars(settings))
+    folder = out or (places[0] if len(places) == 1 else Path()) / "connectivity"
     return [*(line for result in results for line in _lines(result)), f"page:     {folder / 'index.html'}"]
 
 
@@ -57,9 +121,9 @@ def select_command(
     return [*lines, f"adapter:  {found['folder']}"]
 
 
-def evaluate_command(run: Path, *, path: str, **chosen: Any) -> list[str]:
-    """Score, and the lines to show."""
-    found = evaluate(run, path=Settings(paths=(path,)).curves()[0], **chosen)
+def evaluate_command(run: Path, **chosen: Any) -> list[str]:
+    """Score, and return the lines to show."""
+    found = evaluate(run, **chosen)
     lines = [
         f"{task}: {_spread(values)} ({values['metric']}, {values['n']} rows)" for task, values in found["tasks"].items()
     ]

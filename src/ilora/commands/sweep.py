@@ -10,11 +10,11 @@ from rich.table import Table
 
 from ilora.errors import IloraError, InputError
 from ilora.progress import Display
-from ilora.sweep.book import Book, Entry
-from ilora.sweep.estimate import estimates
-from ilora.sweep.local import Executor, Processes
-from ilora.sweep.plan import expand, read_sweep
-from ilora.sweep.sweep import execute
+from ilora.sweeps.book import Book, Entry
+from ilora.sweeps.estimate import estimates
+from ilora.sweeps.local import Executor, Processes
+from ilora.sweeps.plan import expand, read_sweep
+from ilora.sweeps.sweep import execute
 
 
 class RunsFailed(IloraError):
@@ -22,27 +22,32 @@ class RunsFailed(IloraError):
 
 
 def sweep(
-    file: Path,
+    file: str | Path,
     overrides: Sequence[str] = (),
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     processes: int = 1,
     ray: str | None = None,
     only: Sequence[str] = (),
     dry_run: bool = False,
     quiet: bool = False,
 ) -> Book:
-    """Make every run of a sweep file that is not made yet, in `out` (default `sweeps/<name>`).
+    """Make every run of a sweep file that is not made yet.
 
-    processes: runs at a time. ray: address of a cluster instead (`local`: one on this machine). only: shell patterns
-    of the runs to make now. Raises InputError with nothing started, RunsFailed when all is done but some runs failed;
-    KeyboardInterrupt leaves everything resumable.
+    overrides: settings in place of the file's, as `key=value`.
+    out: the sweep's folder; default `sweeps/<name>`.
+    processes: how many runs at a time.
+    ray: the address of a Ray cluster to use instead; `local` starts one on this machine.
+    only: shell patterns of the runs to make now.
+    dry_run: print the runs and how long they may take, and start none.
+    Returns the book of all runs and their states. Raises InputError with nothing started, and RunsFailed when all is
+    done and some runs failed. After a KeyboardInterrupt the same call goes on.
     """
     if not 1 <= processes <= (os.cpu_count() or 1):
         raise InputError(f"--processes {processes}: allowed are 1 to {os.cpu_count()}, the cores of this machine")
-    asked, home = read_sweep(file, overrides)
+    asked, home = read_sweep(Path(file), overrides)
     jobs = expand(asked, home)
-    book = Book(out or Path("sweeps") / str(asked.name), jobs)
+    book = Book(Path(out) if out is not None else Path("sweeps") / str(asked.name), jobs)
     book.refuse_changes()
     chosen = book.matching(only)
     with Display(quiet=quiet) as display:
@@ -68,7 +73,7 @@ def sweep(
 def _executor(processes: int, ray: str | None) -> Executor:
     if ray is None:
         return Processes(processes)
-    from ilora.sweep.cluster import Cluster
+    from ilora.sweeps.cluster import Cluster
 
     return Cluster(None if ray == "local" else ray)
 

@@ -80,7 +80,7 @@ class Job:
     make: Make
 
 
-def connect(source: Source, settings: Settings, out: Path, *, quiet: bool = False) -> list[dict[str, Any]]:
+def make_results(source: Source, settings: Settings, out: Path, *, quiet: bool = False) -> list[dict[str, Any]]:
     """Do all of it; returns the results, which lie in `out` as JSON and pictures. What is there already is kept.
 
     Raises InputError, before anything is computed, where a setting or an adapter does not fit, or a file was made of

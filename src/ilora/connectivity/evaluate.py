@@ -25,7 +25,7 @@ from ilora.stream import load_tasks
 SCHEMA = 1
 
 
-def evaluate(
+def evaluate_adapter(
     run: Path,
     *,
     at: float | None = None,

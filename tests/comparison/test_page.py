@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ilora.commands.compare import compare
-from tests.compare.chromium import PROGRAM, Browser
-from tests.compare.fake_runs import Method, write_sweep
+from tests.comparison.chromium import PROGRAM, Browser
+from tests.comparison.fake_runs import Method, write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="no chromium on this machine")]
 NAMES = "[...document.querySelectorAll('#main tbody tr')].filter(r => !r.hidden).map(r => r.dataset.name)"

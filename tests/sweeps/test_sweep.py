@@ -19,7 +19,7 @@ from ilora import InputError, resume, run
 from ilora.commands import sweep as command
 from ilora.commands.sweep import RunsFailed, sweep
 from ilora.config import load_config
-from ilora.sweep.book import Book, Entry
+from ilora.sweeps.book import Book, Entry
 from tests.helpers import MakeConfig
 from tests.training.test_interrupt import outcome
 
@@ -205,7 +205,7 @@ def test_killed_interrupted_and_finished_it_is_the_sweep_that_was_never_stopped(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    content["config"]["training"] |= {"epochs": 30, "checkpoint_every": 5}
+    content["config"]["training"] |= {"epochs": 12, "checkpoint_every": 3}
     file.write_text(yaml.safe_dump(content | {"seeds": 1}), encoding="utf-8")
     out = tmp_path / "s"
     first = start(file, out)

@@ -10,15 +10,15 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ilora.compare.pictures import pictures
-from ilora.compare.tables import Comparison, grids, notes, scope
+from ilora.comparison.pictures import pictures
+from ilora.comparison.tables import Comparison, grids, notes, scope
 from ilora.present.numbers import points
 
 
 def page(comparison: Comparison) -> str:
     """The whole page as text."""
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader("ilora.compare", "."), PackageLoader("ilora.present", ".")]),
+        loader=ChoiceLoader([PackageLoader("ilora.comparison", "."), PackageLoader("ilora.present", ".")]),
         autoescape=True,  # names of methods, tasks, runs and settings are untrusted
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Protocol
 
-from ilora.sweep.book import Entry
+from ilora.sweeps.book import Entry
 
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 

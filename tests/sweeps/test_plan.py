@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ilora.errors import InputError
-from ilora.sweep.plan import Job, expand, read_sweep
+from ilora.sweeps.plan import Job, expand, read_sweep
 from tests.helpers import MakeConfig
 
 ROOT = Path(__file__).parents[2]

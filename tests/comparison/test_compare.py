@@ -14,8 +14,8 @@ import pytest
 
 from ilora import InputError, run
 from ilora.commands.compare import compare
-from ilora.compare.gather import gather
-from tests.compare.fake_runs import Method, write_run, write_sweep
+from ilora.comparison.gather import gather
+from tests.comparison.fake_runs import Method, write_run, write_sweep
 from tests.helpers import MakeConfig
 
 FORMS = {"comparison.json", "comparison.csv", "comparison.md", "comparison.tex", "index.html"}

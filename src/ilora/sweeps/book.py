@@ -17,7 +17,7 @@ import yaml
 from ilora.config import load_config
 from ilora.errors import InputError
 from ilora.files import locked, write_atomic
-from ilora.sweep.plan import Job
+from ilora.sweeps.plan import Job
 
 SCHEMA = 1
 State = Literal["waiting", "running", "done", "failed"]

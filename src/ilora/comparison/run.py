@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ilora.compare.statistics import Floats
+from ilora.comparison.statistics import Floats
 from ilora.errors import InputError
 from ilora.present.numbers import number
 from ilora.results.reader import Results, matrix, task_labels, zero_shot_scores

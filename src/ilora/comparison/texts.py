@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ilora.compare.tables import Cell, Comparison, Grid, difference_grid, grids, main_grid, notes, scope
+from ilora.comparison.tables import Cell, Comparison, Grid, difference_grid, grids, main_grid, notes, scope
 from ilora.present.numbers import markdown, markdown_text
 
 _TEX = {

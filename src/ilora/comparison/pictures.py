@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ilora.compare.tables import Comparison
+from ilora.comparison.tables import Comparison
 from ilora.present.figures import COLOURS, GRID, INK, MUTED, as_svg, new_figure, short_name
 
 BLUE, ORANGE = COLOURS[0], COLOURS[1]

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from ilora.compare.items import cell_scores
-from ilora.compare.run import Cell, Items, Run, used_results, used_settings
-from ilora.compare.statistics import Floats
+from ilora.comparison.items import cell_scores
+from ilora.comparison.run import Cell, Items, Run, used_results, used_settings
+from ilora.comparison.statistics import Floats
 from ilora.errors import InputError
 from ilora.files import write_atomic
 from ilora.present.numbers import number, plain

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ilora.compare.budget import budget, cost
-from ilora.compare.gather import Gathered
-from ilora.compare.items import item_values, measures
-from ilora.compare.run import Run
-from ilora.compare.statistics import (
+from ilora.comparison.budget import budget, cost
+from ilora.comparison.gather import Gathered
+from ilora.comparison.items import item_values, measures
+from ilora.comparison.run import Run
+from ilora.comparison.statistics import (
     LEVEL,
     RESAMPLES,
     SEED,

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ilora.compare.run import Cell, Items, Run, used_results, used_settings
+from ilora.comparison.run import Cell, Items, Run, used_results, used_settings
 from ilora.data.task import Phase, Task
 from ilora.errors import InputError
 from ilora.present.numbers import number, plain

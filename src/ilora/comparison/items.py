@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ilora.compare.run import Run
-from ilora.compare.statistics import Floats
+from ilora.comparison.run import Run
+from ilora.comparison.statistics import Floats
 from ilora.errors import InputError
 from ilora.results.matrix import ALL, summarise
 from ilora.results.reader import SUMMARY, matrix, zero_shot_scores

@@ -17,11 +17,11 @@ import yaml
 from ilora import InputError
 from ilora.cli import app
 from ilora.commands.compare import compare
-from ilora.compare.comparison import compare_runs
-from ilora.compare.gather import gather
-from ilora.compare.items import measures
+from ilora.comparison.comparison import compare_runs
+from ilora.comparison.gather import gather
+from ilora.comparison.items import measures
 from ilora.config import load_config
-from tests.compare.fake_runs import Method, write_run, write_sweep
+from tests.comparison.fake_runs import Method, write_run, write_sweep
 
 DOCS = Path(__file__).parents[2] / "docs"
 

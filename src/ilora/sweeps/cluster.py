@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ilora.errors import InputError
-from ilora.sweep.book import Entry
-from ilora.sweep.local import threads
+from ilora.sweeps.book import Entry
+from ilora.sweeps.local import threads
 
 
 class Cluster:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from ilora.check import audit as check
 from ilora.config import Config
-from ilora.sweep.book import Entry
-from ilora.sweep.plan import Job
+from ilora.sweeps.book import Entry
+from ilora.sweeps.plan import Job
 
 
 def estimates(entries: Sequence[Entry], *, say: Callable[[str], None]) -> list[float]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ilora.compare.evidence import read_evidence
-from ilora.compare.folders import read_folder, run_folders
-from ilora.compare.run import Run
+from ilora.comparison.evidence import read_evidence
+from ilora.comparison.folders import read_folder, run_folders
+from ilora.comparison.run import Run
 from ilora.errors import InputError
 from ilora.present.numbers import plain
 

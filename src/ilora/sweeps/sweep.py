@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ilora.progress import Bar, Display
-from ilora.sweep.book import Book, Entry, busy, last_words
-from ilora.sweep.local import Executor
+from ilora.sweeps.book import Book, Entry, busy, last_words
+from ilora.sweeps.local import Executor
 
 _LOOK_EVERY = 0.2  # seconds
 _INTERRUPTED = 130

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ilora.compare.budget import size
+from ilora.comparison.budget import size
 from ilora.present.numbers import duration, plain, points
 from ilora.results.reader import SUMMARY
 

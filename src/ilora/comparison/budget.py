@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ilora.compare.run import Run
+from ilora.comparison.run import Run
 from ilora.present.numbers import number, plain
 
 SAME = 0.01  # a share less than this apart counts as the same: batches end a few tokens apart

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ilora.compare import statistics
-from ilora.compare.statistics import differences, holm, letters, mean_interval
+from ilora.comparison import statistics
+from ilora.comparison.statistics import differences, holm, letters, mean_interval
 
 Noise = tuple[float, float, float]  # standard deviations: between pairs, between items, of an item in a pair
 PAIRS_VARY, ITEMS_VARY, ONLY_NOISE, ALL_VARY = (1, 0.5, 0.5), (0.005, 1, 0.3), (0, 0, 1), (0.07, 0.7, 0.7)
