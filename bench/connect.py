@@ -34,10 +34,10 @@ from transformers import GenerationConfig
 from ilora import resume, run
 from ilora.config import Config, load_config
 from ilora.connectivity import files, space
-from ilora.connectivity.connect import Settings, make_results
-from ilora.connectivity.ground import Ground, PointScores, TaskScores, limited, open_ground
-from ilora.connectivity.paths import Path as Curve
-from ilora.connectivity.paths import grid, make_path
+from ilora.connectivity.connect import make_results
+from ilora.connectivity.jobs import Settings
+from ilora.connectivity.landscape import Landscape, PointScores, RowScores, limited, open_landscape
+from ilora.connectivity.paths import Curve, grid, make_path
 from ilora.connectivity.sources import from_run, pair_of
 from ilora.data.examples import IGNORED, Encoder, collate
 from ilora.data.task import Task
@@ -100,7 +100,7 @@ def plain_way(config: Config, sets: list[EvaluationSet], encoder: Encoder, folde
                                 generation_config=settings)[:, asked.input_ids.shape[1] :]  # fmt: skip
             texts = [answer_text(ids, encoder) for ids in made.tolist()]
             scores += [record(data, row, text)["score"] for row, text in zip(rows, texts, strict=True)]
-        found[data.task.label] = TaskScores(losses, scores)
+        found[data.task.label] = RowScores(losses, scores)
     return found
 
 
@@ -111,13 +111,13 @@ def timed(what: Callable[[], Any]) -> tuple[Any, float, float]:
     return result, time.process_time() - cpu, time.perf_counter() - wall
 
 
-def all_plain(config: Config, ground: Ground, curve: Curve, ts: list[float]) -> list[PointScores]:
+def all_plain(config: Config, landscape: Landscape, curve: Curve, ts: list[float]) -> list[PointScores]:
     """The plain way at every point; writing the adapter at t is part of it."""
     found = []
     with TemporaryDirectory() as scratch:
         for number, t in enumerate(ts):
             space.write(curve.at(t), Path(scratch) / str(number))
-            found.append(plain_way(config, ground.sets, ground.encoder, Path(scratch) / str(number)))
+            found.append(plain_way(config, landscape.sets, landscape.encoder, Path(scratch) / str(number)))
     return found
 
 
@@ -172,13 +172,13 @@ def time_path(config: Config, ends: tuple[space.Adapter, space.Adapter], *, poin
     tasks: list[Task] = [limited(task, "test", rows) for task in load_tasks(config.data)]
     curve, ts = make_path("linear", ends, space="factors"), grid(points)
 
-    def at_once() -> tuple[Ground, list[PointScores]]:
-        ground = open_ground(config, tasks, ends, split="test")
-        return ground, ground.judge([curve.at(t) for t in ts], exact=(0, len(ts) - 1))
+    def at_once() -> tuple[Landscape, list[PointScores]]:
+        landscape = open_landscape(config, tasks, ends, split="test")
+        return landscape, landscape.evaluate([curve.at(t) for t in ts], exact=(0, len(ts) - 1))
 
-    (ground, ours), cpu, wall = timed(at_once)
+    (landscape, ours), cpu, wall = timed(at_once)
     print(f"in one pass:      {cpu:7.1f} CPU s {wall:7.1f} s", flush=True)
-    theirs, plain_cpu, plain_wall = timed(lambda: all_plain(config, ground, curve, ts))
+    theirs, plain_cpu, plain_wall = timed(lambda: all_plain(config, landscape, curve, ts))
     print(f"one at a time:    {plain_cpu:7.1f} CPU s {plain_wall:7.1f} s")
     print(f"ratio:            {plain_cpu / cpu:7.2f}       {plain_wall / wall:7.2f}")
     differ, total, gap = compare(ours, theirs)

@@ -38,7 +38,7 @@ from steps import measure_steps
 from transformers import logging
 
 from ilora.connectivity import space
-from ilora.connectivity.ground import open_ground
+from ilora.connectivity.landscape import open_landscape
 from ilora.connectivity.sources import from_run, pair_of
 from ilora.evaluation.scoring import evaluate
 from ilora.model.load import resolve
@@ -97,12 +97,12 @@ def measure_evaluation(scoring: str, data: Path, names: Sequence[str], adapter: 
     update = space.read(adapter)
     config = configuration("sequential", data, [{"name": task, "scoring": scoring} for task in names], name=name)
     size, tasks = config.evaluation.batch_size, load_tasks(config.data)
-    ground = open_ground(config, tasks, [update], split="test")
-    ground.place(update)
+    landscape = open_landscape(config, tasks, [update], split="test")
+    landscape.use(update)
 
     def ours(number: int) -> list[str]:
-        engine, encoder = ground.engine, ground.encoder
-        lines = evaluate(ground.sets[number], engine, encoder, batch_size=size)
+        engine, encoder = landscape.engine, landscape.encoder
+        lines = evaluate(landscape.sets[number], engine, encoder, batch_size=size)
         return [line["prediction"] for line in lines]
 
     def plainly(number: int, batch: int) -> list[str]:

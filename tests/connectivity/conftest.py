@@ -1,4 +1,4 @@
-"""Adapters with known weights, a ground on the tiny model, and a finished tiny run."""
+"""Adapters with known weights, a landscape on the tiny model, and a finished tiny run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ilora import run
-from ilora.connectivity.ground import Ground
+from ilora.connectivity.landscape import Landscape
 from ilora.connectivity.space import Adapter
 from ilora.model.adapters import LowRank
 from ilora.stream import load_tasks
@@ -37,10 +37,10 @@ def update(adapter: Adapter, layer: str) -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def ground(make_config: MakeConfig) -> Ground:
+def landscape(make_config: MakeConfig) -> Landscape:
     """The tiny model with a slot, and the test rows of two tasks."""
     config = make_config("evaluation.batch_size=3")
-    return Ground(config, load_tasks(config.data)[:2], LAYERS, split="test")
+    return Landscape(config, load_tasks(config.data)[:2], LAYERS, split="test")
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ from transformers import LlamaForCausalLM
 from ilora import run
 from ilora.cli import main
 from ilora.config import load_config
-from ilora.connectivity import connect, files, sources, space
+from ilora.connectivity import connect, files, path_job, sources, space
 from ilora.connectivity import evaluate as evaluation
-from ilora.connectivity import ground as grounds
-from ilora.connectivity.ground import Ground
+from ilora.connectivity import landscape as landscapes
+from ilora.connectivity.landscape import Landscape
 from ilora.connectivity.sources import file_name
 from ilora.errors import InputError
 from ilora.report.html import write_report
@@ -81,15 +81,15 @@ def test_the_ends_of_a_path_answer_as_the_run_did(
 ) -> None:
     """Every answer, not only the scores."""
     answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    place, judged = Ground.place, grounds.evaluate
+    place, judged = Landscape.use, landscapes.evaluate
     placed: list[str] = []
 
     def watched(data: Any, *others: Any, **named: Any) -> Any:
         answers[placed[-1], data.task.label] = judged(data, *others, **named)
         return answers[placed[-1], data.task.label]
 
-    monkeypatch.setattr(Ground, "place", lambda self, adapter: (placed.append(adapter.label), place(self, adapter)))
-    monkeypatch.setattr(grounds, "evaluate", watched)
+    monkeypatch.setattr(Landscape, "use", lambda self, adapter: (placed.append(adapter.label), place(self, adapter)))
+    monkeypatch.setattr(landscapes, "evaluate", watched)
     assert ilora("connect", tiny_run, "--points", 3, "--paths", "delta")[0] == 0
     assert {end for end, _ in answers} == {"01-one/slow", "01-one/fast", "02-two/slow", "02-two/fast"}
     for (end, task), records in answers.items():
@@ -168,7 +168,7 @@ def test_what_is_there_is_kept_and_never_overwritten(
     assert ilora(*command)[0] == 0
     before = {path: path.read_bytes() for path in (tiny_run / "connectivity").iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(Ground, "judge", lambda *_, **__: pytest.fail("computed again"))
+        patch.setattr(Landscape, "evaluate", lambda *_, **__: pytest.fail("computed again"))
         assert ilora(*command)[0] == 0
     assert {path: path.read_bytes() for path in (tiny_run / "connectivity").iterdir()} == before
     code, _, err = ilora("connect", tiny_run, "--points", 2, "--paths", "delta", "--rows", 3)
@@ -218,9 +218,9 @@ def test_after_a_task_is_added_all_pairs_go_on(
 
 def test_a_killed_plane_goes_on(tiny_run: Path, ilora: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("connect", tiny_run, "--paths", "", "--plane", "--grid", 3, "--rows", 3, "--out")
-    original, rows = Ground.judge, []
+    original, rows = Landscape.evaluate, []
 
-    def killed(self: Ground, points: Any, **named: Any) -> Any:
+    def killed(self: Landscape, points: Any, **named: Any) -> Any:
         if len(points) == 3 and not named.get("exact"):
             rows.append(len(rows))
             if len(rows) == 2:
@@ -228,7 +228,7 @@ def test_a_killed_plane_goes_on(tiny_run: Path, ilora: Command, monkeypatch: pyt
         return original(self, points, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ground, "judge", killed)
+        patch.setattr(Landscape, "evaluate", killed)
         assert ilora(*command, tiny_run / "a")[0] == 130
     torn = load(tiny_run / "a", "plane-*.json")
     assert (torn["complete"], len(torn["grid"])) == (False, 1)
@@ -333,7 +333,7 @@ def test_a_bend_is_kept_and_its_path_can_be_evaluated(
     assert code == 2
     assert "no trained bend between 01-one/slow and 02-two/slow; `ilora connect" in err
     with monkeypatch.context() as patch:  # killed between bend and path
-        patch.setattr(Ground, "judge", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Landscape, "evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert ilora(*command)[0] == 130
     folder = tiny_run / "connectivity"
     name = "01-one-slow--02-two-slow-bezier-factors"
@@ -433,13 +433,13 @@ def test_select_never_sees_test_rows_and_writes_an_adapter(
     tiny_run: Path, ilora: Command, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, set[str]]] = []
-    original = Ground.judge
+    original = Landscape.evaluate
 
-    def spying(self: Ground, points: Any, **named: Any) -> Any:
+    def spying(self: Landscape, points: Any, **named: Any) -> Any:
         seen.append((len(points), {data.split for data in named["sets"]}))
         return original(self, points, **named)
 
-    monkeypatch.setattr(Ground, "judge", spying)
+    monkeypatch.setattr(Landscape, "evaluate", spying)
     code, out, err = ilora("connect", tiny_run, "--select", "--points", 5)
     assert code == 0, err
     assert seen == [(5, {"memory", "eval"}), (3, {"test"})]
@@ -468,16 +468,16 @@ def test_select_never_sees_test_rows_and_writes_an_adapter(
 
 def test_a_killed_choice_leaves_nothing(tiny_run: Path, ilora: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original = Ground.judge
+    original = Landscape.evaluate
 
-    def killed(self: Ground, points: Any, **named: Any) -> Any:
+    def killed(self: Landscape, points: Any, **named: Any) -> Any:
         calls.append(len(points))
         if len(points) == 3:  # choosing is done, testing begins
             raise KeyboardInterrupt
         return original(self, points, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ground, "judge", killed)
+        patch.setattr(Landscape, "evaluate", killed)
         assert ilora("connect", tiny_run, "--select", "--points", 2)[0] == 130
     assert calls == [2, 3]
     assert not (tiny_run / "connectivity").exists()
@@ -556,7 +556,7 @@ def test_a_foreign_or_damaged_file_is_named_before_anything_is_computed(
     folder = tiny_run / "connectivity"
     folder.mkdir()
     (folder / "path-x.json").write_text(content)
-    monkeypatch.setattr(connect, "open_ground", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr(connect, "open_landscape", lambda *_, **__: pytest.fail("computed"))
     code, _, err = ilora("connect", tiny_run, "--points", 2, "--paths", "delta", "--rows", 2)
     assert code == 2
     assert f"path-x.json: {message}" in err
@@ -592,20 +592,20 @@ def test_results_that_are_none_are_named(content: str, tiny_run: Path, ilora: Co
 
 def test_labels_cannot_leave_the_folder_or_the_page(tmp_path: Path) -> None:
     assert file_name("01-one/slow") == "01-one-slow"
-    for label, stem in (("../../etc/passwd", "etc-passwd"), ("</script>", "script"), ("..", "adapter")):
-        assert re.fullmatch(rf"{stem}-[0-9a-f]{{6}}", file_name(label))
+    for label, prefix in (("../../etc/passwd", "etc-passwd"), ("</script>", "script"), ("..", "adapter")):
+        assert re.fullmatch(rf"{prefix}-[0-9a-f]{{6}}", file_name(label))
     from ilora.connectivity.page import _inert_json
 
     assert "<" not in _inert_json({"title": "</script><script>alert(1)</script>"})
 
 
 def test_interior_is_measured_against_both_ends() -> None:
-    from ilora.connectivity.ground import TaskScores
+    from ilora.connectivity.landscape import RowScores
 
-    scores = [{"x": TaskScores([1.0] * 4, values)} for values in ([1, 0, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0])]
-    found = connect.interior([0.0, 0.5, 1.0], scores, ["x"])
+    scores = [{"x": RowScores([1.0] * 4, values)} for values in ([1, 0, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0])]
+    found = path_job.interior([0.0, 0.5, 1.0], scores, ["x"])
     assert found is not None
     assert found["t"] == 0.5
     assert found["over_0"]["score"] == 0.5
     assert found["over_1"] == {"score": 0.25, "score_se": 0.25}
-    assert connect.interior([0.0, 1.0], scores[:2], ["x"]) is None
+    assert path_job.interior([0.0, 1.0], scores[:2], ["x"]) is None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ilora.connectivity.ground import Ground, TaskScores, average, contrast, gain, limited, open_ground
+from ilora.connectivity.landscape import Landscape, RowScores, average, contrast, gain, limited, open_landscape
 from ilora.connectivity.paths import grid, make_path
-from ilora.connectivity.reading import Reading, Stem, batches, stem_length
+from ilora.connectivity.reading import Reading, SharedPrefix, batches, shared_length
 from ilora.connectivity.space import Adapter
 from ilora.data.examples import collate
 from ilora.errors import InputError
@@ -20,53 +20,53 @@ POINTS = [make_path("linear", (random_adapter("a", 1), random_adapter("b", 2)), 
 
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("drafts", ["answers", "none", "right", "long"])
-def test_greedy_answers_equal_generation(ground: Ground, number: int, drafts: str) -> None:
-    data = ground.sets[0]
-    ground.place(POINTS[number])
-    asked = questions(data, range(len(data.examples)), ground.encoder)
-    shared = stem_length([example.prompt for example in asked])
+def test_greedy_answers_equal_generation(landscape: Landscape, number: int, drafts: str) -> None:
+    data = landscape.sets[0]
+    landscape.use(POINTS[number])
+    asked = questions(data, range(len(data.examples)), landscape.encoder)
+    shared = shared_length([example.prompt for example in asked])
     assert shared > 0
-    engine, end = ground.engine, ground.encoder.end
-    whole = collate(asked, pad=ground.encoder.pad)
-    own = collate([type(e)(e.task, e.id, e.prompt[shared:], []) for e in asked], pad=ground.encoder.pad)
+    engine, end = landscape.engine, landscape.encoder.end
+    whole = collate(asked, pad=landscape.encoder.pad)
+    own = collate([type(e)(e.task, e.id, e.prompt[shared:], []) for e in asked], pad=landscape.encoder.pad)
     from transformers import GenerationConfig
 
-    settings = GenerationConfig(do_sample=False, max_new_tokens=9, eos_token_id=end, pad_token_id=ground.encoder.pad)
+    settings = GenerationConfig(do_sample=False, max_new_tokens=9, eos_token_id=end, pad_token_id=landscape.encoder.pad)
     made = [row[: row.index(end) + 1] if end in row else row for row in engine.generate(whole, settings).tolist()]
     answers = [example.answer for example in data.examples]
     guesses = {"answers": answers, "none": [[] for _ in answers], "right": made, "long": [row * 5 for row in made]}
     with torch.inference_mode():
-        reading = Reading(engine, own, Stem(engine, asked[0].prompt[:shared]), answers)
+        reading = Reading(engine, own, SharedPrefix(engine, asked[0].prompt[:shared]), answers)
         assert reading.greedy(guesses[drafts], limit=9, end=end) == made
 
 
-def test_losses_equal_those_of_a_plain_pass(ground: Ground) -> None:
-    for number, scores in enumerate(ground.judge(POINTS)):
-        ground.place(POINTS[number])
-        for data in ground.sets:
+def test_losses_equal_those_of_a_plain_pass(landscape: Landscape) -> None:
+    for number, scores in enumerate(landscape.evaluate(POINTS)):
+        landscape.use(POINTS[number])
+        for data in landscape.sets:
             for example, loss in zip(data.examples, scores[data.task.label].losses, strict=True):
                 ids = torch.tensor([example.prompt + example.answer])
                 labels = ids.clone()
                 labels[:, : len(example.prompt)] = -100
                 with torch.no_grad():
-                    expected = ground.engine.model(input_ids=ids, labels=labels).loss.item()
+                    expected = landscape.engine.model(input_ids=ids, labels=labels).loss.item()
                 assert loss == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("exact", [(), (0, 3), (0, 1, 2, 3)])
-def test_many_points_at_once_score_as_one_at_a_time(ground: Ground, exact: tuple[int, ...]) -> None:
-    together = ground.judge(POINTS, exact=exact)
+def test_many_points_at_once_score_as_one_at_a_time(landscape: Landscape, exact: tuple[int, ...]) -> None:
+    together = landscape.evaluate(POINTS, exact=exact)
     for point, scores in zip(POINTS, together, strict=True):
-        ground.place(point)
-        for data in ground.sets:
-            records = evaluate(data, ground.engine, ground.encoder, batch_size=3)
+        landscape.use(point)
+        for data in landscape.sets:
+            records = evaluate(data, landscape.engine, landscape.encoder, batch_size=3)
             assert scores[data.task.label].scores == [line["score"] for line in records]
 
 
-def test_progress_counts_every_row_at_every_point(ground: Ground) -> None:
+def test_progress_counts_every_row_at_every_point(landscape: Landscape) -> None:
     done: list[int] = []
-    ground.judge(POINTS[:2], exact=(0,), advance=done.append)
-    assert sum(done) == 2 * sum(len(data.examples) for data in ground.sets)
+    landscape.evaluate(POINTS[:2], exact=(0,), advance=done.append)
+    assert sum(done) == 2 * sum(len(data.examples) for data in landscape.sets)
 
 
 def test_batches_hold_rows_of_like_length() -> None:
@@ -77,15 +77,15 @@ def test_batches_hold_rows_of_like_length() -> None:
 
 
 def test_stem_leaves_each_row_a_token() -> None:
-    assert stem_length([[1, 2, 3], [1, 2, 4], [1, 2, 3, 5]]) == 2
-    assert stem_length([[1, 2], [1, 2]]) == 1
-    assert stem_length([[1], [2]]) == 0
-    assert stem_length([[1], [1, 2]]) == 0
+    assert shared_length([[1, 2, 3], [1, 2, 4], [1, 2, 3, 5]]) == 2
+    assert shared_length([[1, 2], [1, 2]]) == 1
+    assert shared_length([[1], [2]]) == 0
+    assert shared_length([[1], [1, 2]]) == 0
 
 
 def test_averages_and_gains_by_hand() -> None:
-    one = {"x": TaskScores([1.0, 3.0], [1.0, 0.0]), "y": TaskScores([2.0, 2.0], [1.0, 1.0])}
-    two = {"x": TaskScores([1.0, 1.0], [0.0, 0.0]), "y": TaskScores([1.0, 1.0], [1.0, 0.0])}
+    one = {"x": RowScores([1.0, 3.0], [1.0, 0.0]), "y": RowScores([2.0, 2.0], [1.0, 1.0])}
+    two = {"x": RowScores([1.0, 1.0], [0.0, 0.0]), "y": RowScores([1.0, 1.0], [1.0, 0.0])}
     assert average(one, ["x", "y"]) == {"n": 4, "loss": 2.0, "loss_se": 0.5, "score": 0.75, "score_se": 0.25}
     found = gain(one, two, ["x", "y"])
     assert found["score"] == 0.5
@@ -95,17 +95,17 @@ def test_averages_and_gains_by_hand() -> None:
     assert (mean, error) == (0.25, pytest.approx((0.25**2 + 0.25**2) ** 0.5 / 2))
 
 
-def test_an_adapter_of_another_width_is_refused(ground: Ground) -> None:
+def test_an_adapter_of_another_width_is_refused(landscape: Landscape) -> None:
     wide = random_adapter("wide", 1)
     updates = {layer: LowRank(torch.ones(4, 48), torch.ones(48, 4), 1.0) for layer in wide.updates}
     with pytest.raises(
         InputError, match=r"wide belongs to another base model: layer .*q_proj is 48 x 48 .* 32 x 32 in"
     ):
-        open_ground(ground.config, [], [random_adapter("a", 1), Adapter("wide", updates)], split="test")
+        open_landscape(landscape.config, [], [random_adapter("a", 1), Adapter("wide", updates)], split="test")
 
 
-def test_limited_rows_are_the_same_each_time(ground: Ground) -> None:
-    task = ground.sets[0].task
+def test_limited_rows_are_the_same_each_time(landscape: Landscape) -> None:
+    task = landscape.sets[0].task
     few = limited(task, "test", 3)
     assert few.rows["test"] == limited(task, "test", 3).rows["test"]
     assert len(few.rows["test"]) == 3
@@ -114,12 +114,12 @@ def test_limited_rows_are_the_same_each_time(ground: Ground) -> None:
         limited(task, "dev", 3)
 
 
-def test_a_layer_that_an_adapter_does_not_change_is_the_base_models(ground: Ground) -> None:
+def test_a_layer_that_an_adapter_does_not_change_is_the_base_models(landscape: Landscape) -> None:
     whole = POINTS[0]
     part = Adapter("part", dict(list(whole.updates.items())[:2]))
     zero = {layer: LowRank(one.down, torch.zeros_like(one.up), one.scale) for layer, one in whole.updates.items()}
     filled = Adapter("filled", zero | dict(part.updates))
-    one, two = ground.judge([part, filled], exact=(0,))
+    one, two = landscape.evaluate([part, filled], exact=(0,))
     for task, scores in one.items():
         assert scores.losses == pytest.approx(two[task].losses, abs=1e-6)
         assert scores.scores == two[task].scores

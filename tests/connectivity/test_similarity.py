@@ -8,8 +8,8 @@ import torch
 from scipy.linalg import subspace_angles
 
 from ilora.connectivity import similarity
-from ilora.connectivity.ground import Ground
-from ilora.connectivity.reading import stem_length
+from ilora.connectivity.landscape import Landscape
+from ilora.connectivity.reading import shared_length
 from ilora.connectivity.similarity import linear_cka, principal_angles, subspaces
 from ilora.connectivity.space import Adapter
 from ilora.errors import InputError
@@ -53,27 +53,27 @@ def test_cka_of_bad_input() -> None:
     assert linear_cka(first, torch.ones(100, 3)) is None
 
 
-def test_features_are_means_over_the_prompt(ground: Ground) -> None:
-    examples = ground.sets[0].examples
-    found = similarity.features(ground, A, examples)
+def test_features_are_means_over_the_prompt(landscape: Landscape) -> None:
+    examples = landscape.sets[0].examples
+    found = similarity.features(landscape, A, examples)
     assert [tuple(layer.shape) for layer in found] == [(len(examples), 32)] * 2
     with torch.no_grad():
-        hidden = ground.engine.model(input_ids=torch.tensor([examples[2].prompt]), output_hidden_states=True)
-    stem = stem_length([example.prompt for example in examples])
-    assert stem > 0  # of every row alike, so it is no part of the row's features
+        hidden = landscape.engine.model(input_ids=torch.tensor([examples[2].prompt]), output_hidden_states=True)
+    prefix = shared_length([example.prompt for example in examples])
+    assert prefix > 0  # of every row alike, so it is no part of the row's features
     for layer, expected in zip(found, hidden.hidden_states[1:], strict=True):
-        assert torch.allclose(layer[2], expected[0, stem:].mean(0), atol=1e-5)
+        assert torch.allclose(layer[2], expected[0, prefix:].mean(0), atol=1e-5)
 
 
-def test_every_task_has_a_cka_of_its_own(ground: Ground) -> None:
+def test_every_task_has_a_cka_of_its_own(landscape: Landscape) -> None:
     """Of pooled rows the difference between the tasks alone would make the features alike."""
-    texts = {data.task.label: data.examples for data in ground.sets}
-    same = similarity.cka_by_layer(ground, A, A, texts)
+    texts = {data.task.label: data.examples for data in landscape.sets}
+    same = similarity.cka_by_layer(landscape, A, A, texts)
     assert [row["layer"] for row in same] == [1, 2]
     assert all(row["cka"] == pytest.approx(1.0) for row in same)
-    for row in similarity.cka_by_layer(ground, A, B, texts):
+    for row in similarity.cka_by_layer(landscape, A, B, texts):
         alone = [
-            linear_cka(*(similarity.features(ground, one, rows)[row["layer"] - 1] for one in (A, B)))
+            linear_cka(*(similarity.features(landscape, one, rows)[row["layer"] - 1] for one in (A, B)))
             for rows in texts.values()
         ]
         assert [values["cka"] for values in row["tasks"].values()] == pytest.approx(alone)
@@ -90,8 +90,8 @@ def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     assert similarity.jackknife(lambda rows: None if 0 in rows else 1.0, 10) is None
 
 
-def test_rows_are_sampled_and_always_the_same(ground: Ground) -> None:
-    examples = ground.sets[0].examples
+def test_rows_are_sampled_and_always_the_same(landscape: Landscape) -> None:
+    examples = landscape.sets[0].examples
     kept = similarity.sampled(examples, 4, task="one")
     assert kept == similarity.sampled(examples, 4, task="one")
     assert len(kept) == 4

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ilora.connectivity.choose import select
-from ilora.connectivity.connect import Settings, make_results
+from ilora.connectivity.connect import make_results
 from ilora.connectivity.evaluate import evaluate_adapter
+from ilora.connectivity.jobs import Settings
 from ilora.connectivity.sources import Source, from_adapters, from_run, pair_of
 from ilora.errors import InputError
 from ilora.present.numbers import points
@@ -35,7 +36,7 @@ def connect(
     pairs: which pairs of a run's adapters, `last` or `all`.
     data, model: of adapters that belong to no run: a run, a configuration or a folder of tasks; the base model's name.
     out: default `connectivity` in the run folder.
-    settings: those of `ilora.connectivity.connect.Settings`, such as `paths=("factors", "bezier")`, `points`, `rows`,
+    settings: those of `ilora.connectivity.jobs.Settings`, such as `paths=("factors", "bezier")`, `points`, `rows`,
         `plane=True`, `similarity=True`.
     Raises InputError, before anything is computed, where something does not fit.
     """

@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ilora.connectivity.ground import SLOT, Ground
-from ilora.connectivity.paths import Path
+from ilora.connectivity.landscape import SLOT, Landscape
+from ilora.connectivity.paths import Curve
 from ilora.data.examples import IGNORED, Batch, Example, collate
 from ilora.errors import IloraError
 from ilora.kernels.losses import token_losses
@@ -24,8 +24,8 @@ from ilora.model.adapters import LowRank
 
 
 def train_bend(
-    path: Path,
-    ground: Ground,
+    path: Curve,
+    landscape: Landscape,
     examples: Sequence[Example],
     *,
     steps: int,
@@ -33,17 +33,17 @@ def train_bend(
     batch_size: int,
     seed: int,
     advance: Callable[[], None] = lambda: None,
-) -> Path:
-    """The path with its bend trained on these rows by Adam. Rows and t of a step depend on (seed, step) only.
+) -> Curve:
+    """The path, with its bend trained on these rows by Adam. A step's rows and t depend on (seed, step) only.
 
     Raises IloraError where the loss is not finite.
     """
     start = path.controls[1]
-    leaves = {layer: _leaf(update) for layer, update in start.updates.items()}
+    leaves = {layer: trainable_copy(update) for layer, update in start.updates.items()}
     path = path.bent(replace(start, updates=leaves))
     tensors = [side for update in leaves.values() for side in (update.down, update.up)]
     optimizer = torch.optim.Adam(tensors, lr=learning_rate)
-    slot = adapters.parameters(ground.engine.model, SLOT).values()
+    slot = adapters.parameters(landscape.engine.model, SLOT).values()
     for parameter in slot:
         parameter.requires_grad_(True)
     try:
@@ -51,7 +51,7 @@ def train_bend(
             source = random.Random(f"{seed}/bend/{step}")
             rows = source.sample(list(examples), min(batch_size, len(examples)))
             optimizer.zero_grad()
-            _backward(path, source.random(), ground, rows)
+            backward(path, source.random(), landscape, rows)
             optimizer.step()
             advance()
     finally:
@@ -62,27 +62,28 @@ def train_bend(
 
 
 @torch.no_grad()
-def mean_loss(path: Path, ground: Ground, examples: Sequence[Example], *, points: int, batch_size: int) -> float:
-    """E_t L(φ(t)) over these rows, by the midpoints of `points` equal parts of the path; nats per answer token."""
-    engine, found = ground.engine, list[float]()
+def mean_loss(path: Curve, landscape: Landscape, examples: Sequence[Example], *, points: int, batch_size: int) -> float:
+    """The mean loss over the path and the rows, E_t L(φ(t)), from the midpoints of `points` equal parts; in nats."""
+    engine, found = landscape.engine, list[float]()
     for number in range(points):
-        ground.place(path.at((number + 0.5) / points))
+        landscape.use(path.at((number + 0.5) / points))
         for start in range(0, len(examples), batch_size):
             batch = collate(examples[start : start + batch_size], pad=engine.pad, device=engine.device)
             found += row_losses(engine.forward(batch).logits, batch).tolist()
     return statistics.fmean(found)
 
 
-def _leaf(update: LowRank) -> LowRank:
+def trainable_copy(update: LowRank) -> LowRank:
+    """The same update, with factors of its own that gradients can be taken of."""
     down, up = (side.detach().clone().requires_grad_(True) for side in (update.down, update.up))
     return LowRank(down, up, update.scale)
 
 
-def _backward(path: Path, t: float, ground: Ground, rows: Sequence[Example]) -> None:
-    """Leave dL(φ(t))/d(bend) at the bend's tensors."""
+def backward(path: Curve, t: float, landscape: Landscape, rows: Sequence[Example]) -> None:
+    """Add dL(φ(t))/d(bend), of the mean loss over the rows, to the gradients of the bend's factors."""
     point = path.at(t)
-    ground.place(point)
-    engine = ground.engine
+    landscape.use(point)
+    engine = landscape.engine
     batch = collate(rows, pad=engine.pad, device=engine.device)
     loss = row_losses(engine.forward(batch).logits, batch).mean()
     if not torch.isfinite(loss):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ilora.connectivity import files, paths, space
-from ilora.connectivity.ground import Ground, PointScores, average, gain, limited, open_ground
+from ilora.connectivity.landscape import Landscape, PointScores, average, gain, limited, open_landscape
 from ilora.connectivity.sources import Origins, Pair, Source
 from ilora.data.task import Task
 from ilora.errors import InputError
@@ -17,11 +17,11 @@ from ilora.progress import Display
 from ilora.stream import fingerprint
 from ilora.training.checkpoint import load_latest
 
-MEMORY = "memory"  # the split of which a task's remembered training rows are
+MEMORY = "memory"  # the name of the split with a task's rows in the replay memory
 
 
 def remembered(run: Path, tasks: Sequence[Task]) -> list[Task]:
-    """The tasks with a split `memory`: their training rows that the run's replay memory holds.
+    """The tasks with one more split, `memory`: their training rows in the run's replay memory.
 
     Raises InputError where it holds none of a task's rows.
     """
@@ -32,8 +32,8 @@ def remembered(run: Path, tasks: Sequence[Task]) -> list[Task]:
         numbers = sorted({int(key.rpartition("/")[2]) for name, key in kept if name == task.name})
         if not numbers:
             raise InputError(
-                f"{run}: the replay memory holds no row of task '{task.name}', so nothing tells what it keeps of it; "
-                "choose on a run of a method with a memory"
+                f"{run}: the replay memory holds no row of task '{task.name}', so the choice would not see this task; "
+                "take a run of a method with a memory"
             )
         rows = [task.rows["train"][number] for number in numbers]
         found.append(replace(task, rows={**task.rows, MEMORY: rows}))
@@ -53,7 +53,7 @@ def select(
     if kind in paths.BENT:
         raise InputError(
             f"--select goes along factors, delta or spherical: the bend of a {kind} is trained on the tasks' training "
-            "rows, which a learner no longer has when it chooses"
+            "rows, which are no longer at hand when the point is chosen"
         )
     curve, ts = paths.make_path(kind, pair.ends, space=where), paths.grid(points)
     name = f"{pair.name}-{curve.name}"
@@ -80,7 +80,7 @@ def select(
 def _selection(
     source: Source,
     pair: Pair,
-    curve: paths.Path,
+    curve: paths.Curve,
     ts: Sequence[float],
     chosen_on: Sequence[tuple[Task, str]],
     tests: Sequence[Task],
@@ -89,14 +89,14 @@ def _selection(
 ) -> dict[str, Any]:
     labels = [task.label for task in pair.tasks]
     with Display(quiet=quiet) as display:
-        ground = open_ground(source.config, [], pair.ends, split="test")
-        sets = [ground.encoded(task, split) for task, split in chosen_on]
-        found = _judged(ground, sets, [curve.at(t) for t in ts], display, title=f"choosing on {pair.name}")
+        landscape = open_landscape(source.config, [], pair.ends, split="test")
+        sets = [landscape.encoded(task, split) for task, split in chosen_on]
+        found = _evaluated(landscape, sets, [curve.at(t) for t in ts], display, title=f"choosing on {pair.name}")
         means = [average(scores, labels) for scores in found]
         best = max(range(len(ts)), key=lambda n: (means[n]["score"], -means[n]["loss"]))
         three = [pair.ends[0], curve.at(ts[best]), pair.ends[1]]
-        tested = [ground.encoded(task, "test") for task in tests]
-        judged = _judged(ground, tested, three, display, title="testing it", exact=(0, 1, 2))
+        tested = [landscape.encoded(task, "test") for task in tests]
+        scores_on_test = _evaluated(landscape, tested, three, display, title="testing it", exact=(0, 1, 2))
     return {
         "kind": "selection",
         "complete": True,
@@ -108,14 +108,14 @@ def _selection(
         "choice": [{"t": t, **values} for t, values in zip(ts, means, strict=True)],
         "test": {
             name: {**average(scores, labels), "tasks": {label: scores[label].summary() for label in labels}}
-            for name, scores in zip(("t=0", "selected", "t=1"), judged, strict=True)
+            for name, scores in zip(("t=0", "selected", "t=1"), scores_on_test, strict=True)
         },
-        "gain": {"over_0": gain(judged[1], judged[0], labels), "over_1": gain(judged[1], judged[2], labels)},
+        "gain": {f"over_{t}": gain(scores_on_test[1], scores_on_test[n], labels) for t, n in ((0, 0), (1, 2))},
     }
 
 
-def _judged(
-    ground: Ground,
+def _evaluated(
+    landscape: Landscape,
     sets: Sequence[EvaluationSet],
     points: Sequence[space.Adapter],
     display: Display,
@@ -124,4 +124,4 @@ def _judged(
     exact: Sequence[int] = (),
 ) -> list[PointScores]:
     with display.bar(title, len(points) * sum(len(data.examples) for data in sets)) as bar:
-        return ground.judge(points, exact=exact, sets=sets, advance=bar.advance)
+        return landscape.evaluate(points, exact=exact, sets=sets, advance=bar.advance)

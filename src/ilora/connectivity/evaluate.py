@@ -11,8 +11,8 @@ from typing import Any
 
 from ilora.config import Config
 from ilora.connectivity import files, paths, space
-from ilora.connectivity.ground import limited, open_ground
-from ilora.connectivity.sources import Origins, Pair, digest, file_name, from_run, judged_on, pair_of, read_run
+from ilora.connectivity.landscape import limited, open_landscape
+from ilora.connectivity.sources import Origins, Pair, data_of, digest, file_name, from_run, pair_of, read_run
 from ilora.connectivity.space import Adapter
 from ilora.data.task import Task
 from ilora.errors import InputError
@@ -39,7 +39,7 @@ def evaluate_adapter(
 ) -> dict[str, Any]:
     """Predict and score every row, by the run's own evaluation code, into a new folder (default RUN/evaluations/...).
 
-    at: t between the run's last pair of adapters; None: the adapter that answers. data: as in `judged_on`; None: the
+    at: t between the run's last pair of adapters; None: the adapter that answers. data: as in `data_of`; None: the
     run's tasks. split: None: the run's. The folder appears when it is complete; one of the same adapter, rows and
     settings is read back. Raises InputError, with nothing written, where something does not fit.
     """
@@ -108,7 +108,7 @@ def _chosen(
     return curve.at(at), f"{pair.name}-{kind}-{where}-t{at:g}"
 
 
-def _kept_bend(run: Path, pair: Pair, curve: paths.Path) -> Adapter:
+def _kept_bend(run: Path, pair: Pair, curve: paths.Curve) -> Adapter:
     """The bend that `ilora connect` has trained between these very ends. Raises InputError where there is none."""
     name = f"{pair.name}-{curve.name}"
     file = run / "connectivity" / f"path-{name}.json"
@@ -125,7 +125,7 @@ def _kept_bend(run: Path, pair: Pair, curve: paths.Path) -> Adapter:
 
 def _elsewhere(config: Config, data: Path) -> tuple[Config, list[Task]]:
     """The run's own settings with other rows."""
-    other = judged_on(data, config.model.name)
+    other = data_of(data, config.model.name)
     return config, load_tasks(other.data)
 
 
@@ -134,15 +134,15 @@ def _predict(
 ) -> dict[str, list[dict[str, Any]]]:
     with Display(quiet=quiet) as display:
         display.say(f"evaluate: loading {config.model.name}")
-        ground = open_ground(config, tasks, [adapter], split=split)
-        ground.place(adapter)
+        landscape = open_landscape(config, tasks, [adapter], split=split)
+        landscape.use(adapter)
         found = {}
-        with display.bar(f"evaluating {adapter.label}", sum(len(data.examples) for data in ground.sets)) as bar:
-            for data in ground.sets:
+        with display.bar(f"evaluating {adapter.label}", sum(len(data.examples) for data in landscape.sets)) as bar:
+            for data in landscape.sets:
                 found[data.task.label] = scoring.evaluate(
                     data,
-                    ground.engine,
-                    ground.encoder,
+                    landscape.engine,
+                    landscape.encoder,
                     batch_size=config.evaluation.batch_size,
                     advance=bar.advance,
                 )

@@ -49,7 +49,7 @@ def spherical(angle: float) -> Weights:
 
 
 @dataclass(frozen=True)
-class Path:
+class Curve:
     """A curve of adapters. controls: the two ends, with the bend between them where there is one."""
 
     kind: str
@@ -67,12 +67,12 @@ class Path:
         check_t(t)
         return spaces.combine(self.controls, self.weights(t), space=self.space, label=f"t = {t:g}")
 
-    def bent(self, bend: Adapter) -> Path:
+    def bent(self, bend: Adapter) -> Curve:
         """The same path with another bend."""
         return replace(self, controls=(self.controls[0], bend, self.controls[-1]))
 
 
-def make_path(kind: str, ends: tuple[Adapter, Adapter], *, space: str) -> Path:
+def make_path(kind: str, ends: tuple[Adapter, Adapter], *, space: str) -> Curve:
     """A path of that kind. A bent one begins as the straight line: its bend is the ends' middle.
 
     Raises InputError where the two are not points of the space.
@@ -81,11 +81,11 @@ def make_path(kind: str, ends: tuple[Adapter, Adapter], *, space: str) -> Path:
         raise InputError(f"unknown path {kind!r}; there are {', '.join(KINDS)}")
     spaces.check_space(ends, space)
     if kind == "linear":
-        return Path(kind, space, ends, linear)
+        return Curve(kind, space, ends, linear)
     if kind == "spherical":
-        return Path(kind, space, ends, spherical(_angle(ends, space)))
+        return Curve(kind, space, ends, spherical(_angle(ends, space)))
     middle = spaces.combine(ends, (0.5, 0.5), space=space, label="bend")
-    return Path(kind, space, (ends[0], middle, ends[1]), bezier if kind == "bezier" else chain)
+    return Curve(kind, space, (ends[0], middle, ends[1]), bezier if kind == "bezier" else chain)
 
 
 def _angle(ends: tuple[Adapter, Adapter], space: str) -> float:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ilora.connectivity import space as spaces
-from ilora.connectivity.ground import Ground, of_mean
-from ilora.connectivity.reading import batches, stem_length
+from ilora.connectivity.landscape import Landscape, of_mean
+from ilora.connectivity.reading import batches, shared_length
 from ilora.connectivity.space import Adapter
 from ilora.data.examples import Example, collate
 from ilora.errors import InputError
@@ -72,19 +72,19 @@ def jackknife(value: Callable[[list[int]], float | None], rows: int) -> float | 
 
 
 @torch.no_grad()
-def features(ground: Ground, adapter: Adapter, examples: Sequence[Example]) -> list[Tensor]:
+def features(landscape: Landscape, adapter: Adapter, examples: Sequence[Example]) -> list[Tensor]:
     """For every layer (rows, features): the mean of the layer's output over each prompt's own tokens, float32.
 
     The tokens with which all prompts begin are left out: they say the same of every row.
     """
-    ground.place(adapter)
-    engine, size = ground.engine, ground.config.evaluation.batch_size
+    landscape.use(adapter)
+    engine, size = landscape.engine, landscape.config.evaluation.batch_size
     asked = [Example(example.task, example.id, example.prompt, []) for example in examples]
-    stem = stem_length([example.prompt for example in asked])
+    prefix = shared_length([example.prompt for example in asked])
     found: list[Tensor] = []
     for rows in batches([len(example) for example in asked], size=size):
         batch = collate([asked[row] for row in rows], pad=engine.pad, device=engine.device)
-        mask = (batch.attention_mask.cumsum(1) > stem)[..., None].float()  # padding stands before the stem
+        mask = (batch.attention_mask.cumsum(1) > prefix)[..., None].float()  # padding stands before the prefix
         hidden = engine.states(batch, layers="all")
         means = torch.stack([(layer.float() * mask).sum(1) / mask.sum(1) for layer in hidden]).cpu()
         if not found:
@@ -95,7 +95,7 @@ def features(ground: Ground, adapter: Adapter, examples: Sequence[Example]) -> l
 
 
 def cka_by_layer(
-    ground: Ground, first: Adapter, second: Adapter, texts: Mapping[str, Sequence[Example]]
+    landscape: Landscape, first: Adapter, second: Adapter, texts: Mapping[str, Sequence[Example]]
 ) -> list[dict[str, Any]]:
     """CKA of the two adapters' features after every layer of the model, layers counted from 1.
 
@@ -103,7 +103,7 @@ def cka_by_layer(
     features of several; `cka` of a layer is the mean over them.
     """
     found = {
-        label: list(zip(features(ground, first, rows), features(ground, second, rows), strict=True))
+        label: list(zip(features(landscape, first, rows), features(landscape, second, rows), strict=True))
         for label, rows in texts.items()
     }
     made = []

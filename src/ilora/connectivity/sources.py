@@ -1,4 +1,4 @@
-"""What is to be compared: a run's minima, or PEFT folders from anywhere, with the tasks to judge them on."""
+"""What is to be compared: a run's minima, or any PEFT folders, with the tasks to evaluate them on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ADJACENT, TWINS = BETWEEN = ("adjacent", "fast-slow")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two ends, and the tasks on which the points between them are judged; `new` is empty without an order of tasks."""
+    """Two adapters, and the tasks for the points between them; `new` is empty where the tasks have no order."""
 
     ends: tuple[Adapter, Adapter]
     old: tuple[Task, ...]
@@ -118,7 +118,10 @@ def read_run(run: Path) -> tuple[Config, list[Task], dict[str, Any]]:
 
 
 def from_run(run: Path, *, pairs: str) -> Source:
-    """Adjacent minima of a run, and each minimum's fast and slow adapter. pairs: the `last` of each kind, or `all`."""
+    """A run's adapters: the minima of tasks that follow each other, and each task's fast and slow adapter.
+
+    pairs: the `last` of each kind, or `all`.
+    """
     if pairs not in PAIRS:
         raise InputError(f"--pairs {pairs}: allowed are {', '.join(PAIRS)}")
     config, tasks, results = read_run(run)
@@ -127,37 +130,40 @@ def from_run(run: Path, *, pairs: str) -> Source:
     if not done:
         raise InputError(f"{run}: no adapter in adapters/ (method {config.method.name}); paths join LoRA adapters")
     found = {phase.label: _variants(run, phase, answering) for phase in done}
-    adjacent = [
-        Pair(
-            (found[before.label][variant], found[after.label][variant]),
-            _tasks(done[:number]),
-            after.tasks,
-            ADJACENT,
-            when=number + 1,
-        )
-        for number, (before, after) in enumerate(pairwise(done), 1)
-        for variant in found[after.label]
-        if variant in found[before.label]
-    ]
-    twins = [
-        Pair(
-            (found[phase.label]["fast"], found[phase.label]["slow"]),
-            _tasks(done[: number - 1]),
-            phase.tasks,
-            TWINS,
-            when=number,
-        )
-        for number, phase in enumerate(done, 1)
-        if {"fast", "slow"} <= found[phase.label].keys()
-    ]
+    adjacent, twins = _adjacent(done, found), _twins(done, found)
     if pairs == "last":
         last = found[done[-1].label].values()
         adjacent = [pair for pair in adjacent if pair.ends[1] in last]
         twins = twins[-1:]
     if not adjacent and not twins:
         raise InputError(f"{run}: one task and one adapter; a path needs two: add a task, or name two adapters")
-    corners = _corners(found, done)
-    return Source(config, (*adjacent, *twins), corners, tuple(_trail(run, done, found)), run)
+    return Source(config, (*adjacent, *twins), _corners(found, done), tuple(_trail(run, done, found)), run)
+
+
+Found = Mapping[str, Mapping[str, Adapter]]
+"""The saved adapters of a run, by phase and variant."""
+
+
+def _adjacent(done: Sequence[Phase], found: Found) -> list[Pair]:
+    """The same variant after a task and after the next one."""
+    made = []
+    for number, (before, after) in enumerate(pairwise(done), 1):
+        for variant, adapter in found[after.label].items():
+            if variant in found[before.label]:
+                ends = (found[before.label][variant], adapter)
+                made.append(Pair(ends, _tasks(done[:number]), after.tasks, ADJACENT, when=number + 1))
+    return made
+
+
+def _twins(done: Sequence[Phase], found: Found) -> list[Pair]:
+    """The fast and the slow adapter after the same task."""
+    made = []
+    for number, phase in enumerate(done, 1):
+        adapters = found[phase.label]
+        if {"fast", "slow"} <= adapters.keys():
+            ends = (adapters["fast"], adapters["slow"])
+            made.append(Pair(ends, _tasks(done[: number - 1]), phase.tasks, TWINS, when=number))
+    return made
 
 
 def _tasks(done: Sequence[Phase]) -> tuple[Task, ...]:
@@ -211,7 +217,7 @@ def _at(snapshot: Snapshot, variant: str, like: Adapter, label: str) -> Adapter:
 
 
 def from_adapters(folders: Sequence[Path], *, data: Path | None, model: str | None) -> Source:
-    """Any two or three PEFT LoRA folders of one base model, judged on `data` (see `judged_on`)."""
+    """Any two or three PEFT LoRA folders of one base model, evaluated on `data` (see `data_of`)."""
     if not 2 <= len(folders) <= 3:
         raise InputError(f"{len(folders)} adapters: give a run folder, or two or three adapter folders")
     labels = labels_of(folders)
@@ -223,7 +229,7 @@ def from_adapters(folders: Sequence[Path], *, data: Path | None, model: str | No
     base = model or next(iter(bases), None)
     if base is None:
         raise InputError(f"{folders[0]}: adapter_config.json names no base model; --model says which to use")
-    config = judged_on(data, base)
+    config = data_of(data, base)
     tasks = tuple(load_tasks(config.data))
     joined = [(0, 1), (0, 2), (1, 2)] if len(found) == 3 else [(0, 1)]
     pairs = tuple(Pair((found[i], found[k]), tasks) for i, k in joined)
@@ -246,11 +252,12 @@ def _alike(labels: Sequence[str]) -> bool:
     return len({file_name(label).lower() for label in labels}) < len(labels)
 
 
-def judged_on(data: Path | None, base: str) -> Config:
+def data_of(data: Path | None, base: str) -> Config:
     """The configuration for rows of `data`: a run folder, a CONFIG.yaml, a task folder, or a folder of those."""
     if data is None:
-        raise InputError("no data to judge the adapters on: give --data RUN, CONFIG.yaml, a task folder, or a folder of"
-                         " task folders")  # fmt: skip
+        raise InputError(
+            "no data to evaluate the adapters on: give --data RUN, CONFIG.yaml, a task folder, or a folder of them"
+        )
     if not data.exists():
         raise InputError(f"{data}: no such file or folder")
     if (data / "config.yaml").is_file() or data.is_file():

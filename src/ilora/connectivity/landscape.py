@@ -1,4 +1,4 @@
-"""Where points are judged: one model with a place for an adapter, and tasks encoded once for all points."""
+"""The loss landscape: one model with a slot for an adapter, and tasks that are encoded once for all points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from ilora.config import Config
 from ilora.connectivity import space
-from ilora.connectivity.reading import Reading, Stem, batches, stem_length
+from ilora.connectivity.reading import Reading, SharedPrefix, batches, shared_length
 from ilora.connectivity.space import Adapter
 from ilora.data.examples import Batch, Encoder, collate
 from ilora.data.task import Task
@@ -29,7 +29,7 @@ SLOT = "point"  # the name of the adapter whose tensors are exchanged
 
 
 @dataclass(frozen=True)
-class TaskScores:
+class RowScores:
     """One task at one point: a loss (nats per answer token) and a score in [0, 1] for each of its rows."""
 
     losses: list[float]
@@ -46,14 +46,14 @@ class TaskScores:
         }
 
 
-PointScores = dict[str, TaskScores]  # by the task's label
+PointScores = dict[str, RowScores]  # by the task's label
 
 
-class Ground:
+class Landscape:
     """A frozen base model, tasks of one split, and a slot into which any adapter can be placed."""
 
     def __init__(self, config: Config, tasks: Sequence[Task], changed: Sequence[str], *, split: str) -> None:
-        """changed: every layer that an adapter to be judged changes. Raises InputError as loading does."""
+        """changed: every layer that one of the adapters changes. Raises InputError as loading does."""
         accelerator = Accelerator()
         base, tokenizer = load_model(config.model, max_length=config.data.max_length, device=accelerator.device)
         _refuse_recurrent(base, config.model.name)
@@ -68,17 +68,17 @@ class Ground:
         self.sets = [self.encoded(task, split) for task in tasks]
 
     def encoded(self, task: Task, split: str) -> EvaluationSet:
-        """A task's rows of a split, ready to be judged."""
+        """A task's rows of a split, ready to be evaluated."""
         limit = self.config.evaluation.max_new_tokens
         # Only an answer limit that is `auto` asks for the training rows; encoding them takes longer than the rest.
         train = [] if task.max_new_tokens or isinstance(limit, int) else self.encoder.encode(task, "train")
         return prepare(task, self.encoder, train, split=split, max_new_tokens=limit)
 
-    def place(self, adapter: Adapter) -> None:
+    def use(self, adapter: Adapter) -> None:
         """Compute with this adapter from now on."""
         adapters.place(self.engine.model, SLOT, adapter.updates)
 
-    def judge(
+    def evaluate(
         self,
         points: Sequence[Adapter],
         *,
@@ -96,23 +96,23 @@ class Ground:
         found: list[PointScores] = [{} for _ in points]
         with torch.inference_mode():
             for data in chosen:
-                for number, scores in enumerate(self._judge_task(data, points, set(exact), advance)):
+                for number, scores in enumerate(self._evaluate_task(data, points, set(exact), advance)):
                     found[number][data.task.label] = scores
         return found
 
-    def _judge_task(
+    def _evaluate_task(
         self, data: EvaluationSet, points: Sequence[Adapter], exact: set[int], advance: Callable[[int], None]
-    ) -> list[TaskScores]:
+    ) -> list[RowScores]:
         count, end = len(data.examples), self.encoder.end
         whole = exact if data.task.scoring != "rank" else set(range(len(points)))
         scores = [self._score(data, point) if n in whole else [0.0] * count for n, point in enumerate(points)]
         losses = [[0.0] * count for _ in points]
-        for batch, rows, stems in self._read(data, points):
+        for batch, rows, prefixes in self._read(data, points):
             answers = [data.examples[index].answer for index in rows]
             drafts: Sequence[Sequence[int]] = answers
             for number, point in enumerate(points):
-                self.place(point)
-                reading = Reading(self.engine, batch, stems[number], answers)
+                self.use(point)
+                reading = Reading(self.engine, batch, prefixes[number], answers)
                 for index, loss in zip(rows, reading.losses, strict=True):
                     losses[number][index] = loss
                 if number not in whole:
@@ -120,23 +120,25 @@ class Ground:
                     for index, ids in zip(rows, drafts, strict=True):
                         scores[number][index] = record(data, index, answer_text(ids, self.encoder))["score"]
                 advance(len(rows))
-        return [TaskScores(*pair) for pair in zip(losses, scores, strict=True)]
+        return [RowScores(*pair) for pair in zip(losses, scores, strict=True)]
 
-    def _read(self, data: EvaluationSet, points: Sequence[Adapter]) -> Iterator[tuple[Batch, list[int], list[Stem]]]:
-        """The task's prompts in batches without their stem, the rows' numbers, and the stem read at every point."""
+    def _read(
+        self, data: EvaluationSet, points: Sequence[Adapter]
+    ) -> Iterator[tuple[Batch, list[int], list[SharedPrefix]]]:
+        """The task's prompts in batches without their prefix, the rows' numbers, and the prefix read at every point."""
         asked = questions(data, range(len(data.examples)), self.encoder)
-        shared = stem_length([example.prompt for example in asked])
-        stems = []
+        shared = shared_length([example.prompt for example in asked])
+        prefixes = []
         for point in points:
-            self.place(point)
-            stems.append(Stem(self.engine, asked[0].prompt[:shared]))
+            self.use(point)
+            prefixes.append(SharedPrefix(self.engine, asked[0].prompt[:shared]))
         own = [replace(example, prompt=example.prompt[shared:]) for example in asked]
         for rows in batches([len(example) for example in own], size=self.config.evaluation.batch_size):
             chosen = [own[index] for index in rows]
-            yield collate(chosen, pad=self.encoder.pad, device=self.engine.device), rows, stems
+            yield collate(chosen, pad=self.encoder.pad, device=self.engine.device), rows, prefixes
 
     def _score(self, data: EvaluationSet, point: Adapter) -> list[float]:
-        self.place(point)
+        self.use(point)
         records = evaluate(data, self.engine, self.encoder, batch_size=self.config.evaluation.batch_size)
         return [line["score"] for line in records]
 
@@ -148,10 +150,10 @@ def _refuse_recurrent(base: Any, name: str) -> None:
         raise InputError(f"model '{name}' has layers that are not attention ({', '.join(sorted(kinds))}); give another")
 
 
-def open_ground(config: Config, tasks: Sequence[Task], points: Sequence[Adapter], *, split: str) -> Ground:
-    """The ground for these adapters and their combinations. Raises InputError where one does not fit the model."""
-    ground = Ground(config, tasks, space.layers(points), split=split)
-    slot = adapters.parameters(ground.engine.model, SLOT)
+def open_landscape(config: Config, tasks: Sequence[Task], points: Sequence[Adapter], *, split: str) -> Landscape:
+    """The landscape for these adapters and their combinations. Raises InputError where one does not fit the model."""
+    landscape = Landscape(config, tasks, space.layers(points), split=split)
+    slot = adapters.parameters(landscape.engine.model, SLOT)
     sizes = {key.split("base_model.model.", 1)[-1]: tuple(value.shape) for key, value in slot.items()}
     for point in points:
         for layer, update in point.updates.items():
@@ -162,7 +164,7 @@ def open_ground(config: Config, tasks: Sequence[Task], points: Sequence[Adapter]
                     f"{point.label} belongs to another base model: layer {layer} is {ours[0]} x {ours[1]} in it and "
                     f"{theirs[0]} x {theirs[1]} in {config.model.name}"
                 )
-    return ground
+    return landscape
 
 
 def limited(task: Task, split: str, rows: int | None) -> Task:
