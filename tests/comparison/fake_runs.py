@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 
 from ilora.data.task import Phase, Task
-from ilora.results.scores import BASE, SCHEMA, prediction_file, score_matrix
+from ilora.results.schema import SCHEMA
+from ilora.results.scores import BASE, prediction_file, score_matrix
 
 Json = dict[str, Any]
 

@@ -133,11 +133,13 @@ def test_joint_training_stands_beside_streams(tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_refused_by_name(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", "er", Method())
     for other, message in {
-        write_run(tmp_path / "rows", "er", Method(), items=30): "other test rows of task 'one': 40 rows / 30 rows",
-        write_run(tmp_path / "tasks", "er", Method(), order=("one", "two")): "other tasks: one, three, two / one, two",
-        write_run(tmp_path / "model", "er", Method(), model="big"): "other models: tiny / big",
+        write_run(tmp_path / "rows", "er", Method(), items=30): "different test rows of task 'one': 40 rows / 30 rows",
+        write_run(
+            tmp_path / "tasks", "er", Method(), order=("one", "two")
+        ): "different tasks: one, three, two / one, two",
+        write_run(tmp_path / "model", "er", Method(), model="big"): "different models: tiny / big",
     }.items():
-        with pytest.raises(InputError, match=f"{first} and {other} cannot stand in one comparison: {message}"):
+        with pytest.raises(InputError, match=f"{first} and {other} cannot be compared: {message}"):
             compare([first, other], out=tmp_path / "out")
     twin = write_run(tmp_path / "twin", "er", Method())
     with pytest.raises(InputError, match="with the same order and seed 0; leave one of them out"):

@@ -203,15 +203,15 @@ def test_what_cannot_be_compared_is_refused_between_files_and_folders(small: Pat
     first = f"{small}: runs/0"
     more = {"order": SHORT, "items": 6}
     for name, other, message in [
-        ("rows", {"items": 5}, "other test rows of task 'one': 6 rows / 5 rows"),
-        ("tasks", {"order": ("one",)}, "other tasks: one, two / one"),
-        ("model", {"model": "big"}, "other models: tiny / big"),
+        ("rows", {"items": 5}, "different test rows of task 'one': 6 rows / 5 rows"),
+        ("tasks", {"order": ("one",)}, "different tasks: one, two / one"),
+        ("model", {"model": "big"}, "different models: tiny / big"),
     ]:
         folder = write_run(tmp_path / name, "der", Method(), **(more | other))  # type: ignore[arg-type]
         file = tmp_path / f"{name}.json"
         compare([folder], save=file, out=tmp_path / "out")
         for place, named in ((folder, str(folder)), (file, f"{file}: {name}")):
-            with pytest.raises(InputError, match=re.escape(f"{first} and {named} cannot stand in one comparison: ")):
+            with pytest.raises(InputError, match=re.escape(f"{first} and {named} cannot be compared: ")):
                 compare([small, place], out=tmp_path / "out")
             with pytest.raises(InputError, match=message):
                 compare([small, place], out=tmp_path / "out")
@@ -250,51 +250,66 @@ def run_of(content: Json) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(kind="comparison"), "not evidence; `ilora compare RUN... --save FILE` makes a file of it"),
-        (lambda c: c.update(schema=2), "schema 2 is unknown; this version reads 1: a newer ilora wrote it"),
-        (lambda c: c.update(schema="1"), "schema '1' is unknown; this version reads 1: the file is damaged"),
-        (lambda c: c.update(tasks=[]), "'tasks' must be an object with something in it"),
-        (lambda c: c.update(runs=[]), "'runs' must be a list with something in it"),
-        (lambda c: c["tasks"].update(one=3), "tasks.one: expected an object with 'digest' and 'ids'"),
-        (lambda c: c["tasks"]["one"].update(digest="12"), "tasks.one: 'digest' must be a SHA-256"),
-        (lambda c: c["tasks"]["one"].update(rows=10**12), "'rows' must be the number of test rows, found '10000000000"),
-        (lambda c: c["tasks"]["one"].update(ids=["a", "a"]), "'ids' must be a text, or a list of different texts"),
-        (lambda c: c["tasks"].pop("two"), "runs/0: the task 'two' is not among the file's tasks: one"),
-        (lambda c: c["runs"].append(7), "run 3: expected an object with name, label, results, settings and scores"),
-        (lambda c: run_of(c).update(name="../b"), "run 2: 'name' must be a relative path without '..', found '../b'"),
-        (lambda c: run_of(c).update(name="/b"), "run 2: 'name' must be a relative path without '..', found '/b'"),
-        (lambda c: run_of(c).update(name="runs/0"), "two of its runs have one name"),
-        (lambda c: run_of(c).update(label=None), "runs/1: 'label' must be a text, found None"),
-        (lambda c: run_of(c).update(settings=[]), "runs/1: 'settings' must be an object"),
-        (lambda c: run_of(c).pop("results"), "runs/1: results: expected an object, found NoneType"),
-        (lambda c: run_of(c)["results"].update(seed=None), "runs/1: results: 'seed' must be a whole number"),
-        (lambda c: run_of(c)["results"].update(phases=["one"]), "runs/1: results: 'phases' and variants.fast.R must"),
+        (lambda c: c.update(kind="comparison"), "kind: must be 'ilora evidence'; `ilora compare RUN... --save FILE`"),
+        (lambda c: c.pop("kind"), "kind: must be 'ilora evidence'"),
+        (lambda c: c.update(schema=2), "schema: must be 1, the only version that this ilora reads (a newer ilora"),
+        (lambda c: c.update(schema="1"), "schema: must be 1, the only version that this ilora reads (the file is dam"),
+        (lambda c: c.update(tasks=[]), "tasks: must be an object, found []"),
+        (lambda c: c.update(runs=[]), "runs: List must have at least 1 item"),
+        (lambda c: c["tasks"].update(one=3), "tasks.one: must be an object, found 3"),
+        (lambda c: c["tasks"]["one"].update(digest="12"), "tasks.one.digest: String must match pattern"),
+        (lambda c: c["tasks"]["one"].update(rows=10**12), "tasks.one.rows: must be the number of test rows; a file of"),
+        (lambda c: c["tasks"]["one"].pop("rows"), "tasks.one.ids: needs 'rows' beside it"),
+        (lambda c: c["tasks"]["one"].update(ids=["a", "a"]), "tasks.one.ids: must be a text, or a list of different"),
+        (lambda c: c["tasks"].pop("two"), "runs.0.results.tasks: must be among the file's tasks, one"),
+        (lambda c: c["runs"].append(7), "runs.2: must be an object, found 7"),
+        (lambda c: run_of(c).update(name="../b"), "runs.1.name: must be a relative path without '..', found '../b'"),
+        (lambda c: run_of(c).update(name="/b"), "runs.1.name: must be a relative path without '..', found '/b'"),
+        (lambda c: run_of(c).update(name="runs/0"), "runs: must have different names"),
+        (lambda c: run_of(c).update(label=None), "runs.1.label: must be a text, found None"),
+        (lambda c: run_of(c).update(label=" "), "runs.1.label: must not be blank, found ' '"),
+        (lambda c: run_of(c).update(settings=[]), "runs.1.settings: must be an object, found []"),
+        (lambda c: run_of(c).pop("results"), "runs.1.results: is missing"),
+        (lambda c: run_of(c)["results"].update(seed=None), "runs.1.results.seed: must be a valid integer, found None"),
+        (lambda c: run_of(c)["results"].update(phases=["one"]), "runs.1.results.phases: must name 2, one for each row"),
         (
             lambda c: run_of(c)["results"]["variants"]["fast"]["R"][0].__setitem__(0, 1.5),
-            "runs/1: results: variants.fast: the score 1.5 is not between 0 and 1",
+            "runs.1.results.variants.fast.R.0.0: must be less than or equal to 1, found 1.5",
+        ),
+        (
+            lambda c: run_of(c)["results"]["variants"]["fast"]["R"][1].__setitem__(0, None),
+            "runs.1.results.variants.fast.R.1: must have a score for each task after the last phase",
         ),
         (
             lambda c: run_of(c)["results"]["variants"].update({"../x": run_of(c)["results"]["variants"]["fast"]}),
-            "runs/1: results: '../x' cannot be a variant",
+            "runs.1.results.variants.../x.[key]: must be a file name",
         ),
         (
             lambda c: run_of(c)["results"]["tasks"][0].update(label=".."),
-            "runs/1: results: '..' cannot be a task's label",
+            "runs.1.results.tasks.0: must have a label that can be a file name",
         ),
-        (lambda c: run_of(c).update(scores={}), "runs/1: scores: expected those of the variants fast"),
-        (lambda c: run_of(c)["scores"]["fast"].pop(), "scores.fast: expected 3 rows of 2 cells: the zero-shot row"),
-        (lambda c: run_of(c)["scores"]["fast"].append("01"), "scores.fast: expected 3 rows of 2 cells"),
-        (lambda c: run_of(c)["scores"]["fast"][2].pop(), "scores.fast: expected 3 rows of 2 cells"),
+        (lambda c: run_of(c)["results"]["tasks"][0].update(label="two"), "results.tasks: must have different labels"),
+        (lambda c: run_of(c).update(scores={}), "runs.1.scores: must have the variants fast"),
+        (lambda c: run_of(c)["scores"]["fast"].pop(), "runs.1.scores.fast: must have 3 rows of 2 cells"),
+        (lambda c: run_of(c)["scores"]["fast"].append("01"), "runs.1.scores.fast.3: must be a list, found '01'"),
+        (lambda c: run_of(c)["scores"]["fast"][2].pop(), "runs.1.scores.fast: must have 3 rows of 2 cells"),
         *(
             (
                 lambda c, cell=cell: run_of(c)["scores"]["fast"][2].__setitem__(1, cell),
-                "runs/1: scores.fast, stage 2, task 'two': expected 6 scores: a text of 0 and 1, or a list of numbers",
+                "runs.1.scores.fast.2.1: must have 6 scores: a text of 0 and 1, or a list of numbers from 0 to 1",
             )
-            for cell in ("01", "012345", [0.5] * 5, [0.5] * 5 + [1.1], [0.5] * 5 + ["1"], None, {}, 6)
+            for cell in ("01", [0.5] * 5, None)
+        ),
+        *(
+            (
+                lambda c, cell=cell: run_of(c)["scores"]["fast"][2].__setitem__(1, cell),
+                "runs.1.scores.fast.2.1: must be a text of 0 and 1, a list of numbers from 0 to 1, or null, found",
+            )
+            for cell in ("012345", [0.5] * 5 + [1.1], [0.5] * 5 + ["1"], {}, 6)
         ),
         (
             lambda c: run_of(c)["scores"]["fast"][2].__setitem__(1, [0.123456] * 6),
-            "runs/1: scores.fast, stage 2, task 'two': its mean score is 0.123456, but the results of",
+            "runs/1: scores.fast.2.1: its mean score is 0.123456, but the results of",
         ),
     ],
 )
@@ -319,7 +334,7 @@ def test_a_score_where_the_results_have_none_is_refused(small: Path, tmp_path: P
     for run in content["runs"]:
         run["results"]["variants"]["fast"]["zero_shot"] = None
     small.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(InputError, match="stage 0, task 'one': expected null, as results have no score there"):
+    with pytest.raises(InputError, match=r"scores\.fast\.0\.0: must be null, as the results have no score there"):
         compare([small])
 
 

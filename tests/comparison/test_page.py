@@ -70,3 +70,20 @@ def test_nothing_sticks_out_on_a_narrow_screen(page: Path, tmp_path: Path) -> No
         browser.call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True)
         browser.open(page)
         assert browser.run("document.documentElement.scrollWidth") <= 400
+
+
+def test_the_main_table_fits_a_common_screen(page: Path, tmp_path: Path) -> None:
+    with Browser(tmp_path / "profile") as browser:
+        browser.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+        browser.open(page)
+        box = "document.getElementById('main').parentElement"
+        assert browser.run(f"{box}.scrollWidth <= {box}.clientWidth")
+
+
+def test_dark_pages_have_light_text(page: Path, tmp_path: Path) -> None:
+    with Browser(tmp_path / "profile") as browser:
+        features = [{"name": "prefers-color-scheme", "value": "dark"}]
+        browser.call("Emulation.setEmulatedMedia", features=features)
+        browser.open(page)
+        assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(18, 23, 28)"
+        assert browser.run("getComputedStyle(document.body).color") == "rgb(228, 233, 238)"

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ilora.comparison import statistics
 from ilora.comparison.statistics import differences, holm, letters, mean_interval
 
 Noise = tuple[float, float, float]  # standard deviations: between pairs, between items, of an item in a pair
@@ -193,11 +192,12 @@ def test_the_same_numbers_every_time_and_beside_whatever_others() -> None:
 
 
 def test_resamples_draw_as_many_items_of_a_task_as_it_has() -> None:
-    counts = np.concatenate(list(statistics._item_counts([3, 5], seed=1)))
-    assert counts.shape == (statistics.RESAMPLES, 8)
-    assert (counts[:, :3].sum(1) == 3).all()
-    assert (counts[:, 3:].sum(1) == 5).all()
-    assert counts.mean(0) == pytest.approx(1, abs=0.05)
+    """Then the variance of the mean is the sum over tasks of theirs, each over its number of items."""
+    source, sizes, spreads = np.random.default_rng(9), [100, 900], [1.0, 2.0]
+    tasks = [spread * source.standard_normal(size) for spread, size in zip(spreads, sizes, strict=True)]
+    (found,) = differences([np.concatenate(tasks)[None]], sizes)
+    error = np.sqrt(sum(task.var(ddof=1) / len(task) for task in tasks))
+    assert found.high - found.low == pytest.approx(2 * 1.97 * error, rel=0.03)
 
 
 def test_holm_by_hand() -> None:

@@ -356,7 +356,7 @@ def test_a_bend_is_kept_and_its_path_can_be_evaluated(
     (folder / f"bend-{name}").mkdir(parents=True)
     code, _, err = ilora(*command)
     assert code == 2
-    assert "exists, without the path that it is of" in err
+    assert "exists without the path" in err
 
 
 def test_similarity_on_a_given_text(tiny_run: Path, ilora: Command, tmp_path: Path) -> None:
@@ -594,9 +594,9 @@ def test_labels_cannot_leave_the_folder_or_the_page(tmp_path: Path) -> None:
     assert file_name("01-one/slow") == "01-one-slow"
     for label, prefix in (("../../etc/passwd", "etc-passwd"), ("</script>", "script"), ("..", "adapter")):
         assert re.fullmatch(rf"{prefix}-[0-9a-f]{{6}}", file_name(label))
-    from ilora.connectivity.page import _inert_json
+    from ilora.present.page import inert_json
 
-    assert "<" not in _inert_json({"title": "</script><script>alert(1)</script>"})
+    assert "<" not in inert_json({"title": "</script><script>alert(1)</script>"})
 
 
 def test_interior_is_measured_against_both_ends() -> None:

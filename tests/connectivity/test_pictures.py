@@ -11,6 +11,7 @@ import pytest
 
 from ilora.connectivity import pictures
 from ilora.connectivity.files import SCHEMA
+from ilora.present.figures import series_look
 from ilora.report.connectivity import connectivity
 from ilora.report.html import write_report
 
@@ -64,9 +65,9 @@ def similarity(*ends: str) -> Any:
 
 
 def test_many_series_are_told_apart_without_colours() -> None:
-    looks = [(str(look["linestyle"]), look["marker"]) for look in map(pictures.style, range(28))]
+    looks = [(str(look["linestyle"]), look["marker"]) for look in map(series_look, range(28))]
     assert len(set(looks)) == 28
-    assert len({str(pictures.style(order)) for order in range(140)}) == 140
+    assert len({str(series_look(order)) for order in range(140)}) == 140
 
 
 @pytest.mark.parametrize("tasks", [2, 8])
@@ -80,6 +81,18 @@ def test_means_are_emphasised_and_many_tasks_stand_apart(tasks: int) -> None:
     assert len({line.get_marker() for line in thin}) == min(tasks, 7)
     assert all(line.get_markerfacecolor() == "#ffffff" for line in bold)
     assert not any(line.get_markerfacecolor() == "#ffffff" for line in thin)
+
+
+def test_bands_stay_within_what_scores_and_losses_can_be() -> None:
+    result = json.loads(json.dumps(path(["a", "b"])))
+    for point in result["points"]:
+        for values in (point["mean"], *point["tasks"].values()):
+            values |= {"score": 0.99, "score_se": 0.05, "loss": 0.01, "loss_se": 0.05}
+    figure = pictures.drawings(result)[""]()
+    bands = [[part.vertices[:, 1] for band in axes.collections for part in band.get_paths()] for axes in figure.axes]
+    assert all(bands)
+    assert max(ys.max() for ys in bands[0]) == 100
+    assert min(ys.min() for ys in bands[1]) == 0
 
 
 def test_a_plane_has_equal_axes_and_labels_within() -> None:
@@ -143,4 +156,4 @@ def test_the_page_shows_every_kind_and_says_what_it_leaves_out(shown_run: Path) 
     assert row["barrier"] == "0.125 ± 0.010"
     page = write_report(shown_run).read_text()
     assert "40.0 ± 2.0" in page
-    assert "The pictures of 1 plane and 2 paths more are in" in page
+    assert "More pictures, of 1 plane and 2 paths, are in" in page

@@ -227,7 +227,7 @@ def test_rows_left_out_as_repeated(tmp_path: Path) -> None:
     main, _ = three_tasks()
     main["tasks"][1]["dropped"] = {"train": 7, "eval": 0, "test": 2}
     text = Page(write_report(write_run(tmp_path / "demo", main))).text
-    assert "Left out as repeated (data.deduplicate): 7 train rows of fomc, 2 test rows of fomc." in text
+    assert "(data.deduplicate): 7 train rows of fomc, 2 test rows of fomc." in text
     assert "Left out" not in Page(write_report(write_demo(tmp_path / "none"))).text
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ilora.present.numbers import plain, points
-from ilora.report.tables import TaskScores, markdown_table, row_values, run_table
+from ilora.report.tables import TaskOutcome, markdown_table, row_values, run_table
 from tests.report.fake_run import SEQUENTIAL, SLOW, ZERO_SHOT, Json, results, simulated, three_tasks
 
 
@@ -23,7 +23,7 @@ def line_with(lines: list[str], start: str) -> str:
     return next(line for line in lines if line.strip().startswith(start))
 
 
-def approx(scores: TaskScores) -> tuple[object, ...]:
+def approx(scores: TaskOutcome) -> tuple[object, ...]:
     values = (scores.learnt, scores.kept, scores.forgotten, scores.zero_shot)
     return tuple(None if value is None else pytest.approx(value) for value in values)
 
@@ -56,7 +56,7 @@ def test_scores_before_the_training_of_a_task_do_not_count_as_learnt() -> None:
     main["complete"] = False
     values = row_values(main)
     assert values.finished == 2
-    assert values.series[0].scores[2] == TaskScores()
+    assert values.series[0].scores[2] == TaskOutcome()
     assert values.series[0].scores[0].kept == 0.4
     head = lines_of(run_table(main))[0]
     assert "(not finished: 2 of 3 tasks)" in head

@@ -5,25 +5,62 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ilora import run
 from ilora.check.audit import check_config
+from ilora.data.task import Phase, Task
 from ilora.errors import InputError
+from ilora.results import scores
 from ilora.results.matrix import standard_error
+from ilora.results.scores import BASE, prediction_file, read_records
 from tests.helpers import MakeConfig, write_task
 
 
 def test_the_standard_error_is_that_of_many_resamples() -> None:
     draw = random.Random(0)
-    for scores in ([draw.random() for _ in range(40)], [float(draw.random() < 0.3) for _ in range(100)]):
-        resampled = np.random.default_rng(0).choice(scores, size=(20_000, len(scores))).mean(axis=1)
-        assert standard_error(scores) == pytest.approx(resampled.std(), rel=0.03)
+    for drawn in ([draw.random() for _ in range(40)], [float(draw.random() < 0.3) for _ in range(100)]):
+        resampled = np.random.default_rng(0).choice(drawn, size=(20_000, len(drawn))).mean(axis=1)
+        assert standard_error(drawn) == pytest.approx(resampled.std(), rel=0.03)
     assert standard_error([1.0, 1.0]) == 0
     assert standard_error([0.0, 1.0]) == pytest.approx(0.5)
     assert standard_error([1.0]) is None
+
+
+def write_scores(run: Path, phase: str, variant: str, task: Task, records: list[dict[str, float]]) -> None:
+    file = prediction_file(run, phase, variant, task, answering="slow")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def test_a_matrix_reads_each_file_once_and_sees_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [Task("one", {}), Task("two", {})]
+    phases = [Phase(number, task.name, (task,)) for number, task in enumerate(tasks, 1)]
+    for task in tasks:
+        write_scores(tmp_path, BASE, "slow", task, [{"score": 0.0}, {"score": 0.5}])
+        for variant in ("slow", "fast"):
+            write_scores(tmp_path, phases[0].label, variant, task, [{"score": 1.0, "routed_right": 0.5}] * 4)
+    opened: list[Path] = []
+
+    def counting(path: Path) -> list[dict[str, Any]]:
+        opened.append(path)
+        return read_records(path)
+
+    monkeypatch.setattr(scores, "read_records", counting)
+    found = scores.score_matrix(tmp_path, phases, tasks, variants=["slow", "fast"])
+    assert len(opened) == len(set(opened)) == 6
+    assert found["slow"] == found["fast"]
+    slow = found["slow"]
+    assert (slow["zero_shot"], slow["zero_shot_se"]) == ([0.25, 0.25], [0.25, 0.25])
+    assert (slow["R"], slow["se"], slow["n"]) == ([[1.0, 1.0]], [[0.0, 0.0]], [[4, 4]])  # the second phase is to come
+    assert slow["routed_right"] == [[0.5, 0.5]]
+    assert slow["summary"]["OP"] == 1.0
+    write_scores(tmp_path, phases[0].label, "fast", tasks[0], [{"score": 0.0}])
+    again = scores.score_matrix(tmp_path, phases, tasks, variants=["slow", "fast"])
+    assert (again["fast"]["R"], again["fast"]["se"], again["fast"]["n"]) == ([[0.0, 1.0]], [[None, 0.0]], [[1, 4]])
 
 
 def test_errors_and_perplexity_of_a_run(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -32,8 +69,8 @@ def test_errors_and_perplexity_of_a_run(make_config: MakeConfig, tmp_path: Path)
     config = make_config("data.tasks=[one, two]", "training.epochs=1", f"evaluation.perplexity_file={text}")
     results = run(config, tmp_path / "run", quiet=True).results
     for variant in results["variants"].values():
-        for scores, errors in zip(variant["R"], variant["se"], strict=True):
-            assert [score is None for score in scores] == [error is None for error in errors]
+        for row, errors in zip(variant["R"], variant["se"], strict=True):
+            assert [score is None for score in row] == [error is None for error in errors]
             assert all(0 <= error <= 0.5 for error in errors if error is not None)
     measured = results["perplexity"]
     assert measured["before"] > 1

@@ -1,15 +1,16 @@
-"""What a method's runs cost on average, and where that is not what the baseline's cost."""
+"""What a method's runs cost on average, and where that differs from the baseline's cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ilora.comparison.run import Run
 from ilora.present.numbers import number, plain
+from ilora.results.matrix import mean_of_all
 
 SAME = 0.01  # a share less than this apart counts as the same: batches end a few tokens apart
-# What makes two budgets equal or not; times and peaks depend on the machine and stand beside.
+# What makes two budgets equal or not; times and peaks depend on the machine and are only shown.
 WORK = {
     "trained_tokens": "tokens",
     "forward_rows": "rows forward",
@@ -26,23 +27,23 @@ def cost(runs: Sequence[Run]) -> dict[str, Any]:
     costs = [run.results.get("cost") or {} for run in runs]
     keys = dict.fromkeys(key for found in costs for key in found if key != "stored_bytes")
     stored = [found.get("stored_bytes") for found in costs]
-    made: dict[str, Any] = {plain(key, 40): _mean([found.get(key) for found in costs]) for key in keys}
+    made: dict[str, Any] = {plain(key, 40): _mean_of_numbers([found.get(key) for found in costs]) for key in keys}
     made["stored_bytes"] = None
     if all(isinstance(found, Mapping) for found in stored):
         kinds = dict.fromkeys(kind for found in stored if found for kind in found)
         made["stored_bytes"] = {
-            plain(kind, 40): _mean([found.get(kind, 0) for found in stored if found is not None]) for kind in kinds
+            plain(kind, 40): _mean_of_numbers([found.get(kind, 0) for found in stored if found is not None])
+            for kind in kinds
         }
     return made
 
 
-def _mean(values: Sequence[object]) -> float | None:
-    known = [found for value in values if (found := number(value)) is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+def _mean_of_numbers(values: Iterable[object]) -> float | None:
+    return mean_of_all([number(value) for value in values])
 
 
 def budget(own: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    """Where it differs from the baseline's, in words: `1.5x rows backward`, `+1.2 MB adapters`. Empty: nowhere."""
+    """Where a cost differs from the baseline's, in words: `1.5x rows backward`, `+1.2 MB adapters`."""
     notes, unknown = [], []
     for key, words in WORK.items():
         here, there = own.get(key), base.get(key)

@@ -13,24 +13,23 @@ own, so that a difference between two versions of a file is one of runs.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ilora.comparison.items import cell_scores
-from ilora.comparison.run import Cell, Items, Run, used_results, used_settings
+from ilora.comparison.run import CellScores, Items, Run, used_results, used_settings
+from ilora.comparison.schema import KIND, SCHEMA, CellPlace, EvidenceFile, EvidenceRun
 from ilora.comparison.statistics import Floats
 from ilora.errors import InputError
 from ilora.files import write_atomic
-from ilora.present.numbers import number, plain
-from ilora.results.reader import check_results, task_labels
+from ilora.present.numbers import plain
+from ilora.results.reader import Results
+from ilora.results.schema import validated
 
-SCHEMA = 1
-KIND = "ilora evidence"
 _HEAD = f'{{"kind": "{KIND}", "schema": '
 
 
@@ -67,13 +66,9 @@ def _json(value: Any) -> str:
 def _task(items: Items, label: str) -> dict[str, Any]:
     ids, digest = items.ids[label], items.digests[label]
     start = ids[0].removesuffix("0")
-    if ids == _numbered(start, len(ids)):
+    if ids == [f"{start}{number}" for number in range(len(ids))]:
         return {"digest": digest, "ids": start, "rows": len(ids)}
     return {"digest": digest, "ids": ids}
-
-
-def _numbered(start: str, count: int) -> list[str]:
-    return [f"{start}{n}" for n in range(count)]
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -113,115 +108,37 @@ def _encoded(scores: Floats) -> str | list[float]:
 
 
 def read_evidence(file: Path) -> list[Run]:
-    """The runs of a file. Raises InputError naming the file, the run and what is wrong."""
+    """The runs of a file. Raises InputError naming the file, the place in it and what is allowed there."""
     try:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text)
-        _check_head(file, content)
-        items = Items()
-        for label, task in content["tasks"].items():
-            items.ids[label], items.digests[label] = _read_task(f"{file}: tasks.{label}", task, most=len(text))
-        runs = [_read_run(file, line, entry, items) for line, entry in enumerate(content["runs"], 1)]
-    except (OSError, ValueError, RecursionError, OverflowError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
-    names = [run.name for run in runs]
-    _require(len(set(names)) == len(names), file, "two of its runs have one name")
-    return runs
+    evidence = validated(EvidenceFile, content, str(file), characters=len(text))
+    # What counts of the results is taken from the file itself: the forms add defaults to it.
+    written = [entry["results"] for entry in content["runs"]]
+    return [_run(file, run, results, evidence) for run, results in zip(evidence.runs, written, strict=True)]
 
 
-def _require(fits: bool, place: object, allowed: str) -> None:
-    if not fits:
-        raise InputError(f"{place}: {allowed}")
-
-
-def _check_head(file: Path, content: Any) -> None:
-    ours = isinstance(content, dict) and content.get("kind") == KIND
-    _require(ours, file, "not evidence; `ilora compare RUN... --save FILE` makes a file of it")
-    schema = content.get("schema")
-    newer = isinstance(schema, int) and schema > SCHEMA
-    advice = "a newer ilora wrote it" if newer else "the file is damaged"
-    _require(schema == SCHEMA, file, f"schema {schema!r} is unknown; this version reads {SCHEMA}: {advice}")
-    for key, kind in {"tasks": dict, "runs": list}.items():
-        fits = isinstance(content.get(key), kind) and bool(content[key])
-        _require(fits, file, f"'{key}' must be {'an object' if kind is dict else 'a list'} with something in it")
-
-
-def _read_task(place: str, task: Any, *, most: int) -> tuple[list[str], str]:
-    """The ids and the digest. most: of rows, more than these would not fit into the file."""
-    _require(isinstance(task, dict), place, "expected an object with 'digest' and 'ids'")
-    ids, rows, digest = task.get("ids"), task.get("rows"), task.get("digest")
-    _require(
-        isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None,
-        place,
-        f"'digest' must be a SHA-256 in 64 hexadecimal digits, found {plain(digest, 80)!r}",
+def _run(file: Path, run: EvidenceRun, results: Results, evidence: EvidenceFile) -> Run:
+    order = run.results.labels
+    items = Items(
+        ids={label: evidence.tasks[label].ids for label in order},
+        digests={label: evidence.tasks[label].digest for label in order},
     )
-    if isinstance(ids, str):
-        fits = isinstance(rows, int) and not isinstance(rows, bool) and 0 < rows <= most
-        _require(fits, place, f"'rows' must be the number of test rows, found {plain(rows, 80)!r}")
-        return _numbered(ids, rows), digest
-    fits = isinstance(ids, list) and bool(ids) and all(isinstance(key, str) for key in ids)
-    _require(fits and len(set(ids)) == len(ids), place, "'ids' must be a text, or a list of different texts")
-    return ids, digest
+    place = f"{file}: {plain(run.name)}"
+    return Run(
+        place=place,
+        name=plain(run.name),
+        own_label=plain(run.label, 60),
+        results=used_results(results),
+        settings=used_settings(run.settings),
+        items=items,
+        read_cell=partial(_read_cell, place, run, items),
+    )
 
 
-def _read_run(file: Path, line: int, entry: Any, items: Items) -> Run:
-    place = f"{file}, run {line}"
-    _require(isinstance(entry, dict), place, "expected an object with name, label, results, settings and scores")
-    name, label, settings, scores = (entry.get(key) for key in ("name", "label", "settings", "scores"))
-    _require(_is_inner_path(name), place, f"'name' must be a relative path without '..', found {plain(name, 80)!r}")
-    place = f"{file}: {plain(name)}"
-    _require(isinstance(label, str) and bool(label.strip()), place, f"'label' must be a text, found {label!r}")
-    _require(isinstance(settings, dict), place, "'settings' must be an object")
-    results = used_results(check_results(entry.get("results"), f"{place}: results"), f"{place}: results")
-    order = task_labels(results)
-    for task in order:
-        _require(task in items.ids, place, f"the task {task!r} is not among the file's tasks: {', '.join(items.ids)}")
-    own = Items({task: items.ids[task] for task in order}, {task: items.digests[task] for task in order})
-    cells = partial(_cell, place, scores, order, own)
-    run = Run(place, plain(name), plain(label, 60), results, used_settings(settings), own, cells)
-    _check_scores(run, scores)
-    return run
-
-
-def _is_inner_path(name: Any) -> bool:
-    path = PurePosixPath(name) if isinstance(name, str) and name else PurePosixPath("/")
-    return not path.is_absolute() and ".." not in path.parts
-
-
-def _check_scores(run: Run, scores: Any) -> None:
-    place, variants = f"{run.place}: scores", run.variants
-    fits = isinstance(scores, dict) and set(scores) == set(variants)
-    _require(fits, place, f"expected those of the variants {', '.join(variants)}")
-    for variant in variants:
-        rows, table = run.rows(variant), scores[variant]
-        fits = isinstance(table, list) and all(isinstance(row, list) for row in table)
-        _require(
-            fits and [len(row) for row in table] == [len(row) for row in rows],
-            f"{place}.{variant}",
-            f"expected {len(rows)} rows of {len(run.order)} cells: the zero-shot row, and one for each phase",
-        )
-        for stage, cells in enumerate(table):
-            for label, cell, mean in zip(run.order, cells, rows[stage], strict=True):
-                here = f"{place}.{variant}, stage {stage}, task {label!r}"
-                size = len(run.items.ids[label])
-                if mean is None:
-                    _require(cell is None, here, "expected null, as results have no score there")
-                else:
-                    allowed = f"expected {size} scores: a text of 0 and 1, or a list of numbers from 0 to 1"
-                    _require(len(_decoded(cell)) == size, here, allowed)
-
-
-def _decoded(cell: Any) -> list[float]:
-    """The scores; none where this is not a cell."""
-    if isinstance(cell, str):
-        return [float(digit) for digit in cell] if set(cell) <= {"0", "1"} else []
-    scores = [number(score) for score in cell] if isinstance(cell, list) else []
-    known = [score for score in scores if score is not None and 0 <= score <= 1]
-    return known if len(known) == len(scores) else []
-
-
-def _cell(
-    place: str, scores: Mapping[str, Any], order: Sequence[str], items: Items, stage: int, variant: str, label: str
-) -> Cell:
-    cell = scores[variant][stage][order.index(label)]
-    return Cell(f"{place}: scores.{variant}, stage {stage}, task {label!r}", items.ids[label], _decoded(cell))
+def _read_cell(place: str, run: EvidenceRun, items: Items, stage: int, variant: str, label: str) -> CellScores:
+    found = CellPlace(variant, stage, run.results.labels.index(label))
+    scores = run.scores[variant][stage][found.task]
+    return CellScores(f"{place}: {found.keys}", items.ids[label], scores or [])

@@ -12,11 +12,13 @@ from typing import Any
 
 import yaml
 
-from ilora.comparison.run import Cell, Items, Run, used_results, used_settings
+from ilora.comparison.run import CellScores, Items, Run, used_results, used_settings
+from ilora.comparison.schema import FinishedResults
 from ilora.data.task import Phase, Task
 from ilora.errors import InputError
 from ilora.present.numbers import number, plain
 from ilora.results.reader import Results, read_results, task_labels
+from ilora.results.schema import validated
 from ilora.results.scores import BASE, prediction_file, read_records
 
 
@@ -24,7 +26,7 @@ def run_folders(place: Path) -> list[Path]:
     """Those in or below `place`. Raises InputError where there is none."""
     if not place.is_dir():
         raise InputError(
-            f"{place}: no such folder or file; give a run folder, one below which run folders lie, "
+            f"{place}: no such folder or file; give a run folder, a folder with run folders in it, "
             "or a file that --save made"
         )
     found = list(_below(place))
@@ -55,7 +57,8 @@ def read_folder(folder: Path, place: Path) -> Run | str:
     if not results.get("complete"):
         rows = len(results["variants"][results["answers_with"]]["R"])
         return f"not finished: {rows} of {len(results['tasks'])} tasks"
-    results = used_results(results, str(folder / "results.json"))
+    validated(FinishedResults, results, str(folder / "results.json"))
+    results = used_results(results)
     return Run(
         place=str(folder),
         name=plain("/".join(filter(None, (place.resolve().name, *folder.relative_to(place).parts)))),
@@ -63,7 +66,7 @@ def read_folder(folder: Path, place: Path) -> Run | str:
         results=results,
         settings=_settings(folder / "config.yaml"),
         items=_items(folder, results),
-        cells=partial(_cell, folder, results),
+        read_cell=partial(_read_cell, folder, results),
     )
 
 
@@ -126,17 +129,17 @@ def _items(folder: Path, results: Results) -> Items:
         records = _records(file)
         ids = [record["id"] for record in records]
         if not ids or len(set(ids)) < len(ids):
-            raise InputError(f"{file}: {'an id stands twice' if ids else 'no rows'}")
+            raise InputError(f"{file}: {'two rows have one id' if ids else 'no rows'}")
         asked = sorted((record["id"], record.get("prompt"), record.get("reference")) for record in records)
         items.ids[label] = ids
         items.digests[label] = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     return items
 
 
-def _cell(folder: Path, results: Results, stage: int, variant: str, label: str) -> Cell:
+def _read_cell(folder: Path, results: Results, stage: int, variant: str, label: str) -> CellScores:
     file = _file(folder, results, stage, variant, label)
     records = _records(file)
-    return Cell(str(file), [record["id"] for record in records], [record["score"] for record in records])
+    return CellScores(str(file), [record["id"] for record in records], [record["score"] for record in records])
 
 
 def _file(folder: Path, results: Results, stage: int, variant: str, label: str) -> Path:

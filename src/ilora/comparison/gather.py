@@ -1,4 +1,4 @@
-"""The runs to compare: from folders and evidence files, told apart, and refused where one table cannot hold them."""
+"""Gathers the runs to compare from folders and evidence files, and refuses those that cannot be compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Gathered:
 
 
 def gather(places: Sequence[Path], only: Sequence[str] = ()) -> Gathered:
-    """All finished runs in or below `places` (folders, evidence files), with other labels where settings differ.
+    """All finished runs in or below `places` (folders, evidence files), with distinct labels where settings differ.
 
     only: shell patterns for the end of a run's path, such as `er/1-*`; none: all runs. Raises InputError for a place
     without a run, a pattern that fits none, a damaged file, and two runs that cannot be compared.
@@ -71,7 +71,7 @@ def _sources(places: Sequence[Path]) -> list[tuple[Path, Path]]:
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one label whose settings differ get them into their label."""
+    """Where runs of one label differ in settings, their labels name these settings."""
     runs, named = [_completed(run, runs) for run in runs], []
     for run in runs:
         same = [other for other in runs if other.own_label == run.own_label]
@@ -87,13 +87,13 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def _completed(run: Run, runs: Sequence[Run]) -> Run:
-    """With the defaults of method settings that other runs of its label have, and that are newer than this run."""
+    """The run with defaults for the method settings that other runs of its label have and that are newer than it."""
     newer = {key for other in runs if other.own_label == run.own_label for key in other.settings} - run.settings.keys()
     newer = {key for key in newer if key.startswith("method.")}
     name = str(run.settings.get("method.name"))
     if not newer or ":" in name:
         return run
-    from ilora.methods import METHODS  # takes seconds, and is seldom needed
+    from ilora.methods import METHODS  # the import takes seconds and is seldom needed
 
     fields = METHODS[name].Config.model_fields if name in METHODS else {}
     settings = {key: fields[key.partition(".")[2]].default for key in newer if key.partition(".")[2] in fields}
@@ -128,8 +128,8 @@ def _comparable(first: Run, run: Run) -> Run:
     for label, digest in first.items.digests.items():
         if run.items.digests[label] != digest:
             sizes = [f"{len(one.items.ids[label])} rows" for one in (first, run)]
-            sizes[1] += ", with other ids, prompts or references" if sizes[0] == sizes[1] else ""
-            raise _other(first, run, f"other test rows of task {label!r}", *sizes)
+            sizes[1] += ", with different ids, prompts or references" if sizes[0] == sizes[1] else ""
+            raise _other(first, run, f"different test rows of task {label!r}", *sizes)
     return replace(run, items=first.items)
 
 
@@ -137,18 +137,18 @@ def _asked(run: Run) -> dict[str, Any]:
     tasks = dict(zip(run.order, run.results["tasks"], strict=True))
     model = [run.results.get("model"), run.settings.get("model.revision") or ""]
     asked: dict[str, Any] = {
-        "other models": " ".join(map(str, model)).strip(),
-        "other tasks": ", ".join(sorted(run.order)),
-        "other splits": run.settings.get("evaluation.split", "test"),
+        "different models": " ".join(map(str, model)).strip(),
+        "different tasks": ", ".join(sorted(run.order)),
+        "different splits": run.settings.get("evaluation.split", "test"),
     }
     for label in sorted(tasks):
-        asked[f"other metrics of task {label!r}"] = tasks[label].get("metric")
-        asked[f"other scoring of task {label!r}"] = tasks[label].get("scoring")
+        asked[f"different metrics of task {label!r}"] = tasks[label].get("metric")
+        asked[f"different scoring of task {label!r}"] = tasks[label].get("scoring")
     return asked
 
 
 def _other(first: Run, run: Run, what: str, here: Any, there: Any) -> InputError:
     return InputError(
-        f"{first.place} and {run.place} cannot stand in one comparison: "
-        f"{what}: {plain(here, 200)} / {plain(there, 200)}; compare them in two calls"
+        f"{first.place} and {run.place} cannot be compared: "
+        f"{what}: {plain(here, 200)} / {plain(there, 200)}; compare them separately"
     )

@@ -1,7 +1,7 @@
 """What each test item adds to a measure of a run, so that a resample of items is a weighted sum.
 
 All measures of results/matrix.py are sums of coefficient × score over the cells of R and the zero-shot row.
-(Forgetting is, once it is known which earlier stage was the best.)
+(Forgetting is one too, once the best earlier stage is known.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def measures(run: Run, variant: str) -> dict[str, float | None]:
 
 
 def coefficients(scores: Sequence[Sequence[float | None]], values: Mapping[str, float | None]) -> dict[str, Floats]:
-    """For each measure that `values` has, (1 + stages, tasks): what every cell counts. Row 0 is the zero-shot row.
+    """For each measure that `values` has, (1 + stages, tasks): the coefficient of every cell. Row 0: zero-shot.
 
     scores: R of a finished run, in which stage k trained task k, or a single joint stage.
     """

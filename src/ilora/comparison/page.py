@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from pathlib import Path
 from typing import Any
-
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from ilora.comparison.pictures import pictures
 from ilora.comparison.tables import Comparison, grids, notes, scope
-from ilora.present.numbers import points
+from ilora.present.figures import as_svg
+from ilora.present.page import own_drawing, render_page
 
 
 def page(comparison: Comparison) -> str:
     """The whole page as text."""
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("ilora.comparison", "."), PackageLoader("ilora.present", ".")]),
-        autoescape=True,  # names of methods, tasks, runs and settings are untrusted
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["pts"] = lambda score: points(score).replace("-", "−")
-    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html.jinja").render(
-        script=Markup(script),  # our own file; the policy allows this very text and no other
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    return render_page(
+        "ilora.comparison",
+        "page.html.jinja",
+        script="page.js",
         comparison=comparison,
         headline=headline(comparison),
         scope=scope(comparison),
         notes=notes(comparison),
         grids={grid.key: grid for grid in grids(comparison)},
-        # Markup: our own SVG, in which matplotlib drew every text of the user as glyph outlines.
-        pictures={name: (title, text, Markup(svg)) for name, (title, text, svg) in pictures(comparison).items()},
+        pictures={
+            name: (picture.title, picture.text, own_drawing(as_svg(f"cmp-{name}", picture.draw)))
+            for name, picture in pictures(comparison).items()
+        },
         heats=_heats(comparison),
     )
 
 
 def headline(comparison: Comparison) -> tuple[str, str]:
-    """What came out, in plain words: the first sentence and the rest."""
+    """The result in plain words: the first sentence and the rest."""
     base, rows = comparison["baseline"], comparison["rows"]
     found = [(row["name"], row["difference"]["OP"]) for row in rows if row["difference"] and "OP" in row["difference"]]
     if not found:
-        return f"Nothing to set beside {base}.", "There is no other run of the same order and seed."
+        return f"Nothing to compare with {base}.", "There is no other run of the same order and seed."
     by = {
         verdict: [name for name, op in found if (op["holds_after_holm"] and op["verdict"] == verdict)]
         for verdict in ("better", "worse")

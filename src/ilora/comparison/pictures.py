@@ -1,23 +1,36 @@
-"""The pictures of a comparison as SVG text, in the style of a run's report."""
+"""The pictures of a comparison, in the style of a run's report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ilora.comparison.tables import Comparison
-from ilora.present.figures import COLOURS, GRID, INK, MUTED, as_svg, new_figure, short_name
+from ilora.present.figures import COLOURS, GRID, INK, MUTED, new_figure, short_name
 
 BLUE, ORANGE = COLOURS[0], COLOURS[1]
 ACROSS = 4  # small pictures in a row
 WIDTH = 10.6  # inches
+# What there can be at all, 0..1: Student's t knows no bounds, so that an interval may go beyond them.
+SCORES, CHANGES = (0.0, 1.0), (-1.0, 1.0)
+BOUNDS = {"OP": SCORES, "plasticity": SCORES, "learning": SCORES, "BWT": CHANGES, "keeping": CHANGES}
 
 
-def pictures(comparison: Comparison) -> dict[str, tuple[str, str, str]]:
-    """By name: title, a line of explanation, SVG; only those for which there are numbers."""
+@dataclass(frozen=True)
+class Picture:
+    """A picture that can be drawn: its title, a line that explains it, and what draws it."""
+
+    title: str
+    text: str
+    draw: Callable[[], Figure]
+
+
+def pictures(comparison: Comparison) -> dict[str, Picture]:
+    """The pictures by name; only those for which there are numbers."""
     base = comparison["baseline"]
     single = all(row["measures"]["OP"]["low"] is None for row in comparison["rows"] if row["measures"]["OP"])
     bars = "" if single else " Bars: 95 % interval over the runs."
@@ -51,11 +64,7 @@ def pictures(comparison: Comparison) -> dict[str, tuple[str, str, str]]:
             _scatter(comparison, _passes, _measure("OP"), "rows forward and backward, thousands", "OP, points"),
         ),
     }
-    return {
-        name: (title, text, as_svg(f"cmp-{name}", draw))
-        for name, (title, text, draw) in drawn.items()
-        if draw is not None
-    }
+    return {name: Picture(title, text, draw) for name, (title, text, draw) in drawn.items() if draw is not None}
 
 
 def _label(row: Mapping[str, Any]) -> str:
@@ -69,7 +78,8 @@ def _measures(comparison: Comparison) -> Callable[[], Figure]:
         figure = new_figure(WIDTH, 1.0 + 0.27 * len(rows))
         for axes, key in zip(figure.subplots(1, 2, sharey=True), ("OP", "BWT"), strict=True):
             for place, row in enumerate(rows):
-                _dot(axes, row["measures"][key], place, colour=MUTED if row["difference"] is None else BLUE)
+                colour = MUTED if row["difference"] is None else BLUE
+                _dot(axes, _in_points(row["measures"][key], key), place, colour=colour)
             _rows_axis(axes, rows)
             axes.set_xlabel(f"{key}, points")
             if key == "BWT":
@@ -79,12 +89,21 @@ def _measures(comparison: Comparison) -> Callable[[], Figure]:
     return draw
 
 
-def _dot(axes: Any, found: Mapping[str, Any] | None, place: int, *, colour: str) -> None:
+def _in_points(found: Mapping[str, Any] | None, key: str) -> dict[str, Any] | None:
+    """Mean and ends of an interval as they are drawn: in points, the ends within what the measure can be."""
     if found is None:
+        return None
+    least, most = BOUNDS[key]
+    ends = {end: None if found[end] is None else 100 * min(most, max(least, found[end])) for end in ("low", "high")}
+    return {"mean": 100 * found["mean"], **ends}
+
+
+def _dot(axes: Any, shown: Mapping[str, Any] | None, place: int, *, colour: str) -> None:
+    if shown is None:
         return
-    if found["low"] is not None:
-        axes.hlines(place, 100 * found["low"], 100 * found["high"], color=colour, linewidth=2.0, alpha=0.55)
-    axes.plot(100 * found["mean"], place, "o", color=colour, markersize=5.5)
+    if shown["low"] is not None:
+        axes.hlines(place, shown["low"], shown["high"], color=colour, linewidth=2.0, alpha=0.55)
+    axes.plot(shown["mean"], place, "o", color=colour, markersize=5.5)
 
 
 def _rows_axis(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -127,7 +146,7 @@ def _verdict(axes: Any, found: Mapping[str, Any] | None, place: int) -> None:
 
 
 def _curves(comparison: Comparison, key: str, across: str, up: str) -> Callable[[], Figure] | None:
-    """One small picture for each method, so that any number of them can be read; the baseline in each."""
+    """A small panel for each method, so that any number of them can be read, with the baseline in each."""
     base = next((row for row in comparison["rows"] if row["difference"] is None), None)
     rows = [row for row in comparison["rows"] if row[key] and row["difference"] is not None]
     if len(comparison["tasks"]) < 2 or not rows:
@@ -143,15 +162,15 @@ def _curves(comparison: Comparison, key: str, across: str, up: str) -> Callable[
                 axes.set_visible(False)
                 continue
             if base is not None and base[key]:
-                _line(axes, base[key], colour="#8b96a0", dash="--", first=key == "learning")
-            _line(axes, rows[place][key], colour=BLUE, dash="-", first=key == "learning")
+                _line(axes, base, key, colour="#8b96a0", dash="--")
+            _line(axes, rows[place], key, colour=BLUE, dash="-")
             axes.set_title(_label(rows[place]), loc="left", fontsize=8.5)
             axes.grid(visible=True)
             axes.tick_params(length=0, labelsize=8)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         figure.supxlabel(across, fontsize=9)
         figure.supylabel(up, fontsize=9)
-        # By hand: constrained layout takes seconds for as many axes.
+        # By hand: constrained layout takes seconds for so many axes.
         height = figure.get_figheight()
         figure.subplots_adjust(left=0.075 * WIDTH / figure.get_figwidth(), right=0.99, bottom=0.5 / height,
                                top=1 - 0.25 / height, wspace=0.09, hspace=0.32)  # fmt: skip
@@ -160,26 +179,22 @@ def _curves(comparison: Comparison, key: str, across: str, up: str) -> Callable[
     return draw
 
 
-def _line(axes: Any, curve: Sequence[Mapping[str, Any] | None], *, colour: str, dash: str, first: bool) -> None:
-    known = [(x, found) for x, found in enumerate(curve, 1 if first else 0) if found is not None]
-    xs = [x for x, _ in known]
-    banded = [(x, found) for x, found in known if found["low"] is not None]
-    low, high = ([100 * found[end] for _, found in banded] for end in ("low", "high"))
-    axes.fill_between([x for x, _ in banded], low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(xs, [100 * found["mean"] for _, found in known], color=colour, linestyle=dash, linewidth=1.5,
-              marker="o" if len(known) < 12 else None, markersize=2.6)  # fmt: skip
+def _line(axes: Any, row: Mapping[str, Any], key: str, *, colour: str, dash: str) -> None:
+    """A row's curve with its band; places without a value are left out."""
+    first = 1 if key == "learning" else 0
+    curve = {x: shown for x, found in enumerate(row[key], first) if (shown := _in_points(found, key)) is not None}
+    band = {x: shown for x, shown in curve.items() if shown["low"] is not None}
+    low, high = ([shown[end] for shown in band.values()] for end in ("low", "high"))
+    axes.fill_between(list(band), low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(list(curve), [shown["mean"] for shown in curve.values()], color=colour, linestyle=dash, linewidth=1.5,
+              marker="o" if len(curve) < 12 else None, markersize=2.6)  # fmt: skip
 
 
 Reading = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 
 
 def _measure(key: str) -> Reading:
-    def read(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        found = row["measures"][key]
-        return None if found is None else {end: None if found[end] is None else 100 * found[end] for end in
-                                           ("mean", "low", "high")}  # fmt: skip
-
-    return read
+    return lambda row: _in_points(row["measures"][key], key)
 
 
 def _passes(row: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -1,6 +1,6 @@
-"""A run to compare, wherever it was read: what counts of its results and settings, and its scores of test rows.
+"""A run to compare, from a folder or an evidence file: the results and settings that count, and its item scores.
 
-Nothing in a `Run` is of the data or says where something lies on this machine, except `place`.
+A `Run` holds nothing of the data, and no path on this machine except `place`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Items:
     digests: dict[str, str] = field(default_factory=dict)
 
 
-class Cell(NamedTuple):
+class CellScores(NamedTuple):
     """What is behind one entry of R: a score (0..1) for each id. `source`: where it is from, for messages."""
 
     source: str
@@ -49,8 +49,8 @@ class Cell(NamedTuple):
     scores: Sequence[float]
 
 
-Cells = Callable[[int, str, str], Cell]
-"""The cell of a stage (0: the base model), a variant and a task's label. Raises InputError where it cannot be read."""
+ReadCell = Callable[[int, str, str], CellScores]
+"""Reads the scores of a stage (0: the base model), a variant and a task's label. Raises InputError where it cannot."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Run:
     results: Results
     settings: dict[str, Any]
     items: Items
-    cells: Cells
+    read_cell: ReadCell
     apart: tuple[str, ...] = ()
 
     @property
@@ -97,7 +97,7 @@ class Run:
 
     def scores(self, stage: int, variant: str, label: str) -> tuple[Floats, str]:
         """The items' scores after a stage (0: the base model), in the common order, and where they are from."""
-        cell, ids = self.cells(stage, variant, label), self.items.ids[label]
+        cell, ids = self.read_cell(stage, variant, label), self.items.ids[label]
         if cell.ids != ids and sorted(cell.ids) != sorted(ids):
             raise InputError(f"{cell.source}: not the test rows of task {label!r} in the other prediction files")
         found = dict(zip(cell.ids, cell.scores, strict=True))
@@ -108,24 +108,19 @@ class Run:
 # -- what counts ---------------------------------------------------------------------------------------------------
 
 
-def used_results(results: Results, place: str) -> Results:
-    """What a comparison uses of a finished run's results (in the form that `check_results` has seen).
-
-    Raises InputError naming `place` for results that cannot be compared.
-    """
+def used_results(results: Results) -> Results:
+    """What a comparison uses of a finished run's results (in the form of `FinishedResults`)."""
     variants = {
         name: {"zero_shot": _scores(variant.get("zero_shot")), "R": [_scores(row) for row in variant["R"]]}
         for name, variant in results["variants"].items()
     }
-    used = {
+    return {
         **portable({key: results[key] for key in _USED if key in results}),
         "tasks": portable([{key: task[key] for key in _USED_OF_TASKS if key in task} for task in results["tasks"]]),
         "answers_with": str(results["answers_with"]),
         "variants": variants,
         "cost": _numbers(results.get("cost") or {}),
     }
-    _check(used, place)
-    return used
 
 
 def _scores(values: Sequence[object] | None) -> list[float | None] | None:
@@ -138,32 +133,8 @@ def _numbers(value: Any) -> Any:
     return None if number(value) is None else value
 
 
-def _check(results: Results, place: str) -> None:
-    seed, labels = results.get("seed"), task_labels(results)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InputError(f"{place}: 'seed' must be a whole number, found {seed!r}")
-    if len(set(labels)) < len(labels):
-        raise InputError(f"{place}: two of its tasks have one label")
-    for kind, names in (("task's label", labels), ("variant", results["variants"])):
-        for unsafe in (name for name in names if not _is_file_name(name)):
-            raise InputError(f"{place}: {unsafe!r} cannot be a {kind}: it would leave the run folder")
-    rows = 1 if results.get("stream") == "joint" else len(labels)
-    for name, variant in results["variants"].items():
-        if len(variant["R"]) != rows or len(results.get("phases") or ()) != rows:
-            raise InputError(f"{place}: 'phases' and variants.{name}.R must have {rows} rows, one for each phase")
-        if None in variant["R"][-1]:
-            raise InputError(f"{place}: variants.{name}.R: a task has no score after the last phase")
-        for score in (score for row in (variant["zero_shot"] or [], *variant["R"]) for score in row):
-            if score is not None and not 0 <= score <= 1:
-                raise InputError(f"{place}: variants.{name}: the score {score} is not between 0 and 1")
-
-
-def _is_file_name(name: str) -> bool:
-    return PureWindowsPath(name).name == name and name not in ("", "..")  # which knows both kinds of slash
-
-
 def used_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a flat configuration that runs of one label have in common; newer ones than the run by default."""
+    """The settings that runs of one label have in common, with defaults for settings that are newer than the run."""
     defaults = {
         f"{name}.{key}": value
         for name, section in _SECTIONS.items()
@@ -174,7 +145,7 @@ def used_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def portable(value: Any) -> Any:
-    """A value as JSON can hold it; of an absolute path its last part and a digest, so that others stay others."""
+    """A value as JSON can hold it. Of an absolute path only its last part and a digest, which tells paths apart."""
     if isinstance(value, Mapping):
         return {str(key): portable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

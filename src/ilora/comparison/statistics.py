@@ -1,4 +1,4 @@
-"""Means over runs, paired differences over runs and test items, and which methods cannot be told apart.
+"""Means over runs, paired differences over runs and test items, and which methods are distinguishable.
 
 Pure functions of arrays; docs/comparing.md has the definitions and the simulated coverage.
 """
@@ -83,7 +83,14 @@ def differences(
     for row, effect in zip(moved, effects, strict=True):
         if len(effect.pairs) > 1:
             row += _resampled_pairs(effect.pairs, seed)
-    return [_judge(effect, np.sort(row)) for effect, row in zip(effects, moved, strict=True)]
+    return [_difference(effect, np.sort(row)) for effect, row in zip(effects, moved, strict=True)]
+
+
+class _Variance(NamedTuple):
+    """A part of the variance of the mean, with the degrees of freedom of its estimate."""
+
+    value: float
+    freedom: int
 
 
 class _Effects(NamedTuple):
@@ -105,43 +112,57 @@ def _effects(contrast: Floats, sizes: Sequence[int], members: list[Places]) -> _
 
     The same items are scored in every pair, so an item effect is a mean over pairs and still holds 1/pairs of the
     noise of an item in a single pair, which the pair effects hold as well. It is shrunk as the two-way analysis of
-    variance says, or noise would count twice. Pairs vary by at least that noise: few that agree more agree by chance.
+    variance says, or noise would count twice.
     """
     blocks = np.split(contrast, np.cumsum(sizes)[:-1], axis=1)
     per_pair = np.sum([block.mean(axis=1) for block in blocks], axis=0)
     noises = [_noise(block, members) for block in blocks]
     least = sum(noise / size for noise, size in zip(noises, sizes, strict=True))
-    pairs, parts = _pair_effects(per_pair, members, least, spare=sum(sizes) - len(sizes))
+    pairs, parts = _pair_effects(per_pair, members, least, items_freedom=sum(sizes) - len(sizes))
     items = [_item_effects(block, noise) for block, noise in zip(blocks, noises, strict=True)]
-    parts += [(float((effect**2).sum()) / len(effect) ** 2, len(effect) - 1) for effect in items]
-    total = sum(variance for variance, _ in parts)
+    parts += [_Variance(float((effect**2).sum()) / len(effect) ** 2, len(effect) - 1) for effect in items]
+    total = sum(part.value for part in parts)
     # Satterthwaite: the degrees of freedom of a sum of estimated variances.
-    spent = sum(variance**2 / freedom for variance, freedom in parts if variance > 0)
+    spent = sum(part.value**2 / part.freedom for part in parts if part.value > 0)
     freedom = total**2 / spent if spent > 0 else math.inf
     return _Effects(float(per_pair.mean()), pairs, np.concatenate(items), math.sqrt(total), freedom)
 
 
 def _pair_effects(
-    per_pair: Floats, members: list[Places], least: float, *, spare: int
-) -> tuple[Floats, list[tuple[float, int]]]:
-    """(pairs,) to their effects, of variance `least` or more; what each stratum adds to the mean's variance, with its
-    degrees of freedom. spare: the degrees of freedom of one pair's items.
+    per_pair: Floats, members: list[Places], least: float, *, items_freedom: int
+) -> tuple[Floats, list[_Variance]]:
+    """How far each pair is from the mean of its stratum, and what that adds to the variance of the mean.
+
+    per_pair: (pairs,), the difference in each pair.
+    members: the pairs of each stratum.
+    least: the variance that the noise of single items alone gives a pair.
+    items_freedom: the degrees of freedom of the items of one pair.
     """
     count, freedom = len(per_pair), len(per_pair) - len(members)
     effects = np.zeros(count)
-    if not freedom:
+    if freedom == 0:  # one pair: it does not show how pairs vary
         return effects, []
     for places in members:
         effects[places] = per_pair[places] - per_pair[places].mean()
     found = float((effects**2).sum()) / freedom
-    if floored := found < least:
-        effects *= math.sqrt(least / found) if found > 0 else 0.0
+    agree_by_chance = found < least
+    if agree_by_chance:
+        effects = effects * math.sqrt(least / found) if found > 0 else _alternating(count, members, least)
+    if found > 0:
+        for places in members:  # deviations from a mean of n vary by (n - 1) / n of what the pairs do
+            effects[places] *= math.sqrt(len(places) / (len(places) - 1))
+    shares = [_Variance(float((effects[places] ** 2).sum()) / count**2, len(places) - 1) for places in members]
+    if agree_by_chance:  # then the variance is that of the noise, known from as many answers
+        return effects, [_Variance(sum(share.value for share in shares), freedom * items_freedom)]
+    return effects, shares
+
+
+def _alternating(count: int, members: list[Places], variance: float) -> Floats:
+    """(pairs,): effects of this variance for pairs that are all equal."""
+    effects = np.zeros(count)
     for places in members:
-        n = len(places)
-        effects[places] = math.sqrt(n / (n - 1)) * effects[places] if found > 0 else math.sqrt(least) * _signs(n)
-    shares = [(float((effects[places] ** 2).sum()) / count**2, len(places) - 1) for places in members]
-    # A floor is the noise's variance, known from as many answers.
-    return effects, [(sum(variance for variance, _ in shares), freedom * spare)] if floored else shares
+        effects[places] = math.sqrt(variance) * _signs(len(places))
+    return effects
 
 
 def _signs(count: int) -> Floats:
@@ -202,8 +223,8 @@ def _counts(generator: np.random.Generator, rows: int, size: int) -> Floats:
 def _resampled_pairs(effects: Floats, seed: int) -> Floats:
     """(pairs,) to (RESAMPLES,): the mean of the effects, each times a standard normal number (the wild bootstrap).
 
-    To draw few pairs with replacement would never go further out than the furthest of them. The same numbers for all
-    contrasts of so many pairs.
+    Drawing a few pairs with replacement could never go beyond the most extreme of them. All contrasts with the same
+    number of pairs get the same random numbers.
     """
     count = len(effects)
     weights = np.random.default_rng([seed, 2, count]).standard_normal((RESAMPLES, count))
@@ -211,15 +232,15 @@ def _resampled_pairs(effects: Floats, seed: int) -> Floats:
     return moved
 
 
-def _judge(effect: _Effects, moved: Floats) -> Difference:
+def _difference(effect: _Effects, moved: Floats) -> Difference:
     """The interval of a contrast from its sorted resamples, and its p."""
     tail, mean = (1 - LEVEL) / 2, effect.mean
-    # Percentiles, wider by t / z: they know the variance only as well as so few pairs and items tell it.
+    # Percentiles, widened by t / z: so few pairs and items give only an estimate of the variance.
     wider = float(stats.t.isf(tail, effect.freedom) / stats.norm.isf(tail))
     low, high = (mean + wider * float(end) for end in np.quantile(moved, [tail, 1 - tail]))
-    # As good as equal in every pair and on every item: nothing to tell apart.
+    # Equal but for rounding.
     equal = abs(mean) < 1e-12
-    # Far out there are too few resamples to count.
+    # By Student's t: in the tails there are too few resamples to count.
     p = 2 * float(stats.t.sf(abs(mean) / effect.error, effect.freedom)) if effect.error else 0.0
     return Difference(mean, low, high, 1.0 if equal else p, len(effect.pairs))
 

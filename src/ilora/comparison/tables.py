@@ -1,4 +1,4 @@
-"""The comparison as grids of cells, which the terminal, Markdown, LaTeX and the page print in their own way."""
+"""The comparison as grids of cells, which the terminal, Markdown, LaTeX and the page each print in their way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Comparison = Mapping[str, Any]
 NONE = "–"
 MAIN_NOTE = (
     "Points of 100: mean over the runs (seeds and orders) ± half of its 95 % interval (Student's t); – for one run. "
-    "Rows without a common letter differ in OP, with Holm's adjustment over all pairs of rows; no other order is meant."
+    "Rows without a common letter differ in OP, after Holm's adjustment over all pairs of rows. Rows are not ranked."
 )
 COSTS = {
     "train_seconds": "training",
@@ -28,8 +28,13 @@ COSTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """What is shown, `small` beside it with less weight. value: what a column is sorted by. style: strong, muted."""
+class GridCell:
+    """What a cell shows.
+
+    text, small: what it says, and what stands beside it with less weight.
+    value: what its column is sorted by.
+    style: strong, muted or letters (of groups).
+    """
 
     text: str
     value: float | None = None
@@ -45,7 +50,7 @@ class Grid:
     title: str
     note: str
     head: tuple[str, ...]
-    rows: tuple[tuple[int, tuple[Cell, ...]], ...]
+    rows: tuple[tuple[int, tuple[GridCell, ...]], ...]
     left: frozenset[int] = frozenset({0})  # columns of words
 
 
@@ -61,12 +66,12 @@ def signed(score: float) -> str:
     return text.replace("-", "−") if text.startswith("-") else f"+{text}"
 
 
-def spread(interval: Mapping[str, Any] | None) -> Cell:
+def spread(interval: Mapping[str, Any] | None) -> GridCell:
     """mean ± half the interval."""
     if interval is None:
-        return Cell(NONE)
+        return GridCell(NONE)
     half = NONE if interval["low"] is None else points((interval["high"] - interval["low"]) / 2)
-    return Cell(points(interval["mean"]).replace("-", "−"), 100 * interval["mean"], f"± {half}")
+    return GridCell(points(interval["mean"]).replace("-", "−"), 100 * interval["mean"], f"± {half}")
 
 
 def main_grid(comparison: Comparison) -> Grid:
@@ -79,40 +84,40 @@ def main_grid(comparison: Comparison) -> Grid:
         rows.append((place, (
             _name(row),
             *(spread(row["measures"][key]) for key in SUMMARY),
-            Cell(row["letters"]),
+            GridCell(row["letters"], style="letters"),
             _verdict(row["difference"], "OP"),
-            Cell(str(len(row["runs"])), len(row["runs"])),
-            Cell(duration(seconds), seconds),
-            Cell(_budget(row)),
+            GridCell(str(len(row["runs"])), len(row["runs"])),
+            GridCell(duration(seconds), seconds),
+            GridCell(_budget(row)),
         )))  # fmt: skip
     left = frozenset({0, 1 + len(SUMMARY), 2 + len(SUMMARY), len(head) - 1})
     return Grid("main", "All methods", MAIN_NOTE, head, tuple(rows), left)
 
 
-def _name(row: Mapping[str, Any]) -> Cell:
-    return Cell(row["name"], small="" if row["answers"] else "not the variant that answers")
+def _name(row: Mapping[str, Any]) -> GridCell:
+    return GridCell(row["name"], small="" if row["answers"] else "not the variant that answers")
 
 
 def _budget(row: Mapping[str, Any]) -> str:
     return "baseline" if row["difference"] is None else "; ".join(row["budget"]) or "same"
 
 
-def _verdict(found: Mapping[str, Any] | None, key: str) -> Cell:
+def _verdict(found: Mapping[str, Any] | None, key: str) -> GridCell:
     if found is None:
-        return Cell("baseline", style="muted")
+        return GridCell("baseline", style="muted")
     if key not in found:
-        return Cell("no common order and seed", style="muted")
-    return _judged(found[key])
+        return GridCell("no common order and seed", style="muted")
+    return _verdict_cell(found[key])
 
 
-def _judged(difference: Mapping[str, Any]) -> Cell:
+def _verdict_cell(difference: Mapping[str, Any]) -> GridCell:
     style = "strong" if difference["holds_after_holm"] else ""
     style = "muted" if difference["verdict"] == "not distinguishable" else style
-    return Cell(difference["verdict"], 100 * difference["mean"], style=style)
+    return GridCell(difference["verdict"], 100 * difference["mean"], style=style)
 
 
 def difference_grid(comparison: Comparison) -> Grid:
-    """Every measure against the baseline, and what follows."""
+    """Every measure's difference from the baseline, and the verdict on OP."""
     base = comparison["baseline"]
     shown = [key for key in SUMMARY if any(key in (row["difference"] or {}) for row in comparison["rows"])]
     head = ("method", "pairs", *(f"{key} difference" for key in shown), "OP", "p (OP)", "p after Holm")
@@ -124,8 +129,8 @@ def difference_grid(comparison: Comparison) -> Grid:
         op = found.get("OP")
         count = op["pairs"] if op else 0
         rows.append((place, (
-            Cell(row["name"]),
-            Cell(str(count), count, small="" if op is None else _varying(op)),
+            GridCell(row["name"]),
+            GridCell(str(count), count, small="" if op is None else _varying(op)),
             *(_between(found.get(key)) for key in shown),
             _verdict(found, "OP"),
             _p(op and op["p"]),
@@ -134,31 +139,31 @@ def difference_grid(comparison: Comparison) -> Grid:
     note = (
         f"Row minus {base}, in points, with the 95 % bootstrap interval over pairs of runs (same order and seed) and "
         "over test items; where there is one pair, over items only; 'by order': pairs vary around the mean of "
-        "their order, which has several seeds. Muted: the interval holds 0, so it does not say "
-        "which is higher. Bold: still different after Holm's adjustment over the rows of its column. Lower is better "
-        "for forgetting."
+        "their order, which has several seeds. Muted: the interval contains 0, so it does not show "
+        "which is higher. Bold: still different after Holm's adjustment over the rows of its column. For forgetting, "
+        "lower is better."
     )
     return Grid("differences", f"Against {base}", note, head, tuple(rows), frozenset({0, 2 + len(shown)}))
 
 
 def _varying(found: Mapping[str, Any]) -> str:
-    """What else than items the interval is over, where that is not all pairs alike."""
+    """What the interval covers beside items, where that is not simply all pairs."""
     if found["pairs"] == 1:
         return "items only"
     return "by order" if found["within_orders"] else ""
 
 
-def _between(found: Mapping[str, Any] | None) -> Cell:
+def _between(found: Mapping[str, Any] | None) -> GridCell:
     if found is None:
-        return Cell(NONE)
+        return GridCell(NONE)
     ends = f"[{signed(found['low'])}, {signed(found['high'])}]"
-    return Cell(signed(found["mean"]), 100 * found["mean"], ends, _judged(found).style)
+    return GridCell(signed(found["mean"]), 100 * found["mean"], ends, _verdict_cell(found).style)
 
 
-def _p(value: float | None) -> Cell:
+def _p(value: float | None) -> GridCell:
     if value is None:
-        return Cell(NONE)
-    return Cell("< 0.0001" if value < 1e-4 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}", value)
+        return GridCell(NONE)
+    return GridCell("< 0.0001" if value < 1e-4 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}", value)
 
 
 def task_grid(comparison: Comparison) -> Grid:
@@ -173,7 +178,7 @@ def task_grid(comparison: Comparison) -> Grid:
 
 
 def cost_grid(comparison: Comparison) -> Grid:
-    """What the runs cost, every kind of it that any run counted."""
+    """What the runs cost, in everything that any run counted."""
     costs = [row["cost"] for row in comparison["rows"]]
     more = [key for key in dict.fromkeys(key for cost in costs for key in cost) if key not in (*COSTS, "stored_bytes")]
     kinds = list(dict.fromkeys(kind for cost in costs for kind in cost["stored_bytes"] or ()))
@@ -185,7 +190,7 @@ def cost_grid(comparison: Comparison) -> Grid:
         cells = [_amount(key, cost.get(key)) for key in COSTS]
         cells += [_amount("bytes", None if stored is None else stored.get(kind, 0.0)) for kind in kinds]
         cells += [_amount(key, cost.get(key)) for key in more]
-        rows.append((place, (Cell(row["name"]), *cells, Cell(_budget(row)))))
+        rows.append((place, (GridCell(row["name"]), *cells, GridCell(_budget(row)))))
     note = (
         "Means over the runs. Budget: where tokens, rows through the model, trainable parameters or stored bytes are "
         f"not those of {comparison['baseline']}; times and peaks depend on the machine and what else ran on it."
@@ -193,12 +198,12 @@ def cost_grid(comparison: Comparison) -> Grid:
     return Grid("cost", "Cost", note, head, tuple(rows), frozenset({0, len(head) - 1}))
 
 
-def _amount(key: str, value: float | None) -> Cell:
+def _amount(key: str, value: float | None) -> GridCell:
     if value is None:
-        return Cell(NONE)
+        return GridCell(NONE)
     if key.endswith("seconds"):
-        return Cell(duration(value), value)
-    return Cell(size(value) if key.endswith("bytes") else f"{value:,.0f}", value)
+        return GridCell(duration(value), value)
+    return GridCell(size(value) if key.endswith("bytes") else f"{value:,.0f}", value)
 
 
 def scope(comparison: Comparison) -> str:
@@ -215,19 +220,19 @@ def scope(comparison: Comparison) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know beside the tables: runs left out, settings that are not the same, single pairs."""
+    """What a reader must know beside the tables: runs left out, settings that differ, few pairs."""
     lines = [f"Left out: {plain(entry['folder'])}: {plain(entry['reason'])}." for entry in comparison["left_out"]]
     for key, by_label in comparison["settings"].items():
         has = "; ".join(f"{value}: {', '.join(_of(by_label, value))}" for value in dict.fromkeys(by_label.values()))
-        lines.append(f"Not the same setting for all: {plain(key, 60)} ({has}).")
+        lines.append(f"The rows differ in a setting: {plain(key, 60)} ({has}).")
     differences: Sequence[Any] = [row["difference"] for row in comparison["rows"] if row["difference"]]
     if any(found["OP"]["pairs"] == 1 for found in differences if "OP" in found):
         lines.append(
-            "A difference of one pair has test items resampled only: it says nothing about other seeds or orders."
+            "Where there is a single pair, only test items are resampled: nothing is known about other seeds or orders."
         )
     elif any(found["OP"]["pairs"] < 5 for found in differences if "OP" in found):
         lines.append(
-            "With fewer than five pairs an interval over seeds and orders is wide, and only roughly one of 95 %."
+            "With fewer than five pairs, an interval over seeds and orders is wide, and its level is only roughly 95 %."
         )
     return lines
 

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ilora.comparison.tables import Cell, Comparison, Grid, difference_grid, grids, main_grid, notes, scope
+from ilora.comparison.tables import Comparison, Grid, GridCell, difference_grid, grids, main_grid, notes, scope
 from ilora.present.numbers import markdown, markdown_text
 
 _TEX = {
@@ -49,7 +49,7 @@ def _rich(grid: Grid, names: Sequence[str]) -> Table:
     return table
 
 
-def _styled(cell: Cell, *, named: bool) -> Text:
+def _styled(cell: GridCell, *, named: bool) -> Text:
     text = Text(cell.text, style={"strong": "bold", "muted": "dim"}.get(cell.style, ""))
     return text.append(f" {cell.small}", style="dim") if cell.small and not named else text
 
@@ -66,7 +66,7 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n".join(parts)
 
 
-def _line(cell: Cell) -> str:
+def _line(cell: GridCell) -> str:
     return f"{cell.text} {cell.small}".strip()
 
 
@@ -98,7 +98,7 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
-def _tex_cell(cell: Cell) -> str:
+def _tex_cell(cell: GridCell) -> str:
     text = _tex(_line(cell))
     return rf"\textbf{{{text}}}" if cell.style == "strong" else text
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from ilora.connectivity import files, pictures
 from ilora.files import write_atomic
 from ilora.present.figures import as_svg
 from ilora.present.numbers import plain
+from ilora.present.page import inert_json, own_drawing, render_page
 
 
 def write_page(folder: Path, drawn: Mapping[str, str]) -> Path:
@@ -29,26 +24,12 @@ def write_page(folder: Path, drawn: Mapping[str, str]) -> Path:
         with files.reading(folder / result["file"]):
             figures += _figures(result, drawn)
             moving += [_moving(result)] if result["kind"] == "path" else []
-    environment = Environment(
-        loader=PackageLoader("ilora.connectivity", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-    page = environment.get_template("page.html.jinja").render(
-        script=Markup(script),  # our own file; the policy allows this very text and no other
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=Markup(_inert_json(moving)),
-        figures=figures,
+    page = render_page(
+        "ilora.connectivity", "page.html.jinja", script="page.js", data=inert_json(moving), figures=figures
     )
     target = folder / "index.html"
     write_atomic(target, page)
     return target
-
-
-def _inert_json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in, whatever names and labels hold."""
-    text = json.dumps(value, ensure_ascii=True)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _moving(result: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +60,5 @@ def _figures(result: dict[str, Any], drawn: Mapping[str, str]) -> list[dict[str,
     made = []
     for ending, draw in pictures.drawings(result).items():
         name = f"{Path(result['file']).stem}{ending}"
-        # Markup: our own SVG, in which matplotlib drew every text of the user as glyph outlines.
-        made.append({"title": plain(name, 120), "svg": Markup(drawn.get(name) or as_svg(name, draw))})
+        made.append({"title": plain(name, 120), "svg": own_drawing(drawn.get(name) or as_svg(name, draw))})
     return made

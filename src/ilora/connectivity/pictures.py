@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,14 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from ilora.files import write_atomic
-from ilora.present.figures import COLOURS, INK, MUTED, as_png, as_svg, new_figure, short_name
+from ilora.present.figures import INK, MARKERS, MUTED, as_png, as_svg, new_figure, series_look, short_name
 
 Result = Mapping[str, Any]
 """The content of a file of connectivity/."""
 
-# Cycles of 5 colours, 4 dashes and 7 markers: 140 series before two look alike, 28 without colours.
-DASHES = ("-", "--", "-.", (0, (1, 1.2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _BOLD: dict[str, dict[str, Any]] = {
     "mean": {"linestyle": "-", "marker": "o", "linewidth": 2.4},
     "old": {"linestyle": (0, (5, 1.5)), "marker": "s", "linewidth": 1.8},
@@ -53,15 +51,6 @@ def write(result: Result, folder: Path, name: str) -> dict[str, str]:
     return made
 
 
-def style(order: int) -> dict[str, Any]:
-    """Colour, dash and marker of the n-th series."""
-    return {
-        "color": COLOURS[order % len(COLOURS)],
-        "linestyle": DASHES[order % len(DASHES)],
-        "marker": MARKERS[order % len(MARKERS)],
-    }
-
-
 def _draw_path(result: Result) -> Figure:
     """Score above, loss below; means bold, with bands of one standard error; many tasks in panels of their own."""
     tasks, groups = result["tasks"], [name for name in GROUPS if name in result["groups"]]
@@ -70,7 +59,7 @@ def _draw_path(result: Result) -> Figure:
     panels = figure.subplots(2, 2 if apart else 1, sharex=True, sharey="row", squeeze=False)
     for row, key in zip(panels, SCALES, strict=True):
         for order, task in enumerate(tasks):
-            look = style(order) | {"linewidth": 1.1, "label": short_name(task["name"]), "zorder": 4}
+            look = series_look(order) | {"linewidth": 1.1, "label": short_name(task["name"]), "zorder": 4}
             _line(row[-1], result["points"], ("tasks", task["label"]), key, look, band=not apart)
         for name in groups:
             if len(result["groups"][name]) > 1 or apart:  # a group of one task is that task again
@@ -109,8 +98,9 @@ def _line(
     errors = [scale * (value[f"{key}_se"] or 0.0) for value in values]
     axes.plot(ts, ys, **{"markersize": 4.5, **look})
     if band:
-        low = [y - e for y, e in zip(ys, errors, strict=True)]
-        high = [y + e for y, e in zip(ys, errors, strict=True)]
+        most = scale if key == "score" else math.inf  # neither a score nor a loss is below 0
+        low = [max(0.0, y - e) for y, e in zip(ys, errors, strict=True)]
+        high = [min(most, y + e) for y, e in zip(ys, errors, strict=True)]
         axes.fill_between(ts, low, high, color=look["color"], alpha=0.13, linewidth=0)
 
 
@@ -160,7 +150,7 @@ def _draw_trail(axes: Any, trail: Sequence[Result]) -> None:
     """One line a variant; a hollow place is one whose adapter is far off the plane."""
     for order, variant in enumerate(dict.fromkeys(point["variant"] for point in trail)):
         points = [point for point in trail if point["variant"] == variant]
-        look = style(order)
+        look = series_look(order)
         axes.plot([p["x"] for p in points], [p["y"] for p in points], color=look["color"], marker=".", zorder=5,
                   linestyle=look["linestyle"], linewidth=1.5, markersize=7,
                   label=f"{short_name(variant)} along training (projected)")  # fmt: skip
@@ -178,12 +168,12 @@ def _draw_similarity(result: Result) -> Figure:
     angles = result["angles"]["layers"]
     for order, side in enumerate(("out", "in")):
         ys = [float("nan") if row[side]["overlap"] is None else row[side]["overlap"] for row in angles]
-        panels[1].plot(range(1, len(ys) + 1), ys, **style(order), markersize=3, label=f"{side}put side")
+        panels[1].plot(range(1, len(ys) + 1), ys, **series_look(order), markersize=3, label=f"{side}put side")
     panels[1].set(xlabel="adapted module, in the model's order", ylabel="overlap (mean cos²)", ylim=(-0.02, 1.02))
     for axes, where in zip(panels[2:], spaces, strict=True):
         for order, (variant, way) in enumerate(result["along"].items()):
             if where in way:
-                axes.plot(way["when"], way[where]["from_first"], **style(order), markersize=4,
+                axes.plot(way["when"], way[where]["from_first"], **series_look(order), markersize=4,
                           label=f"{short_name(variant)}, from\n{short_name(way['label'][0], 24)}")  # fmt: skip
         axes.set(xlabel="tasks trained", ylabel=f"distance in {where}")
     for axes in panels[:2]:
@@ -203,7 +193,7 @@ def _draw_cka(axes: Any, result: Result) -> None:
     labels = list(rows[0]["tasks"]) if rows else []
     for order, label in enumerate(labels if len(labels) > 1 else ()):
         ys = [_number(row["tasks"][label]["cka"]) for row in rows]
-        axes.plot(numbers, ys, **style(order), linewidth=0.9, markersize=3, label=short_name(label))
+        axes.plot(numbers, ys, **series_look(order), linewidth=0.9, markersize=3, label=short_name(label))
     title = "mean of tasks" if len(labels) > 1 else short_name(labels[0]) if labels else ""
     for key, dash, name in (("cka", "-", title), ("cka_debiased", "--", f"{title}, debiased")):
         ys = [_number(row[key]) for row in rows]

@@ -15,19 +15,14 @@ from ilora.present.numbers import plain
 
 INK, MUTED, GRID = "#1c2733", "#5b6875", "#dfe4e8"
 
-
 # Apart in hue and in lightness; every series also has its own hatch, line style and marker.
 COLOURS = ("#0b4f8a", "#e08a1e", "#5aa9d6", "#8c5a9e", "#7a7a7a")
-
-
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
-
-
-MARKERS = ("o", "s", "^", "D", "v")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES_IN_TURN = 4  # five would keep step with the five colours
 
 
 _SVG_ID = re.compile(r'\bid="|url\(#|href="#')
-
 
 _STYLE = {
     "text.parse_math": False,  # names and labels come from the user
@@ -76,11 +71,20 @@ def as_svg(name: str, draw: Callable[[], Figure]) -> str:
     return re.sub(r">\s+<", "><", text).strip()
 
 
+def series_look(order: int) -> dict[str, Any]:
+    """Colour, dash and marker of the n-th series: 140 before two look alike, 28 without colours."""
+    return {
+        "color": COLOURS[order % len(COLOURS)],
+        "linestyle": DASHES[order % _DASHES_IN_TURN],
+        "marker": MARKERS[order % len(MARKERS)],
+    }
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure; sides in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def short_name(text: object, limit: int = 22) -> str:
-    """A user's text as a label: printable, and never what matplotlib would hide (a leading underscore)."""
+    """A user's text as a label: printable, and without the leading underscore that makes matplotlib hide a label."""
     return plain(text, limit).lstrip("_") or "?"

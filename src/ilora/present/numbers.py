@@ -38,7 +38,7 @@ def markdown(lines: Sequence[Sequence[str]], *, strong: Sequence[Sequence[bool]]
 
 
 def markdown_text(text: str) -> str:
-    """The text as it stands, for Markdown."""
+    """The text with the special characters of Markdown escaped."""
     return re.sub(r"([\\`*_|<>\[\]~&#])", r"\\\1", text)
 
 
@@ -51,3 +51,9 @@ def duration(seconds: object) -> str:
         return f"{found:.1f} s"
     minutes, rest = divmod(round(found), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def count(amount: object) -> str:
+    """A whole number with separators; an en dash where there is no number."""
+    found = number(amount)
+    return "–" if found is None else f"{found:,.0f}"

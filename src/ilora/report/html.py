@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from ilora.errors import InputError
 from ilora.files import write_atomic
-from ilora.present.numbers import duration, number, plain, points
+from ilora.present.numbers import number, plain, points
+from ilora.present.page import own_drawing, render_page
 from ilora.report.connectivity import connectivity
 from ilora.report.general import harness_rows, perplexity_rows, text_name
 from ilora.report.plots import bars_svg, curves_svg, heatmap_svg, loss_svg
@@ -42,8 +41,7 @@ def write_report(run_dir: Path) -> Path:
     Metrics, predictions, an adapter and contrast runs may be missing; the page says so.
     """
     run_dir = Path(run_dir)
-    template = _environment().get_template("report.html.jinja")
-    page = template.render(_context(run_dir))
+    page = render_page("ilora.report", "report.html.jinja", **_content(run_dir))
     target = run_dir / "report.html"
     write_atomic(target, page.encode("utf-8", errors="replace"))
     return target
@@ -78,23 +76,7 @@ def _forgotten(bwt: float | None, lost: str, gained: str) -> str:
     return "" if bwt is None else (gained if bwt > 0 else lost).format(points(abs(bwt)))
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("ilora.report", "."), PackageLoader("ilora.present", ".")]),
-        autoescape=True,  # for every name and ending: prompts, answers, task names and settings are untrusted
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["pts"] = lambda score: points(score).replace("-", "−")
-    environment.filters["duration"] = duration
-    environment.filters["count"] = lambda amount: "–" if number(amount) is None else f"{amount:,.0f}"
-    environment.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
-    environment.filters["tint"] = lambda lost: f"{min(1.0, max(0.0, lost or 0.0)):.3f}"
-    return environment
-
-
-def _context(run_dir: Path) -> dict[str, Any]:
+def _content(run_dir: Path) -> dict[str, Any]:
     results, config = read_results(run_dir), read_text(run_dir / "config.yaml")
     found = _in_order([path for path in (run_dir / "contrast").glob("*") if path.is_dir()], config)
     folders = [path for path in found if (path / "results.json").is_file()]
@@ -128,7 +110,7 @@ def _context(run_dir: Path) -> dict[str, Any]:
 
 
 def _in_order(folders: list[Path], config: str) -> list[Path]:
-    """Contrast runs as the configuration lists them; by name where it does not tell."""
+    """Contrast runs in the order of the configuration; by name where it does not list them."""
     try:
         values = yaml.safe_load(config)
     except yaml.YAMLError:
@@ -136,13 +118,13 @@ def _in_order(folders: list[Path], config: str) -> list[Path]:
     listed = values.get("contrast") or [] if isinstance(values, dict) else []
     if isinstance(values, dict) and "contrast" in values:
         known = {contrast_folder(Path(), method["name"]).name for method in listed}
-        folders = [path for path in folders if path.name in known]  # others are left over from an earlier configuration
+        folders = [path for path in folders if path.name in known]  # the others are of an earlier configuration
     order = {contrast_folder(Path(), method["name"]).name: number for number, method in enumerate(listed)}
     return sorted(folders, key=lambda path: (order.get(path.name, len(order)), path.name))
 
 
 def _read_lines(path: Path, *, torn_end: bool = False) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file, none without a file; a killed run may leave half a line at its end."""
+    """The objects of a .jsonl file, none without a file. torn_end: a killed run may have cut off its last line."""
     if not path.is_file():
         return []
     lines, found = read_text(path).split("\n"), []
@@ -179,9 +161,8 @@ def _figures(
         text = "Scores in points. Down a column: one task fading or staying. Framed: just after its training."
         drawn.append((series.label, text, svg, large))
     drawn.append(("Training loss", "Dotted: the next task begins.", loss_svg(metrics), True))
-    # Markup: our own SVG, in which matplotlib drew every text of the user as glyph outlines.
     return [
-        {"title": title, "text": text, "svg": Markup(svg), "wide": wide}
+        {"title": title, "text": text, "svg": own_drawing(svg), "wide": wide}
         for title, text, svg, wide in drawn
         if svg is not None
     ]
@@ -230,7 +211,7 @@ def _compare(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
 
 
 def _clip(text: object, limit: int) -> str:
-    """The text without its middle: a prompt says what it is at its start and asks at its end."""
+    """The text without its middle: a prompt explains itself at its start and asks its question at its end."""
     whole = "" if text is None else str(text).strip()
     if len(whole) <= limit:
         return whole or "(empty)"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -71,7 +73,7 @@ def _draw_heatmap(
 
 
 def bars_svg(results: Results, contrast: Sequence[Results] = (), *, name: str = "bars") -> str:
-    """Per task a bar of what is kept, hatched on to what was learnt; the answering variant of every run."""
+    """A bar of each task's final score, with a hatched part up to the score just after its training, for each run."""
     values = row_values(results, contrast)
     shown = values.answers[: len(COLOURS)]
     return as_svg(name, lambda: _draw_bars(values, shown))
@@ -168,62 +170,86 @@ def _curve(axes: Any, results: Results, task: int, order: int) -> Any:
     return line
 
 
-def loss_points(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, dict[str, float]]]:
-    """(step, task, losses) over the whole run, steps rising; of a repeated step (a resumed run) the last."""
+class LoggedStep(NamedTuple):
+    """A logged optimizer step of the whole run, its task and the finite losses by name."""
+
+    step: int
+    task: str
+    losses: dict[str, float]
+
+
+def loss_points(metrics: Sequence[Mapping[str, Any]]) -> list[LoggedStep]:
+    """The logged steps of the whole run in rising order; of a repeated step (a resumed run) the last."""
     latest: dict[tuple[int, int], Mapping[str, Any]] = {}
     for line in metrics:
         task, step = number(line.get("task_index")), number(line.get("step"))
         if step is not None:
             latest[int(task or 0), int(step)] = line
-    found: list[tuple[int, str, dict[str, float]]] = []
+    found: list[LoggedStep] = []
     offset, before = 0, None
     for (task_index, step), line in sorted(latest.items(), key=lambda item: item[0]):
         if task_index != before:
-            end = found[-1][0] if found else 0
+            end = found[-1].step if found else 0
             offset = end if found and step <= end else 0  # steps are counted from 1 within each task
             before = task_index
-        terms = line.get("terms")
-        named = {"loss": line.get("loss"), **(terms if isinstance(terms, Mapping) and len(terms) > 1 else {})}
-        losses = {key: value for key, raw in named.items() if (value := number(raw)) is not None}
-        found.append((offset + step, str(line.get("task", "")), losses))
+        found.append(LoggedStep(offset + step, str(line.get("task", "")), _losses(line)))
     return found
+
+
+def _losses(line: Mapping[str, Any]) -> dict[str, float]:
+    """The loss, and its terms where there are several."""
+    terms = line.get("terms")
+    named = {"loss": line.get("loss"), **(terms if isinstance(terms, Mapping) and len(terms) > 1 else {})}
+    return {key: value for key, raw in named.items() if (value := number(raw)) is not None}
 
 
 def loss_svg(metrics: Sequence[Mapping[str, Any]], *, name: str = "loss", width: int = 400) -> str | None:
     """The training loss and its terms over the steps, averaged to `width` places; None without any."""
-    found = loss_points(metrics)
-    return as_svg(name, lambda: _draw_loss(found, width)) if any(losses for _, _, losses in found) else None
+    steps = loss_points(metrics)
+    return as_svg(name, lambda: _draw_loss(steps, width)) if any(step.losses for step in steps) else None
 
 
-def _draw_loss(found: Sequence[tuple[int, str, dict[str, float]]], width: int) -> Figure:
+def _draw_loss(steps: Sequence[LoggedStep], width: int) -> Figure:
     figure = new_figure(8.6, 3.4)
     axes = figure.add_subplot()
-    keys = list(dict.fromkeys(key for _, _, losses in found for key in losses))[: len(COLOURS)]
-    size = -(-len(found) // width)
+    together = -(-len(steps) // width)
+    keys = list(dict.fromkeys(key for step in steps for key in step.losses))[: len(COLOURS)]
     for order, key in enumerate(keys):
-        chunks = [found[i : i + size] for i in range(0, len(found), size)]
-        kept = [[(step, losses[key]) for step, _, losses in chunk if key in losses] for chunk in chunks]
-        # A term that a task does not have leaves a gap instead of a line across it.
-        xs = [
-            sum(s for s, _ in chunk) / len(chunk) if chunk else chunk_[0][0]
-            for chunk, chunk_ in zip(kept, chunks, strict=True)
-        ]
-        ys = [sum(v for _, v in chunk) / len(chunk) if chunk else float("nan") for chunk in kept]
+        xs, ys = _thinned(steps, key, together)
         axes.plot(xs, ys, color=COLOURS[order], linestyle=DASHES[order], linewidth=1.6 if order == 0 else 1.2,
-                  label=short_name(key), zorder=9 - order, marker="o" if len(found) < 4 else None)  # fmt: skip
-    starts = [(step, task) for i, (step, task, _) in enumerate(found) if i == 0 or task != found[i - 1][1]]
-    for step, _ in starts[1:]:
-        axes.axvline(step - 0.5, color="#9aa5ae", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+                  label=short_name(key), zorder=9 - order, marker="o" if len(steps) < 4 else None)  # fmt: skip
+    _mark_tasks(axes, steps)
+    axes.set_xlim(steps[0].step - 1, steps[-1].step + 1)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.grid(visible=True, axis="y")
+    axes.set_xlabel("optimizer step" + (f" (each point the mean of {together} logged steps)" if together > 1 else ""))
+    axes.set_ylabel("training loss")
+    figure.legend(loc="outside lower center", ncols=min(5, len(keys)), handlelength=3)
+    return figure
+
+
+def _thinned(steps: Sequence[LoggedStep], key: str, together: int) -> tuple[list[float], list[float]]:
+    """Steps and losses of one term, each the mean of `together` logged steps.
+
+    A term that a task does not have leaves a gap (a NaN) instead of a line across the task.
+    """
+    xs, ys = [], []
+    for start in range(0, len(steps), together):
+        chunk = steps[start : start + together]
+        with_term = [step for step in chunk if key in step.losses]
+        xs.append(fmean(step.step for step in with_term) if with_term else float(chunk[0].step))
+        ys.append(sum(step.losses[key] for step in with_term) / len(with_term) if with_term else math.nan)
+    return xs, ys
+
+
+def _mark_tasks(axes: Any, steps: Sequence[LoggedStep]) -> None:
+    """A dotted line where the next task begins, and the tasks' names along the top."""
+    starts = [step for i, step in enumerate(steps) if i == 0 or step.task != steps[i - 1].task]
+    for start in starts[1:]:
+        axes.axvline(start.step - 0.5, color="#9aa5ae", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
     top = axes.secondary_xaxis("top")
-    top.set_xticks([step for step, _ in starts], [short_name(task, 18) for _, task in starts])
+    top.set_xticks([start.step for start in starts], [short_name(start.task, 18) for start in starts])
     top.tick_params(length=0, labelsize=7.5, labelrotation=30)
     for label in top.get_xticklabels():
         label.set(horizontalalignment="left", rotation_mode="anchor")
     top.spines[:].set_visible(False)
-    axes.set_xlim(found[0][0] - 1, found[-1][0] + 1)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.grid(visible=True, axis="y")
-    axes.set_xlabel("optimizer step" + (f" (each point the mean of {size} logged steps)" if size > 1 else ""))
-    axes.set_ylabel("training loss")
-    figure.legend(loc="outside lower center", ncols=min(5, len(keys)), handlelength=3)
-    return figure

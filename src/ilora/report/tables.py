@@ -24,7 +24,7 @@ CAPTION = (
 
 
 @dataclass(frozen=True, slots=True)
-class TaskScores:
+class TaskOutcome:
     """The numbers of one task, 0..1; None = not evaluated, or not defined. `error`: the standard error of `kept`."""
 
     learnt: float | None = None
@@ -43,8 +43,8 @@ class Series:
     variant: str
     answers: bool
     marked: bool  # the run has several variants and this one answers
-    scores: tuple[TaskScores, ...]
-    mean: TaskScores
+    scores: tuple[TaskOutcome, ...]
+    mean: TaskOutcome
     summary: Mapping[str, float | None]
 
     @property
@@ -73,25 +73,25 @@ class RowValues:
         return tuple(s for s in self.series if s.answers)
 
 
-def _task_scores(results: Results, variant: str) -> list[TaskScores]:
+def _task_scores(results: Results, variant: str) -> list[TaskOutcome]:
     rows, before = matrix(results, variant), zero_shot_scores(results, variant)
     errors = results["variants"][variant].get("se") or []
     scores = []
     for i, zero_shot in enumerate(before):
         row = learning_row(results, i)
-        if row >= len(rows):  # not trained yet: a score in the last row would be transfer, not memory
-            scores.append(TaskScores(zero_shot=zero_shot))
+        if row >= len(rows):  # not trained yet: a score in the last row would show transfer, not memory
+            scores.append(TaskOutcome(zero_shot=zero_shot))
             continue
         kept = rows[-1][i]
         earlier = [past[i] for past in rows[:-1] if past[i] is not None] if row < len(rows) - 1 else []
         best = max((score for score in earlier if score is not None), default=None)
         forgotten = None if best is None or kept is None else best - kept
         error = number(errors[len(rows) - 1][i]) if len(errors) >= len(rows) else None
-        scores.append(TaskScores(rows[row][i], kept, forgotten, zero_shot, error))
+        scores.append(TaskOutcome(rows[row][i], kept, forgotten, zero_shot, error))
     return scores
 
 
-def _error_of_mean(scores: Sequence[TaskScores]) -> float | None:
+def _error_of_mean(scores: Sequence[TaskOutcome]) -> float | None:
     """The standard error of the mean of kept scores; rows of different tasks are independent."""
     errors = [score.error for score in scores if score.kept is not None]
     if not errors or None in errors:
@@ -117,8 +117,8 @@ def _run_series(results: Results, run: int, title: str, labels: Sequence[str]) -
                 variant=name,
                 answers=name == answering,
                 marked=name == answering and len(variants) > 1,
-                scores=tuple(by_label.get(label, TaskScores()) for label in labels),
-                mean=TaskScores(whole["plasticity"], whole["OP"], whole["forgetting"], zero_shot, error),
+                scores=tuple(by_label.get(label, TaskOutcome()) for label in labels),
+                mean=TaskOutcome(whole["plasticity"], whole["OP"], whole["forgetting"], zero_shot, error),
                 summary=whole,
             )
         )
@@ -126,7 +126,7 @@ def _run_series(results: Results, run: int, title: str, labels: Sequence[str]) -
 
 
 def row_values(results: Results, contrast: Sequence[Results] = ()) -> RowValues:
-    """Every number that the tables, the bars and the page show, computed here and only here."""
+    """Every number that the tables, the bars and the page show; nothing else computes them."""
     runs = [results, *contrast]
     titles = [method_title(run) for run in runs]
     repeated = {title for title, count in Counter(titles).items() if count > 1}

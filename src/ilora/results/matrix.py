@@ -3,11 +3,11 @@
 `scores[k][i]` is the score in [0, 1] on task i after training stage k, None where it was not evaluated; a row
 may be shorter than the number of tasks. The functions take stage k to have trained task k; `summarise` also
 takes other orders and joint training. A run that has not finished has fewer rows than tasks: every measure is
-then over the T tasks trained so far, T = the number of rows, so that it is what the full run would have shown
+then over the T tasks trained so far, T = the number of rows, which is what the full run would have shown
 at that point.
 
 A measure is None where it is not defined (a single task) or where a score it needs was not evaluated: a mean
-over fewer tasks than another run's would not be comparable. Only forgetting, a maximum, passes over gaps.
+over fewer tasks than another run's would not be comparable. Only forgetting, which takes a maximum, skips gaps.
 
 Source: METHOD, after Lopez-Paz and Ranzato (2017) and Chaudhry et al. (2018).
 """
@@ -27,13 +27,13 @@ ALL = -1  # in `trained`: a stage that trained all tasks at once
 def overall_performance(scores: Scores) -> float | None:
     """OP: the mean of the last row over the tasks trained so far, in [0, 1]."""
     last = len(scores) - 1
-    return _mean([_cell(scores, last, i) for i in range(len(scores))])
+    return mean_of_all([_cell(scores, last, i) for i in range(len(scores))])
 
 
 def backward_transfer(scores: Scores) -> float | None:
     """BWT: mean over i < T of R[T][i] - R[i][i], in [-1, 1]; below 0 = earlier tasks got worse."""
     last = len(scores) - 1
-    return _mean([_minus(_cell(scores, last, i), _cell(scores, i, i)) for i in range(last)])
+    return mean_of_all([_minus(_cell(scores, last, i), _cell(scores, i, i)) for i in range(last)])
 
 
 def forgetting(scores: Scores) -> float | None:
@@ -47,7 +47,7 @@ def forgetting(scores: Scores) -> float | None:
     for i in range(last):
         earlier = [score for k in range(last) if (score := _cell(scores, k, i)) is not None]
         drops.append(_minus(max(earlier), _cell(scores, last, i)) if earlier else None)
-    return _mean(drops)
+    return mean_of_all(drops)
 
 
 def forward_transfer(scores: Scores, zero_shot: Sequence[float | None] | None) -> float | None:
@@ -59,12 +59,12 @@ def forward_transfer(scores: Scores, zero_shot: Sequence[float | None] | None) -
     if zero_shot is None:
         return None
     pairs = [(_cell(scores, i - 1, i), _cell([zero_shot], 0, i)) for i in range(1, len(scores))]
-    return _mean([_minus(after, before) for after, before in pairs])
+    return mean_of_all([_minus(after, before) for after, before in pairs])
 
 
 def plasticity(scores: Scores) -> float | None:
     """The mean of R[i][i], each task's score right after its own training, in [0, 1]."""
-    return _mean([_cell(scores, i, i) for i in range(len(scores))])
+    return mean_of_all([_cell(scores, i, i) for i in range(len(scores))])
 
 
 def summarise(
@@ -87,7 +87,7 @@ def summarise(
     ordered = [[_cell(scores, k, i) for i in seen] for k in range(len(scores))]
     values: tuple[float | None, ...]
     if ALL in stages or len(seen) < len(stages):
-        values = (_mean(ordered[-1]), None, None, None, None)
+        values = (mean_of_all(ordered[-1]), None, None, None, None)
     else:
         before = None if zero_shot is None else [_cell([zero_shot], 0, i) for i in seen]
         values = (
@@ -123,7 +123,8 @@ def _minus(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left - right
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """The mean; None where a value is missing, or all are: a mean over fewer would not be comparable."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 

@@ -1,22 +1,20 @@
-"""results.json as it is read: checked, and in the pieces that tables, pages and comparisons are made of."""
+"""Reads and checks results.json, and takes from it what tables, pages and comparisons show."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ilora.errors import InputError
 from ilora.present.numbers import number, plain
+from ilora.results.schema import ResultsFile, validated
 
 Results = Mapping[str, Any]
 """The parsed `results.json` of a run."""
 
-
 SUMMARY = ("OP", "BWT", "forgetting", "FWT", "plasticity")
-
-
 _PROSE = {"sequential": "sequential fine-tuning", "joint": "joint training"}  # as they read in a sentence
 
 
@@ -70,36 +68,10 @@ def read_results(run_dir: Path) -> Results:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from error
-    results = check_results(content, str(path))
-    for label in task_labels(results):
-        if Path(label).name != label:
-            raise InputError(f"{path}: {label!r} cannot be a task's label: it would leave the run folder")
-    return results
+    return check_results(content, str(path))
 
 
 def check_results(results: object, source: str = "results") -> Results:
-    """`results` if it has the form of schema 1, else InputError naming `source` and the place."""
-    if not isinstance(results, Mapping):
-        raise InputError(f"{source}: expected an object, found {type(results).__name__}")
-    if results.get("schema") != 1:
-        raise InputError(f"{source}: schema {results.get('schema')!r} is unknown; this version reads 1")
-    tasks, variants = results.get("tasks"), results.get("variants")
-    if (
-        not tasks
-        or not isinstance(tasks, list)
-        or any(not isinstance(task, dict) or "name" not in task for task in tasks)
-    ):
-        raise InputError(f"{source}: 'tasks' must be a list of objects with a 'name'")
-    if not isinstance(variants, Mapping) or str(results.get("answers_with")) not in variants:
-        raise InputError(f"{source}: 'answers_with' must name one of 'variants'")
-    for key, kind in (("cost", dict), ("phases", list)):
-        if not isinstance(results.get(key) or kind(), kind):
-            raise InputError(f"{source}: '{key}' has the wrong type, {type(results[key]).__name__}")
-    for name, variant in variants.items():
-        rows = variant.get("R") if isinstance(variant, Mapping) else None
-        if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == len(tasks) for r in rows):
-            raise InputError(f"{source}: variants.{name}.R must be rows of {len(tasks)} scores")
-        zero_shot = variant.get("zero_shot")
-        if zero_shot is not None and not (isinstance(zero_shot, list) and len(zero_shot) == len(tasks)):
-            raise InputError(f"{source}: variants.{name}.zero_shot must be null or {len(tasks)} scores")
-    return results
+    """`results` if it has the form of schema.py. Raises InputError with `source`, the place and what is allowed."""
+    validated(ResultsFile, results, source)
+    return cast("Results", results)

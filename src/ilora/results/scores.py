@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ilora.data.task import Phase, Task
 from ilora.errors import InputError
-from ilora.results.matrix import standard_error, summarise
+from ilora.results.matrix import ALL, mean_of_all, standard_error, summarise
 from ilora.settings import method_label
 
-SCHEMA = 1
 BASE = "00-base"  # the base model's own answers, before any training
 
 
@@ -66,66 +66,58 @@ def read_perplexity(run: Path, last: str) -> dict[str, Any] | None:
     }
 
 
+@dataclass(frozen=True)
+class ScoredCell:
+    """What a prediction file says of one task after one phase; all None where it was not evaluated."""
+
+    score: float | None = None
+    error: float | None = None  # the standard error of `score` over the rows
+    rows: int | None = None
+    routed_right: float | None = None  # for a method that guesses the task: the share of rows guessed right
+
+
 def score_matrix(run: Path, phases: list[Phase], tasks: list[Task], *, variants: list[str]) -> dict[str, Any]:
     """For every variant: R, its standard errors and the rows behind each score, the zero-shot row and the summary.
 
-    None where not evaluated.
+    Each prediction file is read once. None where not evaluated.
     """
-    trained = [tasks.index(phase.tasks[0]) if len(phase.tasks) == 1 else -1 for phase in phases]
+    trained = [tasks.index(phase.tasks[0]) if len(phase.tasks) == 1 else ALL for phase in phases]
+    before = _read_row(run, BASE, variants[0], tasks, answering=variants[0])  # the variants share it
     matrices = {}
-    labels = [BASE, *(phase.label for phase in phases)]
     for variant in variants:
-        cells = [
-            [_cell(prediction_file(run, label, variant, task, answering=variants[0])) for task in tasks]
-            for label in labels
-        ]
-        while len(cells) > 1 and all(cell.score is None for cell in cells[-1]):
-            cells.pop()
-        scores, errors, counts = ([[getattr(cell, key) for cell in row] for row in cells] for key in Cell._fields)
-        zero_shot = scores[0] if any(score is not None for score in scores[0]) else None
-        summary = summarise(scores[1:], zero_shot, trained=trained[: len(scores) - 1])
-        matrices[variant] = {
-            "zero_shot": zero_shot,
-            "zero_shot_se": errors[0] if zero_shot else None,
-            "R": scores[1:],
-            "se": errors[1:],
-            "n": counts[1:],
-            "summary": summary,
-        }
-        routed = routing_accuracy(run, labels[: len(scores)], tasks, variant=variant, answering=variants[0])
-        if routed is not None:
-            matrices[variant]["routed_right"] = routed
+        after = [_read_row(run, phase.label, variant, tasks, answering=variants[0]) for phase in phases]
+        while after and all(cell.score is None for cell in after[-1]):
+            after.pop()
+        matrices[variant] = _variant_entry(before, after, trained[: len(after)])
     return matrices
 
 
-def routing_accuracy(
-    run: Path, labels: list[str], tasks: list[Task], *, variant: str, answering: str
-) -> list[list[float | None]] | None:
-    """For a method that guesses the task: the share of rows guessed right, in the form of R; None for any other."""
-    matrix = [
-        [_mean(prediction_file(run, label, variant, task, answering=answering), "routed_right") for task in tasks]
-        for label in labels[1:]
-    ]
-    return matrix if any(cell is not None for row in matrix for cell in row) else None
+def _variant_entry(before: list[ScoredCell], after: list[list[ScoredCell]], trained: list[int]) -> dict[str, Any]:
+    """What results.json has of a variant. before, after: the cells before any training and after each phase."""
+    scores = [[cell.score for cell in row] for row in after]
+    evaluated_before = any(cell.score is not None for cell in before)
+    zero_shot = [cell.score for cell in before] if evaluated_before else None
+    entry = {
+        "zero_shot": zero_shot,
+        "zero_shot_se": [cell.error for cell in before] if evaluated_before else None,
+        "R": scores,
+        "se": [[cell.error for cell in row] for row in after],
+        "n": [[cell.rows for cell in row] for row in after],
+        "summary": summarise(scores, zero_shot, trained=trained),
+    }
+    if any(cell.routed_right is not None for row in after for cell in row):
+        entry["routed_right"] = [[cell.routed_right for cell in row] for row in after]
+    return entry
 
 
-class Cell(NamedTuple):
-    """One entry of R; all None where it was not evaluated. `error` is the standard error of `score` over `rows`."""
-
-    score: float | None = None
-    error: float | None = None
-    rows: int | None = None
+def _read_row(run: Path, phase: str, variant: str, tasks: list[Task], *, answering: str) -> list[ScoredCell]:
+    return [_read_cell(prediction_file(run, phase, variant, task, answering=answering)) for task in tasks]
 
 
-def _cell(path: Path) -> Cell:
+def _read_cell(path: Path) -> ScoredCell:
     if not path.is_file():
-        return Cell()
-    scores = [record["score"] for record in read_records(path)]
-    return Cell(sum(scores) / len(scores), standard_error(scores), len(scores)) if scores else Cell(rows=0)
-
-
-def _mean(path: Path, key: str) -> float | None:
-    if not path.is_file():
-        return None
-    values = [record[key] for record in read_records(path) if key in record]
-    return sum(values) / len(values) if values else None
+        return ScoredCell()
+    records = read_records(path)
+    scores = [record["score"] for record in records]
+    routed = [record["routed_right"] for record in records if "routed_right" in record]
+    return ScoredCell(mean_of_all(scores), standard_error(scores), len(scores), mean_of_all(routed))

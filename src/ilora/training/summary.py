@@ -7,7 +7,8 @@ from typing import Any
 
 from ilora.config import Config
 from ilora.data.task import Task
-from ilora.results.scores import SCHEMA, read_perplexity, score_matrix
+from ilora.results.schema import SCHEMA
+from ilora.results.scores import read_perplexity, score_matrix
 from ilora.training.encoded import EncodedStream
 from ilora.training.peak import peak_memory
 from ilora.training.processes import agreed
