@@ -307,3 +307,23 @@ def test_a_method_setting_alone_is_the_default_methods() -> None:
     config = load_config({"data": {"benchmark": "mini8"}}, ["method.memory_size=7"])
     assert config.method.name == "ilora"
     assert config.method.memory_size == 7  # type: ignore[attr-defined]
+
+
+def test_home_and_variables_are_written_out_in_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/h")
+    monkeypatch.setenv("ROWS", "/rows")
+    task = {"name": "a", "train": "~/a.json", "eval": "$ROWS/b.json", "test": "${ROWS}/c.json"}
+    data = {"path": "$HOME/d", "tasks": [task, {"name": "b", "path": "~/e"}, {"name": "c", "dataset": "~/f"}]}
+    found = load(model={"name": "$ROWS/m"}, data=data, evaluation={"perplexity_file": "~/text"})
+    assert found.model.name == "/rows/m"
+    assert found.evaluation.perplexity_file == Path("/h/text")
+    assert found.data.path == Path("/h/d")
+    first, second, third = found.data.tasks or []
+    assert [str(place) for place in (first.train, first.eval, first.test)] == [
+        "/h/a.json",
+        "/rows/b.json",
+        "/rows/c.json",
+    ]
+    assert (second.path, third.dataset) == (Path("/h/e"), "/h/f")
+    monkeypatch.delenv("ROWS")
+    assert refusal(data={"path": "$ROWS/x"})[1].startswith("  data.path: the variable $ROWS")

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1] / "src" / "ilora"
 # From the ground up. A room is a folder or a file of the package; it may import from rooms of lower floors only.
 FLOORS = (
     ("errors",),
-    ("registry", "settings", "files", "progress", "present"),
+    ("registry", "files", "progress", "present"),
+    ("settings",),
     ("data", "environment"),
     ("kernels", "replay", "metrics"),
     ("results", "model"),
@@ -97,3 +98,10 @@ def test_no_files_import_each_other() -> None:
     modules = {name.removesuffix(".__init__"): file for file, name in names.items()}
     order = TopologicalSorter({name: modules_imported(file, modules) for name, file in modules.items()})
     order.prepare()  # raises CycleError with the files of a circle
+
+
+def test_every_file_is_in_the_layout_of_the_design() -> None:
+    design = (ROOT.parents[1] / "docs" / "design.md").read_text(encoding="utf-8").partition("## Layout")[2]
+    of_methods = [file for file in FILES if file.parent.name == "methods"]  # one a method, in docs/methods.md
+    missing = [file.name for file in FILES if file not in of_methods and file.name not in design]
+    assert sorted(set(missing) - {"__init__.py", "__main__.py"}) == []

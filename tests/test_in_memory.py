@@ -49,12 +49,13 @@ def test_a_resume_reads_the_same_tasks_from_the_folder(form: str, make_config: M
 @pytest.mark.parametrize("metric", ["accuracy", "exact", "rouge_l"])
 def test_metric_and_choices_stay_as_given(metric: str, make_config: MakeConfig, tmp_path: Path) -> None:
     choices = ("cat", "dog", "owl", "fox", "hen") if metric == "accuracy" else ()
-    task = Task("one", rows("one"), metric=metric, choices=choices, max_new_tokens=3)
+    task = Task("one", rows("one"), metric=metric, choices=choices, max_new_tokens=3, frame=("one ", " :"))
     config, tasks, files = given_tasks([task], make_config(), tmp_path / "data")
     write_files(files)
     (again,) = load_tasks(config.data)
     for found in (*tasks, again):
         assert (found.metric, found.choices, found.max_new_tokens) == (metric, choices, 3)
+        assert found.frame == ("one ", " :")
     assert fingerprint(again) == fingerprint(tasks[0])
 
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ilora.errors import IloraError, InputError
+
+
+def expanded(place: str) -> str:
+    """A place with `~` and variables such as `$HOME` written out. Raises ValueError for a variable that is not set."""
+    written = os.path.expandvars(place)
+    if written.startswith("~"):
+        written = str(Path(written).expanduser())
+    unset = re.findall(r"\$\{?\w+\}?", written)
+    if unset:
+        raise ValueError(f"the variable {unset[0]} is not set")
+    return written
 
 
 def flush_folder(folder: Path) -> None:

@@ -96,5 +96,6 @@ def _section(task: Task, folder: Path) -> TaskConfig:
             "choices": list(task.choices),
             "scoring": task.scoring,
             "max_new_tokens": task.max_new_tokens,
+            "frame": task.frame,
         }
     )

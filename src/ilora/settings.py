@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from ilora.files import expanded
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Place = Annotated[Path, AfterValidator(lambda path: Path(expanded(str(path))))]  # `~` and `$HOME` are written out
+Name = Annotated[str, AfterValidator(expanded)]  # of a hub, or a place
 
 
 def method_label(name: str) -> str:
@@ -52,7 +56,7 @@ class MethodConfig(Section):
 class ModelConfig(Section):
     """The base model, which stays frozen."""
 
-    name: str = Field("smollm2-135m", description="an alias (`ilora list models`), a hub id or a local folder")
+    name: Name = Field("smollm2-135m", description="an alias (`ilora list models`), a hub id or a local folder")
     revision: str | None = Field(None, description="branch, tag or commit of a model on the hub")
     dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="type of the frozen weights; adapters are trained in float32"
@@ -129,11 +133,13 @@ class TaskConfig(Section):
     """A task of the stream: where its rows are, and how its answers are scored."""
 
     name: str
-    path: Path | None = Field(None, description="folder with {train,eval,test}.json or .jsonl")
-    train: Path | None = None
-    eval: Path | None = None
-    test: Path | None = None
-    dataset: str | None = Field(None, description="Hugging Face dataset id, or a local folder that `datasets` can load")
+    path: Place | None = Field(None, description="folder with {train,eval,test}.json or .jsonl")
+    train: Place | None = None
+    eval: Place | None = None
+    test: Place | None = None
+    dataset: Name | None = Field(
+        None, description="Hugging Face dataset id, or a local folder that `datasets` can load"
+    )
     subset: str | None = None
     revision: str | None = None
     splits: dict[Literal["train", "eval", "test"], str] = Field(
@@ -151,6 +157,9 @@ class TaskConfig(Section):
         "generate", description="rank: the prediction is the choice with the highest likelihood"
     )
     max_new_tokens: PositiveInt | None = None
+    frame: tuple[str, str] = Field(
+        ("", ""), description="text before and after the subject in every prompt, which the metric sari leaves out"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> TaskConfig:
@@ -181,7 +190,7 @@ class DataConfig(Section):
     """Where the tasks come from, and how a row becomes tokens."""
 
     benchmark: str | None = Field(None, description="a name from `ilora list benchmarks`")
-    path: Path | None = Field(
+    path: Place | None = Field(
         None,
         description="a folder of task folders, <Task>/{train,eval,test}.json or .jsonl, or of a benchmark's files",
     )
@@ -272,7 +281,7 @@ class EvaluationConfig(Section):
     unseen: Literal["none", "next", "all"] = Field(
         "next", description="tasks that are scored before they are trained; FWT needs `next`"
     )
-    perplexity_file: Path | None = Field(
+    perplexity_file: Place | None = Field(
         None, description="a UTF-8 text whose perplexity before the first and after the last task the report shows"
     )
     perplexity_tokens: Annotated[int, Field(ge=2)] = Field(20_000, description="tokens of it that are read, at most")

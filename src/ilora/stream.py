@@ -46,7 +46,7 @@ def readers(config: DataConfig, *, whole: bool = False) -> list[tuple[str, Calla
     refuse_duplicates([task.name for task in wanted])
 
     def reader(chosen: TaskConfig) -> Callable[[], Task]:
-        return lambda: _judged(_load(chosen, config, source, whole=whole), chosen)
+        return lambda: _with_settings(_load(chosen, config, source, whole=whole), chosen)
 
     return [(chosen.name, reader(chosen)) for chosen in wanted]
 
@@ -125,43 +125,49 @@ def _source(config: DataConfig) -> _Source:
 
 
 def _load(chosen: TaskConfig, config: DataConfig, source: _Source, *, whole: bool) -> Task:
+    """The task with its rows, wherever they are. Metric and choices are inferred, unless its source knows them."""
     task_label(chosen.name)  # refuses a name that could leave the run folder, before any path is made of it
-    # Only the rows of the limit are kept while reading, unless repeated ones are to be dropped before.
-    sizes = {split: None if config.deduplicate or whole else getattr(config.limit, split) for split in SPLITS}
-    selections = {split: Selection(f"limit/{chosen.name}/{split}", sizes[split]) for split in SPLITS}
     if source.read is not None and chosen.name in source.known and (source.own or not chosen.placed):
         return source.read(chosen)
     if config.resplit:
         raise InputError(
-            f"data.resplit: only a benchmark's rows can be divided anew; task '{chosen.name}' is not of one"
+            f"data.resplit: only a benchmark's rows can be split again; task '{chosen.name}' is not of one"
         )
+    # Only the rows of the limit are kept while reading, unless repeated ones are to be dropped before.
+    sizes = {split: None if config.deduplicate or whole else getattr(config.limit, split) for split in SPLITS}
+    selections = {split: Selection(f"limit/{chosen.name}/{split}", sizes[split]) for split in SPLITS}
+    rows, place = _read(chosen, config, source, selections)
+    metric, choices = infer_task(selections["train"].answers)
+    return Task(chosen.name, rows, metric=metric, choices=choices, source=place)
+
+
+def _read(
+    chosen: TaskConfig, config: DataConfig, source: _Source, selections: Mapping[str, Selection]
+) -> tuple[dict[str, list[Row]], str]:
+    """The rows of a task that is of no benchmark, and their place."""
     if chosen.path is not None:
         rows = formats.read_folder(chosen.path, columns=chosen.columns, selections=selections)
-        place = str(chosen.path)
-    elif chosen.train is not None:
+        return rows, str(chosen.path)
+    if chosen.train is not None:
         files = {split: path for split in SPLITS if (path := getattr(chosen, split)) is not None}
-        rows = {
+        found = {
             split: formats.read_rows(path, columns=chosen.columns, selection=selections[split])
             for split, path in files.items()
         }
-        place = str(chosen.train)
-    elif chosen.dataset is not None:
-        rows, place = _from_hub(chosen, selections), chosen.dataset
-    elif source.read is None and config.path is not None:
-        rows, place = _from_folder(chosen, config.path, selections), str(config.path / chosen.name)
-    else:
-        known = ", ".join(source.known) or "none: give the task a path, files or a dataset"
-        raise InputError(f"unknown task '{chosen.name}'{did_you_mean(chosen.name, list(source.known))}; known: {known}")
-    metric, choices = infer_task(selections["train"].answers)
-    return Task(chosen.name, rows, metric=metric, choices=choices, source=place)
+        return found, str(chosen.train)
+    if chosen.dataset is not None:
+        return _from_hub(chosen, selections), chosen.dataset
+    if source.read is None and config.path is not None:
+        return _from_folder(chosen, config.path, selections), str(config.path / chosen.name)
+    known = ", ".join(source.known) or "none: give the task a path, files or a dataset"
+    raise InputError(f"unknown task '{chosen.name}'{did_you_mean(chosen.name, list(source.known))}; known: {known}")
 
 
 def _from_folder(chosen: TaskConfig, path: Path, selections: Mapping[str, Selection]) -> dict[str, list[Row]]:
     known = formats.list_task_folders(path)
     if chosen.name not in known:
-        raise InputError(
-            f"{path}: no task '{chosen.name}'{did_you_mean(chosen.name, known)}; there are {', '.join(known)}"
-        )
+        near = did_you_mean(chosen.name, known)
+        raise InputError(f"{path}: no task '{chosen.name}'{near}; there are {', '.join(known)}")
     return formats.read_folder(path / chosen.name, columns=chosen.columns, selections=selections)
 
 
@@ -180,7 +186,7 @@ def _from_hub(chosen: TaskConfig, selections: Mapping[str, Selection]) -> dict[s
     }
 
 
-def _judged(task: Task, chosen: TaskConfig) -> Task:
+def _with_settings(task: Task, chosen: TaskConfig) -> Task:
     """The task with the configured metric, choices and scoring."""
     choices = tuple(chosen.choices) if chosen.choices is not None else task.choices
     task = replace(
@@ -189,6 +195,7 @@ def _judged(task: Task, chosen: TaskConfig) -> Task:
         choices=choices,
         scoring=chosen.scoring if chosen.scoring != "generate" else task.scoring,
         max_new_tokens=chosen.max_new_tokens or task.max_new_tokens,
+        frame=chosen.frame if any(chosen.frame) else task.frame,
     )
     if task.scoring == "rank" and not task.choices:
         raise InputError(f"task '{task.name}': scoring: rank needs `choices`")

@@ -197,31 +197,40 @@ def find_folder(folder: Path, names: Sequence[str]) -> Path:
 
 
 def files_by_split(folder: Path, *, parts: bool = False) -> dict[str, list[Path]]:
-    """The files of each split, "" for those whose name tells none. Exact names (`train.json`) go before others.
+    """The data files of each split; under "" those whose names tell no split, where no other name does.
 
-    parts: several files may make up a split. A split may also be a folder of files, one entry each. Errors:
-    InputError for no folder or no file, and for several of one split.
+    Where a split has a file with its exact name (`train.json`), the others are left out. A split may also be a folder
+    with one file for each entry.
+    parts: several files may make up a split.
+    Raises InputError where there is no folder or no file, and for several files of one split.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one with a task's files")
+    found = {split: _exact_or_all(files) for split, files in _by_name(folder).items() if files}
+    if not found:
+        raise InputError(f"{folder}: no data files; expected {', '.join(tables.SUFFIXES)}")
+    for split, files in found.items():
+        in_folders = any(file.parent != folder for file in files)
+        if len(files) > 1 and not parts and not in_folders:
+            names = ", ".join(file.name for file in files)
+            raise InputError(f"{folder}: several files for {split or 'all splits'}: {names}; keep one of them")
+    named = {split: files for split, files in found.items() if split}
+    return named or found  # beside named splits, a file of another name is a list of ids or the like
+
+
+def _by_name(folder: Path) -> dict[str, list[Path]]:
+    """All data files, by the split that their names or their folders tell."""
     found: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and entry.name.lower() in _SPLIT_OF_WORD:
             found.setdefault(_SPLIT_OF_WORD[entry.name.lower()], []).extend(sorted(entry.glob("*.json")))
         elif entry.suffix in tables.SUFFIXES and entry.stem not in _NO_ROWS:
             found.setdefault(_split_of(entry.stem), []).append(entry)
-    if not any(found.values()):
-        raise InputError(f"{folder}: no data files; expected {', '.join(tables.SUFFIXES)}")
-    for split, files in found.items():
-        exact = [file for file in files if file.stem.lower() in _SPLIT_OF_WORD]
-        found[split] = exact or files
-        apart = {file.parent for file in found[split]} != {folder}
-        if len(found[split]) > 1 and not parts and not apart:
-            names = ", ".join(file.name for file in found[split])
-            raise InputError(f"{folder}: several files for {split or 'all splits'}: {names}; keep one of them")
-    if "" in found and len(found) > 1:
-        del found[""]  # a list of ids and the like
     return found
+
+
+def _exact_or_all(files: list[Path]) -> list[Path]:
+    return [file for file in files if file.stem.lower() in _SPLIT_OF_WORD] or files
 
 
 def _split_of(stem: str) -> str:
