@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo test lint check bench clean
+.PHONY: setup demo test lint check versions bench clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,21 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The core of the tests with the lowest versions that pyproject.toml declares, and with the newest ones.
+versions: .venv-lowest/.ready .venv-newest/.ready
+	for kind in lowest newest; do .venv-$$kind/bin/python -m pytest --numprocesses auto -m core || exit 1; done
+
+.venv-lowest/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[datasets,excel]" "pytest>=8" pytest-xdist
+	touch $@
+
+.venv-newest/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet torch==2.13.0
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[datasets,excel]" "pytest>=8" pytest-xdist torch==2.13.0
+	touch $@
+
 # Against the plain way, about 15 minutes on two cores; figures also in bench/results.json.
 bench: $(STAMP)
 	$(BIN)/python bench/speed.py
@@ -36,4 +51,4 @@ bench: $(STAMP)
 check: lint test
 
 clean:
-	rm -rf .venv runs dist build
+	rm -rf .venv .venv-lowest .venv-newest runs dist build

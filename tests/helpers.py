@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -160,6 +161,13 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     """The largest absolute difference; the names must be the same."""
     assert first.keys() == second.keys()
     return max(float((first[key] - second[key]).abs().max()) for key in first)
+
+
+def sealed(state: dict[str, Any]) -> str:
+    """The content of a checkpoint's state.json: with the digest of all the rest, by which a damaged one is known."""
+    rest = {key: value for key, value in state.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json.dumps(rest | {"sha256": digest})
 
 
 # -- a run that is killed ----------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import pytest
 import ilora
 from tests.helpers import MakeConfig
 
+pytestmark = pytest.mark.core
+
 
 def test_every_name_is_there() -> None:
     assert len(set(ilora.__all__)) == len(ilora.__all__)

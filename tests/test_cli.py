@@ -8,10 +8,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +25,9 @@ from ilora.methods.ilora import ILoRA
 from ilora.model import adapters
 from ilora.training import checkpoint, session
 from tests.helpers import MakeConfig, difference, weights, write_task
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
+from tests.processes import Done, ilora_process, write_config
 
 Command = Callable[..., Done]
-
-
-def write_config(path: Path, config: Config) -> Path:
-    path.write_text(yaml.safe_dump(config.dump()), encoding="utf-8")
-    return path
-
-
-def ilora_process(*arguments: object, **environment: str) -> Done:
-    """`python -m ilora ...` as its own process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ilora", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        check=False,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

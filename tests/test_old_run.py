@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +10,9 @@ import pytest
 import torch
 
 from ilora import add, compare, connect, resume
-from tests.helpers import difference, weights
+from tests.helpers import difference, sealed, weights
+
+pytestmark = pytest.mark.core
 
 STORED = Path(__file__).parent / "old_run"
 PLACE = "/ilora-old-run"  # where model and data lay when the runs were made
@@ -26,9 +27,7 @@ def old(tmp_path: Path) -> Path:
         file.write_text(file.read_text(encoding="utf-8").replace(PLACE, str(folder)), encoding="utf-8")
     for file in folder.glob("**/checkpoints/*/state.json"):
         state = json.loads(file.read_text(encoding="utf-8").replace(PLACE, str(folder)))
-        del state["sha256"]  # of all the rest, by which a damaged file is known
-        state["sha256"] = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-        file.write_text(json.dumps(state), encoding="utf-8")
+        file.write_text(sealed(state), encoding="utf-8")
     return folder
 
 

@@ -521,7 +521,7 @@ def test_evaluate_repeats_the_run_and_goes_between(
         )
     assert "02-two/slow, test split" in out
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_predict", lambda *_, **__: pytest.fail("computed again"))
+        patch.setattr(evaluation, "open_landscape", lambda *_, **__: pytest.fail("computed again"))
         assert ilora("evaluate", tiny_run)[1].lstrip() == out.partition("\n")[2].lstrip()
     code, _, err = ilora("evaluate", tiny_run, "--rows", 3)
     assert code == 2

@@ -16,7 +16,7 @@ from ilora.kernels.packing import Gather, Packing, Spread
 from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.settings import AdapterConfig
-from tests.kernels.test_kernels import CLOSE, apart, llama
+from tests.kernels.helpers import CLOSE, apart, llama
 
 ROWS = [([5, 6, 7, 8, 9], [10, 1]), ([11], [12, 13, 1]), ([14, 15, 16], [1])]
 

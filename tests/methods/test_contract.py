@@ -49,7 +49,7 @@ NEUTRAL = {
     ("at", "count"),
     [
         pytest.param("step", 2, id="before the first checkpoint"),
-        pytest.param("step", 10, id="mid-task"),
+        pytest.param("step", 10, id="mid-task", marks=pytest.mark.core),
         pytest.param("evaluation", 3, id="task boundary"),
         pytest.param("adapters", 2, id="trained but not saved"),
     ],

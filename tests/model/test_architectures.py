@@ -25,6 +25,8 @@ from ilora.model.load import load_model
 from ilora.settings import AdapterConfig, ModelConfig
 from tests.helpers import MakeConfig, difference, run_killed, weights
 
+pytestmark = pytest.mark.core
+
 ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 LLAMA = ENDS | {
     "hidden_size": 32,

@@ -21,7 +21,7 @@ from ilora.commands.sweep import RunsFailed, sweep
 from ilora.config import load_config
 from ilora.sweeps.book import Book, Entry
 from tests.helpers import MakeConfig
-from tests.training.test_interrupt import outcome
+from tests.processes import outcome
 
 
 class Here:
@@ -63,7 +63,7 @@ def file(make_config: MakeConfig, tmp_path: Path) -> Path:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, executor: Here) -> Here:
-    monkeypatch.setattr(command, "_executor", lambda *_: executor)
+    monkeypatch.setattr(command, "executor", lambda *_: executor)
     return executor
 
 
@@ -222,7 +222,7 @@ def test_killed_interrupted_and_finished_it_is_the_sweep_that_was_never_stopped(
     assert (third.returncode, error) == (0, "")
     assert "2 runs done" in said
     assert set(states(out).values()) == {"done"}
-    monkeypatch.setattr(command, "_executor", lambda *_: Here())
+    monkeypatch.setattr(command, "executor", lambda *_: Here())
     sweep(file, out=tmp_path / "whole", quiet=True)
     for method in ("er", "sequential"):
         expected = outcome(tmp_path / "whole" / "runs" / method / "1-0")

@@ -5,45 +5,21 @@ Most of them are forked from one process that has done the imports: they start a
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from ilora import InputError, resume, run
-from ilora.cli import main
 from ilora.config import Config
 from ilora.training.interrupt import StopRequest
 from tests.helpers import MakeConfig
-from tests.test_cli import ilora_process, write_config
-
-forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["ilora.runner", "tests.training.test_interrupt"])
-
-Moment = Callable[[Path], bool]
-
-
-def steps(count: int) -> Moment:
-    """So many lines in metrics.jsonl."""
-
-    def reached(run: Path) -> bool:
-        file = run / "metrics.jsonl"
-        return file.is_file() and file.read_bytes().count(b"\n") >= count
-
-    return reached
-
-
-def there(pattern: str) -> Moment:
-    """Something in the run folder matches."""
-    return lambda run: any(run.glob(pattern))
+from tests.processes import Moment, ilora_fork, ilora_process, outcome, steps, there, wait_for, write_config
 
 
 @pytest.fixture
@@ -58,12 +34,6 @@ def expected() -> dict[str, bytes]:
     return {}
 
 
-def outcome(run: Path) -> dict[str, bytes]:
-    """Every byte of the final adapters and of all predictions."""
-    files = [*run.glob("adapters/*/*/*.safetensors"), *run.glob("predictions/**/*.jsonl")]
-    return {str(file.relative_to(run)): file.read_bytes() for file in files}
-
-
 @pytest.fixture
 def whole(config: Config, expected: dict[str, bytes], tmp_path: Path) -> dict[str, bytes]:
     if not expected:
@@ -71,30 +41,6 @@ def whole(config: Config, expected: dict[str, bytes], tmp_path: Path) -> dict[st
         expected |= outcome(tmp_path / "whole")
     assert len(expected) == 4 + 2 + 4 + 4  # two tasks, two adapters; base, and two phases of two tasks by two adapters
     return expected
-
-
-def _command(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
-    """`ilora ...` with its output in `log.out` and `log.err`."""
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    sys.argv = ["ilora", *arguments]
-    os.environ.update(environment)
-    main()
-
-
-def ilora_fork(*arguments: object, log: Path, **environment: str) -> BaseProcess:
-    """The command in a process of its own, which begins at once."""
-    process = forks.Process(target=_command, args=([*map(str, arguments)], log, environment), daemon=True)
-    process.start()
-    return process
-
-
-def wait_for(moment: Moment, folder: Path, alive: Callable[[], bool]) -> None:
-    end = time.monotonic() + 90
-    while not moment(folder):
-        if not alive() or time.monotonic() > end:
-            pytest.fail("the process ended, or 90 s went by, before the moment")
-        time.sleep(0.001)
 
 
 def start_and_wait(config: Config, folder: Path, moment: Moment) -> BaseProcess:

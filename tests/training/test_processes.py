@@ -21,8 +21,7 @@ from ilora import run
 from ilora.config import Config
 from ilora.methods import METHODS
 from tests.helpers import MakeConfig, difference, settings, weights
-from tests.test_cli import Done, write_config
-from tests.training.test_interrupt import ilora_fork, steps, wait_for
+from tests.processes import Done, ilora_fork, steps, wait_for, write_config
 
 pytestmark = pytest.mark.slow
 

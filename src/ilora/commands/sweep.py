@@ -58,7 +58,7 @@ def sweep(
             return book
         with book.alone():
             book.begin(asked.model_dump(mode="json"))
-            execute(book, chosen, _executor(processes, ray), display=display)
+            execute(book, chosen, executor(processes, ray), display=display)
         failed = [entry for entry in chosen if entry.state == "failed"]
         if failed:
             lines = [f"  {entry.job.title}: {entry.error} ({entry.log})" for entry in failed]
@@ -70,7 +70,8 @@ def sweep(
     return book
 
 
-def _executor(processes: int, ray: str | None) -> Executor:
+def executor(processes: int, ray: str | None) -> Executor:
+    """What starts the runs: processes of this machine, or a Ray cluster."""
     if ray is None:
         return Processes(processes)
     from ilora.sweeps.cluster import Cluster

@@ -1,0 +1,97 @@
+"""The command in processes of its own, for tests that kill, signal or start several of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ilora.cli import main
+from ilora.config import Config
+
+forks = multiprocessing.get_context("forkserver")
+forks.set_forkserver_preload(["ilora.runner", "tests.processes"])
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def write_config(path: Path, config: Config) -> Path:
+    path.write_text(yaml.safe_dump(config.dump()), encoding="utf-8")
+    return path
+
+
+def ilora_process(*arguments: object, **environment: str) -> Done:
+    """`python -m ilora ...` as its own process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ilora", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+Moment = Callable[[Path], bool]
+
+
+def steps(count: int) -> Moment:
+    """So many lines in metrics.jsonl."""
+
+    def reached(run: Path) -> bool:
+        file = run / "metrics.jsonl"
+        return file.is_file() and file.read_bytes().count(b"\n") >= count
+
+    return reached
+
+
+def there(pattern: str) -> Moment:
+    """Something in the run folder matches."""
+    return lambda run: any(run.glob(pattern))
+
+
+def outcome(run: Path) -> dict[str, bytes]:
+    """Every byte of the final adapters and of all predictions."""
+    files = [*run.glob("adapters/*/*/*.safetensors"), *run.glob("predictions/**/*.jsonl")]
+    return {str(file.relative_to(run)): file.read_bytes() for file in files}
+
+
+def _command(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    """`ilora ...` with its output in `log.out` and `log.err`."""
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.argv = ["ilora", *arguments]
+    os.environ.update(environment)
+    main()
+
+
+def ilora_fork(*arguments: object, log: Path, **environment: str) -> BaseProcess:
+    """The command in a process of its own, which begins at once."""
+    process = forks.Process(target=_command, args=([*map(str, arguments)], log, environment), daemon=True)
+    process.start()
+    return process
+
+
+def wait_for(moment: Moment, folder: Path, alive: Callable[[], bool]) -> None:
+    end = time.monotonic() + 90
+    while not moment(folder):
+        if not alive() or time.monotonic() > end:
+            pytest.fail("the process ended, or 90 s went by, before the moment")
+        time.sleep(0.001)
