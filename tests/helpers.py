@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import RunResult, run
+from ilora import RunResult, resume, run
 from ilora.config import Config
 from ilora.data.examples import Example, collate
 from ilora.data.task import Phase
@@ -185,9 +186,9 @@ STAGES: dict[str, tuple[Any, str]] = {
 
 
 def run_killed(
-    config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch, *, at: str, count: int, **options: Any
+    config: Config | None, folder: Path, monkeypatch: pytest.MonkeyPatch, *, at: str, count: int, **options: Any
 ) -> None:
-    """Run until the `count`-th time that a stage of STAGES begins, which never ends."""
+    """Run, or resume without a configuration, until a stage of STAGES begins for the `count`-th time: it never ends."""
     owner, name = STAGES[at]
     original, calls = getattr(owner, name), 0
 
@@ -200,8 +201,9 @@ def run_killed(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, counting)
+        go = partial(resume, folder) if config is None else partial(run, config, folder)
         with pytest.raises(Killed):
-            run(config, folder, quiet=True, **options)
+            go(quiet=True, **options)
 
 
 def after_each_step(monkeypatch: pytest.MonkeyPatch, look: Callable[[Method[Any]], None]) -> None:

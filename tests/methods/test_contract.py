@@ -44,31 +44,32 @@ NEUTRAL = {
 }
 
 
+# One run, killed again and again. What is killed, when (counted from the start or the last resume), and where that is.
+KILLS = [
+    ("step", 2, "task one, before its first checkpoint"),
+    ("adapters", 1, "task one, trained but not saved"),
+    ("step", 5, "task two, between two checkpoints"),
+    ("evaluation", 2, "task two, saved but not evaluated"),
+    ("step", 3, "task three"),
+]
+
+
+@pytest.mark.core
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize(
-    ("at", "count"),
-    [
-        pytest.param("step", 2, id="before the first checkpoint"),
-        pytest.param("step", 10, id="mid-task", marks=pytest.mark.core),
-        pytest.param("evaluation", 3, id="task boundary"),
-        pytest.param("adapters", 2, id="trained but not saved"),
-    ],
-)
 def test_resume_gives_the_same_bits(
-    name: str,
-    at: str,
-    count: int,
-    whole_run: WholeRun,
-    make_config: MakeConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, whole_run: WholeRun, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = whole_run(name)
-    run_killed(make_config(method=settings(name)), tmp_path / "killed", monkeypatch, at=at, count=count)
-    resumed = resume(tmp_path / "killed", quiet=True)
+    whole, folder, seen = whole_run(name), tmp_path / "killed", []
+    for number, (at, count, _) in enumerate(KILLS):
+        config = None if number else make_config(method=settings(name))
+        run_killed(config, folder, monkeypatch, at=at, count=count)
+        file = folder / "metrics.jsonl"
+        seen.append(json.loads(file.read_text().splitlines()[-1])["task"] if file.is_file() else "")
+    assert seen == ["one", "one", "two", "two", "three"]
+    resumed = resume(folder, quiet=True)
     assert difference(weights(whole.path), weights(resumed.path)) == 0.0
     assert resumed.results["variants"] == whole.results["variants"]
-    assert len((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()) == whole.results["cost"]["steps"]
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == whole.results["cost"]["steps"]
 
 
 @pytest.mark.parametrize("name", ALL)
