@@ -315,6 +315,8 @@ def main() -> None:
     )  # where `method: my_module:MyMethod` is looked for; last, so that nothing is shadowed
     try:
         app(prog_name="ilora")
+    except KeyboardInterrupt:  # while a command was still being imported
+        _fail("interrupted", 130)
     except InputError as error:
         _fail(str(error), 2)
     except IloraError as error:

@@ -59,15 +59,19 @@ def sweep(
         with book.alone():
             book.begin(asked.model_dump(mode="json"))
             execute(book, chosen, executor(processes, ray), display=display)
-        failed = [entry for entry in chosen if entry.state == "failed"]
-        if failed:
-            lines = [f"  {entry.job.title}: {entry.error} ({entry.log})" for entry in failed]
-            raise RunsFailed(
-                f"{len(failed)} of {len(chosen)} runs failed; the same command tries them again\n" + "\n".join(lines)
-            )
+        _refuse_failures(chosen)
         done = f"{book.count('done')} of {len(book.entries)} runs done"
         display.say(f"{done}: {book.path}; `ilora compare {book.path}` shows them side by side")
     return book
+
+
+def _refuse_failures(entries: Sequence[Entry]) -> None:
+    """Raises RunsFailed, which names the runs that failed."""
+    failed = [entry for entry in entries if entry.state == "failed"]
+    if failed:
+        lines = [f"  {entry.job.title}: {entry.error} ({entry.log})" for entry in failed]
+        again = "the same command tries them again"
+        raise RunsFailed(f"{len(failed)} of {len(entries)} runs failed; {again}\n" + "\n".join(lines))
 
 
 def executor(processes: int, ray: str | None) -> Executor:
