@@ -23,7 +23,7 @@ from ilora.kernels.losses import token_losses
 from ilora.kernels.packing import Packing
 from ilora.model import adapters
 from ilora.model.frozen import Below
-from ilora.model.passes import Inputs, Output, ReadPrompts, rows_of, spread_cache
+from ilora.model.passes import Inputs, Output, ReadPrompts, attention_cache, rows_of, spread_cache
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
 Route = Callable[[Batch], list[str]]  # the adapter for every row
@@ -147,7 +147,7 @@ class Engine:
         with self._layers(inputs.upper):
             output = self.model(**inputs.arguments, use_cache=True)
         if packing is None:
-            return ReadPrompts(padded, output.logits[:, -1:], getattr(output, "past_key_values", None))
+            return ReadPrompts(padded, output.logits[:, -1:], attention_cache(output))
         spread_cache(output.past_key_values, packing)
         return ReadPrompts(padded, output.logits.view(packing.rows, 1, -1), output.past_key_values)
 

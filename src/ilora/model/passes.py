@@ -70,6 +70,13 @@ class ReadPrompts:
                 layer.crop(-tokens)
 
 
+def attention_cache(output: Any) -> Any:
+    """The keys and values that a pass has left; None for a purely recurrent model, whose state is no such thing."""
+    cache = getattr(output, "past_key_values", None)
+    there = cache is not None and any(isinstance(layer, DynamicLayer) for layer in getattr(cache, "layers", ()))
+    return cache if there else None
+
+
 def spread_cache(cache: Any, packing: Packing) -> None:
     """Keys and values of one long row to those of its rows, in place."""
     for layer in cache.layers:
