@@ -20,7 +20,7 @@ from typing import Any
 from tables import table
 
 from ilora.commands.compare import compare
-from ilora.comparison.differences import contrast_of, mean_differences, values_of
+from ilora.comparison.differences import contrast_of, mean_difference, values_of
 from ilora.comparison.gather import gather
 from ilora.comparison.lines import lines_of
 from ilora.comparison.run import Run
@@ -95,7 +95,7 @@ def aimed(runs: Sequence[Run], aim: float) -> list[list[str]]:
         own = {pair: values for pair, values in every.items() if pair in point}
         whole = {pair: end[pair] for pair in own}
         made = [contrast_of(*two, "OP") for two in ((own, start), (whole, start), (own, point))]
-        found = mean_differences([contrast for contrast in made if contrast], sizes)
+        found = [mean_difference(contrast, sizes) for contrast in made if contrast]
         if not found:
             continue
         gone, way, beyond = found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,24 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ilora.config import Config, load_config
+from ilora.report import write_report
 from tests.helpers import MakeConfig, task_rows, write_task
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_report() -> Iterator[None]:
+    """Runs leave out report.html, which takes longer than a tiny run; `report` is for the tests that look at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ilora.runner.write_report", lambda _path: None)
+        yield
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test write their report.html."""
+    monkeypatch.setattr("ilora.runner.write_report", write_report)
 
 
 @pytest.fixture(scope="session")

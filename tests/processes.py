@@ -73,18 +73,26 @@ def outcome(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
-def _command(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+def _command(arguments: list[str], log: Path, environment: dict[str, str], broken: str | None) -> None:
     """`ilora ...` with its output in `log.out` and `log.err`."""
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = ["ilora", *arguments]
     os.environ.update(environment)
-    main()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ilora.runner.write_report", lambda _path: None)  # as in the tests' own process
+        if broken is not None:
+            patch.setattr(broken, _break)
+        main()
 
 
-def ilora_fork(*arguments: object, log: Path, **environment: str) -> BaseProcess:
-    """The command in a process of its own, which begins at once."""
-    process = forks.Process(target=_command, args=([*map(str, arguments)], log, environment), daemon=True)
+def _break(*_: object, **__: object) -> None:
+    raise ZeroDivisionError("broken for the test")
+
+
+def ilora_fork(*arguments: object, log: Path, broken: str | None = None, **environment: str) -> BaseProcess:
+    """The command in a process of its own, which begins at once. broken: the name of a function that then fails."""
+    process = forks.Process(target=_command, args=([*map(str, arguments)], log, environment, broken), daemon=True)
     process.start()
     return process
 

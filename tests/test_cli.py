@@ -479,6 +479,7 @@ def test_config_schema_is_json(ilora: Command) -> None:
     assert {"model", "adapter", "data", "method", "training", "evaluation"} <= set(schema["properties"])
 
 
+@pytest.mark.usefixtures("report")
 def test_run_prints_the_table_the_report_and_the_adapter(config: Path, ilora: Command, tmp_path: Path) -> None:
     done = ilora("run", config, "--out", "run")
     assert done.code == 0

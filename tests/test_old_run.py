@@ -31,6 +31,7 @@ def old(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("report")
 def test_an_interrupted_run_goes_on_to_the_same_end(old: Path) -> None:
     before = {file: file.read_bytes() for file in old.glob("interrupted/predictions/after-01-one/*.jsonl")}
     assert before

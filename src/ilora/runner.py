@@ -35,7 +35,7 @@ from ilora.settings import TaskConfig
 from ilora.stream import load_tasks, refuse_duplicates, resolve
 from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
-from ilora.training.processes import on_main
+from ilora.training.processes import naming_a_lost_process, on_main
 from ilora.training.session import Session
 
 
@@ -271,7 +271,8 @@ def _perform(session: Session, run: Path) -> dict[str, Any]:
     """Execute it; an error on the way gets a note of where the last good state is."""
     with _tracked(session.accelerator, session.config):
         try:
-            return session.execute()
+            with naming_a_lost_process(session.accelerator):
+                return session.execute()
         except InputError:
             raise
         except (IloraError, OSError, KeyboardInterrupt) as error:

@@ -1,20 +1,11 @@
-"""Runs in these tests leave out the page: it is tested on its own and takes longer than a tiny run."""
+"""A whole run of each method, made once."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 
 from ilora import RunResult, run
 from tests.helpers import MakeConfig, WholeRun, settings
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _no_page() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ilora.runner.write_report", lambda _path: None)
-        yield
 
 
 @pytest.fixture(scope="session")

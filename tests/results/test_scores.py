@@ -63,6 +63,7 @@ def test_a_matrix_reads_each_file_once_and_sees_a_change(tmp_path: Path, monkeyp
     assert (again["fast"]["R"], again["fast"]["se"], again["fast"]["n"]) == ([[0.0, 1.0]], [[None, 0.0]], [[1, 4]])
 
 
+@pytest.mark.usefixtures("report")
 def test_errors_and_perplexity_of_a_run(make_config: MakeConfig, tmp_path: Path) -> None:
     text = tmp_path / "general.txt"
     text.write_text("one 1 small red : cat two 2 old blue : dog " * 6, encoding="utf-8")

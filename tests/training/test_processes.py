@@ -7,13 +7,16 @@ For every method two processes are forked with the environment that a launcher g
 from __future__ import annotations
 
 import json
+import multiprocessing.connection
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -33,13 +36,17 @@ def free_port() -> int:
         return port
 
 
-def start_two(*arguments: object, log: Path) -> list[BaseProcess]:
-    """The command in two processes that know of each other; their output in `log-0.out`, `log-1.out` and so on."""
+def start_two(*arguments: object, log: Path, broken: Mapping[int, str] = MappingProxyType({})) -> list[BaseProcess]:
+    """The command in two processes that know of each other; their output in `log-0.out`, `log-1.out` and so on.
+
+    broken: by process, the name of a function that fails there.
+    """
     port = str(free_port())
     return [
         ilora_fork(
             *arguments,
             log=log.with_name(f"{log.name}-{rank}"),
+            broken=broken.get(rank),
             RANK=str(rank),
             LOCAL_RANK=str(rank),
             WORLD_SIZE="2",
@@ -154,20 +161,63 @@ def test_real_launcher(launcher: str, config: Config, tmp_path: Path) -> None:
     assert_equal(one.path, tmp_path / "two")
 
 
+def end_of(processes: list[BaseProcess], log: Path) -> str:
+    """What two processes say when one of them has failed; the other one ends within a minute, by itself."""
+    for process in processes:
+        process.join(60)
+    assert all(process.exitcode for process in processes)  # neither 0 nor still at work
+    return "".join(log.with_name(f"{log.name}-{rank}.err").read_text() for rank in range(2))
+
+
+def refused(*arguments: object, log: Path) -> str:
+    """What two processes say of bad input when, as under a launcher, the first one to end ends the other."""
+    processes = start_two(*arguments, log=log)
+    multiprocessing.connection.wait([process.sentinel for process in processes], timeout=60)
+    assert any(process.exitcode for process in processes)
+    for process in processes:
+        process.terminate()
+    said = end_of(processes, log)
+    assert said.count("ilora: ") == 1
+    return said
+
+
 def test_bad_input_that_every_process_sees_is_said_once(config: Config, tmp_path: Path) -> None:
     file = write_config(tmp_path / "config.yaml", config)
-    done = launched(torchrun(), "run", file, "data.tasks=[one, tow]", "--out", tmp_path / "run")
-    assert done.code != 0
-    assert done.err.count("ilora: ") == 1
-    assert done.err.count("no task 'tow' (did you mean 'two'?)") == 1
+    said = refused("run", file, "data.tasks=[one, tow]", "--out", tmp_path / "run", log=tmp_path / "log")
+    assert said.count("no task 'tow' (did you mean 'two'?)") == 1
     assert not (tmp_path / "run").exists()
 
 
 def test_bad_input_that_the_first_process_sees_ends_both(config: Config, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     file = write_config(tmp_path / "config.yaml", config)
-    done = launched(torchrun(), "run", file, "--out", tmp_path / "run")
-    assert done.code != 0
-    assert done.err.count("ilora: ") == 1
-    assert done.err.count("exists already") == 1
+    said = refused("run", file, "--out", tmp_path / "run", log=tmp_path / "log")
+    assert said.count("exists already") == 1
     assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rank", "broken"),
+    [
+        pytest.param(0, "ilora.training.checkpoint.save", id="writing in the first"),
+        pytest.param(0, "ilora.training.session.optimizer_step", id="a step of the first"),
+        pytest.param(1, "ilora.training.session.optimizer_step", id="a step of the second"),
+        pytest.param(1, "ilora.training.evaluating.evaluate", id="answers of the second"),
+    ],
+)
+def test_an_error_in_one_process_ends_both(rank: int, broken: str, config: Config, tmp_path: Path) -> None:
+    file, log = write_config(tmp_path / "config.yaml", config), tmp_path / "log"
+    processes = start_two("run", file, "--out", tmp_path / "run", log=log, broken={rank: broken})
+    said = end_of(processes, log)
+    assert "ZeroDivisionError: broken for the test" in said  # its traceback: it is no error that is expected
+    assert said.count("ilora: ") == 1
+
+
+def test_a_killed_process_ends_the_other_with_a_message(config: Config, tmp_path: Path) -> None:
+    file, log = write_config(tmp_path / "config.yaml", config), tmp_path / "log"
+    processes = start_two("run", file, "training.epochs=50", "--out", tmp_path / "run", log=log)
+    wait_for(steps(3), tmp_path / "run", processes[0].is_alive)
+    processes[1].kill()
+    said = end_of(processes, log)
+    assert said.startswith("ilora: another process of this run has ended")
+    assert f"`ilora resume {tmp_path / 'run'}` goes on from there" in said

@@ -16,11 +16,6 @@ from tests.helpers import MakeConfig, after_each_step, difference, run_killed, s
 TWO = "data.tasks=[one, two]"  # of 6 steps each
 
 
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ilora.runner.write_report", lambda _path: None)
-
-
 def content(run_folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (run_folder / "trajectory").iterdir()}
 

@@ -16,10 +16,11 @@ Generator = Callable[..., list[Task]]
 
 @dataclass(frozen=True)
 class Stream:
-    """A benchmark over files: `read(task, folder, resplit)` gives one task, from its own place or the folder of all.
+    """A benchmark over files: `read(task, folder, resplit)` returns one task.
 
-    Without either it is taken from the Hugging Face hub. tasks: the default stream, in its order. known: every task
-    that `data.tasks` may name.
+    A task is read from its own place, else from the benchmark's folder, else from the Hugging Face hub.
+    tasks: the default stream, in its order.
+    known: every task that `data.tasks` may name.
     """
 
     about: str

@@ -253,7 +253,7 @@ def mini8(*, seed: int = 0, train: int = 160, eval: int = 32, test: int = 32, di
 
 
 def draw_rows(recipe: Recipe, seed: int, split: str, size: int) -> list[Row]:
-    """`size` rows with distinct prompts; where a recipe has no more of its own, they are numbered cases."""
+    """`size` rows with distinct prompts. Once a recipe has no new ones, its prompts get a case number."""
     if size < 0:
         raise InputError(f"mini8: {split} must be 0 or more, not {size}")
     rng = random.Random(f"{seed}/{recipe.name}/{split}")
@@ -272,7 +272,7 @@ def draw_rows(recipe: Recipe, seed: int, split: str, size: int) -> list[Row]:
 
 
 def dispute(row: Row, recipe: Recipe, share: float) -> Row:
-    """The row, or with the probability `share` its prompt with the answer of another one; the prompt alone decides."""
+    """The row; with probability `share` it gets the answer of another row. The prompt alone decides."""
     rng = random.Random(f"disputed/{row.prompt}")
     if rng.random() >= share:
         return row
@@ -281,5 +281,5 @@ def dispute(row: Row, recipe: Recipe, share: float) -> Row:
 
 
 def split_of(prompt: str) -> str:
-    """The only split in which this prompt may stand, whatever the seed: of ten, one in eval and one in test."""
+    """The only split that may have this prompt, whatever the seed: one prompt in ten is for eval, one for test."""
     return {0: "eval", 1: "test"}.get(zlib.crc32(prompt.encode()) % 10, "train")

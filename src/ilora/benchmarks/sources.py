@@ -26,9 +26,10 @@ _PLAIN = field_names({"prompt": "prompt", "answer": "answer"}, "")
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set of the Hugging Face hub. adapt: its entry to the original file's, where they differ.
+    """A data set of the Hugging Face hub.
 
-    splits: its own names of those that it has, unless a task's `splits` name them.
+    splits: its own names of its splits, unless a task's `splits` name them.
+    adapt: turns an entry into the form of the original files, where the two differ.
     """
 
     dataset: str
@@ -41,9 +42,10 @@ class Hub:
 class Spec:
     """One task of a benchmark.
 
-    convert: an entry of the original files to (text, answer), None for what is not a row of the task. frame: what the
-    prompt has before and after the text. folders: other names under which the files may lie. parts: several original
-    files together make a split.
+    convert: makes (text, answer) of an entry of the original files, None of one that is not a row of the task.
+    frame: what the prompt has before and after the text.
+    folders: other names that the task's folder may have.
+    parts: several original files together make a split.
     """
 
     name: str
@@ -57,7 +59,7 @@ class Spec:
     hub: Hub | None = None
 
     def row(self, entry: Any, adapt: Callable[[Original], Original] = lambda entry: entry) -> Row | None:
-        """The row of an entry in the package's form or, once adapted, in the original one."""
+        """The row of an entry, which is in the package's form or, after `adapt`, in that of the original files."""
         if isinstance(entry, Problem):
             raise entry
         if isinstance(entry, Mapping) and {"prompt", "answer"} <= set(entry):
@@ -87,7 +89,7 @@ class Spec:
 def read(spec: Spec, chosen: TaskConfig, folder: Path | None, resplit: bool) -> Task:
     """The task from its own folder, files or data set, else from `folder/<task>`, else from the hub.
 
-    See `_completed` for splits that are not there.
+    `_completed` makes up for missing splits.
     """
     refuse_columns(chosen)
     if chosen.dataset is not None or (folder is None and not chosen.placed):
@@ -109,7 +111,7 @@ def read(spec: Spec, chosen: TaskConfig, folder: Path | None, resplit: bool) -> 
 
 
 def refuse_columns(chosen: TaskConfig) -> None:
-    """A benchmark's tasks have their own columns."""
+    """Refuse `columns` for a task of a benchmark, which knows its own."""
     if chosen.columns:
         raise InputError(
             f"task '{chosen.name}': the benchmark knows the columns of its own tasks; leave `columns` out, or give the "
@@ -123,7 +125,7 @@ def own_files(chosen: TaskConfig) -> dict[str, list[Path]]:
 
 
 def _read_file(spec: Spec, path: Path) -> tuple[dict[str, list[Row]], int]:
-    """The rows by the split that each names ("" = none), and how many entries are not of this task."""
+    """The rows by the split that each one names ("": none), and how many entries are not of this task."""
     splits: list[str] = []
     left_out = 0
 
@@ -158,7 +160,7 @@ def _from_hub(spec: Spec, chosen: TaskConfig, resplit: bool) -> Task:
 
 
 def _hub(spec: Spec, chosen: TaskConfig) -> Hub:
-    """Where the task is on the hub; a data set of its own is taken to have the columns of the known one."""
+    """Where the task is on the hub. A data set that the task names is read as if it had the known one's columns."""
     if chosen.dataset is not None:
         known = spec.hub or Hub("")
         return replace(known, dataset=chosen.dataset, subset=chosen.subset or known.subset)
@@ -167,7 +169,7 @@ def _hub(spec: Spec, chosen: TaskConfig) -> Hub:
 
 
 def _without_decoding(data: Any) -> Any:
-    """The data set with its pictures left as bytes: only whether there is one matters."""
+    """The data set with undecoded pictures: we only ask whether there is one."""
     for name, feature in data.features.items():
         if type(feature).__name__ == "Image":
             data = data.cast_column(name, type(feature)(decode=False))
@@ -184,7 +186,7 @@ def normal(name: str) -> str:
 
 
 def find_folder(folder: Path, names: Sequence[str]) -> Path:
-    """The subfolder with one of these names, written one way or another."""
+    """The subfolder with one of these names, whatever its case, dashes and spaces."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one with a folder for each task")
     there = {normal(entry.name): entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
@@ -197,10 +199,10 @@ def find_folder(folder: Path, names: Sequence[str]) -> Path:
 
 
 def files_by_split(folder: Path, *, parts: bool = False) -> dict[str, list[Path]]:
-    """The data files of each split; under "" those whose names tell no split, where no other name does.
+    """The data files of each split. Files whose names tell no split are under "", if no other file names one.
 
-    Where a split has a file with its exact name (`train.json`), the others are left out. A split may also be a folder
-    with one file for each entry.
+    Where a split has a file with its exact name (`train.json`), its other files are left out. A split may also be a
+    folder with one file for each entry.
     parts: several files may make up a split.
     Raises InputError where there is no folder or no file, and for several files of one split.
     """
@@ -219,7 +221,7 @@ def files_by_split(folder: Path, *, parts: bool = False) -> dict[str, list[Path]
 
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
-    """All data files, by the split that their names or their folders tell."""
+    """All data files, by the split that their names or folders tell."""
     found: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and entry.name.lower() in _SPLIT_OF_WORD:
@@ -239,10 +241,10 @@ def _split_of(stem: str) -> str:
 
 
 def _completed(rows: Mapping[str, list[Row]], place: str, *, resplit: bool) -> dict[str, list[Row]]:
-    """All three splits. resplit: all rows are divided anew, 8 : 1 : 1.
+    """All three splits. Eval replaces a missing test, and a tenth of train a missing eval.
 
-    Else eval stands in for a missing test, and a tenth of train for a missing eval.
-    Into which split a row goes is decided by its prompt alone, so that equal prompts stay together.
+    resplit: divide all rows anew instead, 8 : 1 : 1. A row's prompt alone decides its split, so that equal prompts stay
+    together.
     """
     filled = {split: found for split, found in rows.items() if found}
     if resplit:
@@ -265,8 +267,8 @@ def _completed(rows: Mapping[str, list[Row]], place: str, *, resplit: bool) -> d
 
 
 def tenth(item: Row) -> str:
-    """The split of a row by the hash of its prompt: of ten, one in eval and one in test.
+    """The split of a row by the hash of its prompt: of ten rows, one goes to eval and one to test.
 
-    Rows that `duplicates` takes for the same go together.
+    Rows that `duplicates` takes for the same go to the same split.
     """
     return {0: "eval", 1: "test"}.get(zlib.crc32(key(item)) % 10, "train")

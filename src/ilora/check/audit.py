@@ -67,7 +67,7 @@ def check_task(
 
 
 def unread(name: str, error: InputError) -> Report:
-    """The report of a task whose rows cannot be used, of the same form."""
+    """The report of a task whose rows cannot be read, in the form of `check_task`."""
     spread = {"median": 0, "p95": 0, "max": 0}
     return {
         "task": name,
@@ -94,7 +94,7 @@ def _all_rows(task: Task) -> list[Row]:
 
 
 def _near(task: Task) -> dict[str, int]:
-    """Distinct rows that are much like an earlier one, by where that one is: the same split, or `train/test`."""
+    """Distinct rows that nearly repeat an earlier one, by split, or by pair (`train/test`) if that is in another."""
     seen: set[bytes] = set()
     rows: list[tuple[str, str]] = []
     for split in SPLITS:
@@ -111,7 +111,7 @@ def _near(task: Task) -> dict[str, int]:
 
 
 def _without_common_ends(texts: Sequence[str]) -> list[str]:
-    """The texts without the beginning and the end that nearly all of them share: a template is no likeness."""
+    """The texts without the beginning and end that nearly all of them share: a common template is no near duplicate."""
     head = _common_beginning(texts)
     turned = [text.removeprefix(head)[::-1] for text in texts]
     tail = _common_beginning(turned)
@@ -119,7 +119,7 @@ def _without_common_ends(texts: Sequence[str]) -> list[str]:
 
 
 def _common_beginning(texts: Sequence[str]) -> str:
-    """The longest that `_TEMPLATE` of the texts begin with: in their order such texts are neighbours."""
+    """The longest beginning that `_TEMPLATE` of the texts share. Sorted, texts that share one are neighbours."""
     if len(texts) < 2:
         return ""
     ordered, most = sorted(texts), math.ceil(_TEMPLATE * len(texts))
@@ -128,7 +128,7 @@ def _common_beginning(texts: Sequence[str]) -> str:
 
 
 def _shared(first: str, second: str) -> str:
-    """What both begin with."""
+    """The beginning that both share."""
     differ = (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return first[: next(differ, min(len(first), len(second)))]
 
@@ -168,7 +168,7 @@ def _commonest(task: Task) -> dict[str, float]:
 def _tokens(task: Task, encoder: Encoder, max_new_tokens: int | str) -> Report:
     """Lengths of prompt + answer in tokens, uncut; `cut`: rows whose prompt loses a part, in training or evaluation.
 
-    Of a split of more than 5,000 rows so many are counted (`counted`), a random part, and the sums are scaled up.
+    Of a split with more rows than 5,000 a random part of that size is counted (`counted`), and the sums are scaled up.
     """
     limit = encoder.config.max_length
     lengths = {split: encoder.lengths(_part(task, split)) for split in SPLITS if split in task.rows}
@@ -198,7 +198,7 @@ def _tokens(task: Task, encoder: Encoder, max_new_tokens: int | str) -> Report:
 
 
 def _room(task: Task, encoder: Encoder, max_new_tokens: int | str, *, longest: int) -> int:
-    """Tokens of a prompt in evaluation: beside the longest choice that is ranked, or the longest generated answer."""
+    """How many tokens a prompt may have in evaluation, beside the longest ranked choice or generated answer."""
     if task.scoring == "rank":
         choices = encoder.lengths([Row("?", choice) for choice in task.choices])
         return encoder.config.max_length - max(answer for _, answer in choices)

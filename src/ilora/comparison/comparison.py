@@ -11,7 +11,7 @@ from ilora.comparison.gather import Gathered
 from ilora.comparison.items import measures
 from ilora.comparison.lines import Line, find_baseline, lines_of
 from ilora.comparison.run import Run
-from ilora.comparison.statistics import LEVEL, RESAMPLES, SEED, mean_interval
+from ilora.comparison.statistics import LEAST_PAIRS, LEVEL, mean_interval
 from ilora.present.numbers import plain
 from ilora.results.matrix import mean_of_all, overall_performance
 from ilora.results.reader import SUMMARY, learning_row, matrix
@@ -45,8 +45,7 @@ def compare_runs(gathered: Gathered, baseline: str | None = None) -> dict[str, A
         "seeds": sorted({run.seed for run in gathered.runs}),
         "baseline": chosen.name,
         "level": LEVEL,
-        "resamples": RESAMPLES,
-        "resampling_seed": SEED,
+        "least_pairs": LEAST_PAIRS,
         "rows": [_row(line, chosen, orders, ranking.letters[line.name], against.get(line.name)) for line in lines],
         "pairs": ranking.pairs,
         "settings": _settings_that_differ(gathered.runs),

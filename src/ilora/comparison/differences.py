@@ -12,9 +12,10 @@ import numpy as np
 
 from ilora.comparison.items import item_values, measures
 from ilora.comparison.lines import Line, Pairing
-from ilora.comparison.statistics import LEVEL, Difference, Floats, differences, holm, letters, mean_interval
+from ilora.comparison.statistics import LEVEL, Difference, Floats, difference, holm, letters, mean_interval
 from ilora.results.reader import SUMMARY
 
+TOO_FEW = "too few pairs"  # the verdict on a difference of fewer than LEAST_PAIRS
 Values = dict[Pairing, dict[str, Floats]]
 """What every item adds to every measure, run by run."""
 
@@ -46,9 +47,9 @@ def contrast_of(one: Values, other: Values, key: str) -> Contrast | None:
     return Contrast(values, [orders.index(order) if within else 0 for order, _ in common], within)
 
 
-def mean_differences(contrasts: Sequence[Contrast], sizes: Sequence[int]) -> list[Difference]:
-    """The mean of each, with its interval. sizes: items of each task."""
-    return differences([one.values for one in contrasts], sizes, [one.strata for one in contrasts])
+def mean_difference(contrast: Contrast, sizes: Sequence[int]) -> Difference:
+    """The mean of a contrast, with its interval. sizes: items of each task."""
+    return difference(contrast.values, sizes, contrast.strata)
 
 
 def against_baseline(
@@ -59,17 +60,19 @@ def against_baseline(
     for key in SUMMARY:
         made = {name: contrast_of(values, baseline, key) for name, values in others.items()}
         contrasts = {name: contrast for name, contrast in made.items() if contrast is not None}
-        means = mean_differences(list(contrasts.values()), sizes)
-        adjusted = holm([difference.p for difference in means])
-        for (name, contrast), difference, p in zip(contrasts.items(), means, adjusted, strict=True):
-            entry = _entry(difference, p, lower_is_better=key == "forgetting")
+        means = [mean_difference(contrast, sizes) for contrast in contrasts.values()]
+        adjusted = holm([mean.p for mean in means])
+        for (name, contrast), mean, p in zip(contrasts.items(), means, adjusted, strict=True):
+            entry = _entry(mean, p, lower_is_better=key == "forgetting")
             found[name][key] = entry | {"within_orders": contrast.within_orders}
     return found
 
 
-def _entry(found: Difference, adjusted: float, *, lower_is_better: bool) -> dict[str, Any]:
+def _entry(found: Difference, adjusted: float | None, *, lower_is_better: bool) -> dict[str, Any]:
     better = (found.mean < 0) == lower_is_better
     verdict = ("better" if better else "worse") if found.distinguishable else "not distinguishable"
+    if found.p is None:
+        verdict = TOO_FEW
     return {
         "mean": found.mean,
         "low": found.low,
@@ -78,7 +81,7 @@ def _entry(found: Difference, adjusted: float, *, lower_is_better: bool) -> dict
         "p": found.p,
         "p_holm": adjusted,
         "verdict": verdict,
-        "holds_after_holm": found.distinguishable and adjusted < 1 - LEVEL,
+        "holds_after_holm": adjusted is not None and adjusted < 1 - LEVEL,
     }
 
 
@@ -98,14 +101,14 @@ def rank(lines: Sequence[Line], values: Mapping[str, Values], sizes: Sequence[in
         contrast = contrast_of(values[names[one]], values[names[other]], "OP")
         if contrast is not None:
             contrasts[one, other] = contrast
-    found = mean_differences(list(contrasts.values()), sizes)
-    adjusted = holm([difference.p for difference in found])
+    found = [mean_difference(contrast, sizes) for contrast in contrasts.values()]
+    adjusted = holm([mean.p for mean in found])
     pairs, differ = [], set()
-    for (one, other), difference, p in zip(contrasts, found, adjusted, strict=True):
-        apart = difference.distinguishable and p < 1 - LEVEL
+    for (one, other), mean, p in zip(contrasts, found, adjusted, strict=True):
+        apart = p is not None and p < 1 - LEVEL
         if apart:
             differ.add((one, other))
-        numbers = {key: getattr(difference, key) for key in ("mean", "low", "high", "pairs", "p")}
+        numbers = {key: getattr(mean, key) for key in ("mean", "low", "high", "pairs", "p")}
         pairs.append({"rows": [names[one], names[other]], **numbers, "p_holm": p, "apart": apart})
     return Ranking(pairs, dict(zip(names, letters(len(names), differ), strict=True)))
 

@@ -1,4 +1,4 @@
-"""What each test item adds to a measure of a run, so that a resample of items is a weighted sum.
+"""What each test item adds to a measure of a run: the measure is the sum over tasks of the mean over items.
 
 All measures of results/matrix.py are sums of coefficient × score over the cells of R and the zero-shot row.
 (Forgetting is one too, once the best earlier stage is known.)

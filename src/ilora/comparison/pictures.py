@@ -38,7 +38,7 @@ def pictures(comparison: Comparison) -> dict[str, Picture]:
         "measures": ("At the end, and since learning", f"OP and BWT in points.{bars}", _measures(comparison)),
         "differences": (
             f"Difference from {base}",
-            "Row minus baseline, in points, with the paired bootstrap interval. Hollow: not distinguishable. "
+            "Row minus baseline, in points, with the paired 95 % interval. Hollow: no difference shown. "
             "Filled: the interval leaves 0 out. Square: also after Holm's adjustment.",
             _differences(comparison),
         ),
@@ -137,7 +137,7 @@ def _differences(comparison: Comparison) -> Callable[[], Figure] | None:
 def _verdict(axes: Any, found: Mapping[str, Any] | None, place: int) -> None:
     if found is None:
         return
-    open_ = found["verdict"] == "not distinguishable"
+    open_ = found["verdict"] not in ("better", "worse")
     colour = MUTED if open_ else BLUE if found["verdict"] == "better" else ORANGE
     axes.hlines(place, 100 * found["low"], 100 * found["high"], color=colour, linewidth=2.0, alpha=0.55)
     marker = "s" if found["holds_after_holm"] else "o"

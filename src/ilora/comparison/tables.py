@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ilora.comparison.budget import size
+from ilora.comparison.differences import TOO_FEW
 from ilora.present.numbers import duration, plain, points
 from ilora.results.reader import SUMMARY
 
@@ -112,7 +113,7 @@ def _verdict(found: Mapping[str, Any] | None, key: str) -> GridCell:
 
 def _verdict_cell(difference: Mapping[str, Any]) -> GridCell:
     style = "strong" if difference["holds_after_holm"] else ""
-    style = "muted" if difference["verdict"] == "not distinguishable" else style
+    style = style if difference["verdict"] in ("better", "worse") else "muted"
     return GridCell(difference["verdict"], 100 * difference["mean"], style=style)
 
 
@@ -137,11 +138,10 @@ def difference_grid(comparison: Comparison) -> Grid:
             _p(op and op["p_holm"]),
         )))  # fmt: skip
     note = (
-        f"Row minus {base}, in points, with the 95 % bootstrap interval over pairs of runs (same order and seed) and "
-        "over test items; where there is one pair, over items only; 'by order': pairs vary around the mean of "
-        "their order, which has several seeds. Muted: the interval contains 0, so it does not show "
-        "which is higher. Bold: still different after Holm's adjustment over the rows of its column. For forgetting, "
-        "lower is better."
+        f"Row minus {base}, in points, with its 95 % interval over pairs of runs (same order and seed) and over test "
+        "items; with one pair, over items only. 'by order': pairs vary around the mean of their order, which has "
+        "several seeds. Muted: the interval contains 0, so it does not show which is higher, or the pairs are too few. "
+        "Bold: still different after Holm's adjustment over the rows of its column. For forgetting, lower is better."
     )
     return Grid("differences", f"Against {base}", note, head, tuple(rows), frozenset({0, 2 + len(shown)}))
 
@@ -226,15 +226,18 @@ def notes(comparison: Comparison) -> list[str]:
         has = "; ".join(f"{value}: {', '.join(_of(by_label, value))}" for value in dict.fromkeys(by_label.values()))
         lines.append(f"The rows differ in a setting: {plain(key, 60)} ({has}).")
     differences: Sequence[Any] = [row["difference"] for row in comparison["rows"] if row["difference"]]
-    if any(found["OP"]["pairs"] == 1 for found in differences if "OP" in found):
-        lines.append(
-            "Where there is a single pair, only test items are resampled: nothing is known about other seeds or orders."
-        )
-    elif any(found["OP"]["pairs"] < 5 for found in differences if "OP" in found):
-        lines.append(
-            "With fewer than five pairs, an interval over seeds and orders is wide, and its level is only roughly 95 %."
-        )
+    if any(found["OP"]["verdict"] == TOO_FEW for found in differences if "OP" in found):
+        lines.append(few_pairs(comparison))
     return lines
+
+
+def few_pairs(comparison: Comparison) -> str:
+    """Why some differences have no verdict."""
+    return (
+        f"Differences over fewer than {comparison['least_pairs']} pairs of runs (same order and seed) have no verdict: "
+        "so few runs do not show what other seeds and orders would give. The interval of a single pair is over test "
+        "items alone."
+    )
 
 
 def _of(by_label: Mapping[str, str], value: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""Rows that stand more than once: inside a split, or in a split to learn from and in one to be judged on.
+"""Repeated rows: inside a split, or in a split to learn from and in one to be judged on.
 
-Two rows are the same if their prompts are, case, width and white space aside; the indentation of lines counts, since it
-has a meaning in code. That is the cheap part of `ilora data check`; `ilora run` warns of it, and `data.deduplicate`
-repairs it.
+Two rows are the same if their prompts are equal but for case, width and white space. The indentation of lines counts,
+since it has a meaning in code. This is the cheap part of `ilora data check`. `ilora run` warns of repeated rows, and
+`data.deduplicate` removes them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PAIRS = (("train", "test"), ("train", "eval"), ("eval", "test"))
 
 @dataclass(frozen=True)
 class Repeats:
-    """What is there more than once, in rows.
+    """How many rows are repeated, and where.
 
     inside: by split, the rows whose prompt an earlier row has. contradicting: those of them with another answer.
-    across: by (first, second), the rows of the second split whose prompt stands in the first. equal: pairs of splits
+    across: by (first, second), the rows of the second split whose prompt is also in the first. equal: pairs of splits
     with the same prompts.
     """
 
@@ -39,7 +39,7 @@ _INDENT = re.compile(r"\n([ \t]+)(?=\S)")
 
 
 def key(row: Row) -> bytes:
-    """What two spellings of one prompt have in common, in 12 bytes."""
+    """A key of 12 bytes that all spellings of one prompt share."""
     text = unicodedata.normalize("NFKC", row.prompt).casefold()
     text = _INDENT.sub(lambda found: f" \0{len(found[1].expandtabs())} ", text)
     return blake2b(" ".join(text.split()).encode(), digest_size=12).digest()
@@ -64,7 +64,7 @@ def _contradicting(rows: Sequence[Row], keys: Sequence[bytes]) -> int:
 
 
 def leaks(repeats: Repeats) -> int:
-    """Test rows that stand in train."""
+    """How many test rows are also in train."""
     return repeats.across.get(("train", "test"), 0)
 
 
@@ -100,7 +100,7 @@ def warnings(tasks: Sequence[Task]) -> list[str]:
 
 
 def _first_of_each(rows: Sequence[Row], seen: set[bytes]) -> list[Row]:
-    """The rows whose prompt is not in `seen` yet; it then holds theirs too."""
+    """The rows whose prompt is not in `seen` yet. Adds their prompts to it."""
     kept = []
     for row in rows:
         one = key(row)

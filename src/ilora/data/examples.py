@@ -31,7 +31,7 @@ _ALPACA = (
 class Example:
     """Token ids of one row. `answer` ends with end-of-text; `id` is `<task label>/<split>/<index>`.
 
-    replayed: from the memory. pseudo: made up, so that its answer is nobody's.
+    replayed: drawn from the memory. pseudo: made up by rehearsal, so that its answer is no reference.
     """
 
     task: str
@@ -59,7 +59,7 @@ class Batch:
 
     @property
     def targets(self) -> Tensor:
-        """(rows, keep - 1): what each trailing column but the last should say next."""
+        """(rows, keep - 1): the next token that each trailing column but the last one should predict."""
         return self.labels[:, 1 - self.keep :]
 
     @property
@@ -112,7 +112,7 @@ class Encoder:
         ]
 
     def lengths(self, rows: Sequence[Row]) -> list[tuple[int, int]]:
-        """(tokens of prompt and answer, tokens of the answer alone) of every row, nothing cut and nothing kept.
+        """(tokens of prompt and answer, tokens of the answer alone) of every row, before anything is cut.
 
         Both count the end-of-text. Where a token would span the border between the two, the first may be one less than
         what `encode` makes.
@@ -147,11 +147,11 @@ class Encoder:
         return Example(task.name, key, self.cut(prompt, room), answer, cut=len(prompt) > room)
 
     def room(self, max_new_tokens: int) -> int:
-        """Tokens of a prompt that is answered by generation, so that the longest answer still fits."""
+        """How many tokens a prompt may have in generation, so that the longest answer still fits."""
         return max(self.config.max_length - max_new_tokens, self.config.max_length // 2)
 
     def cut(self, prompt: list[int], room: int) -> list[int]:
-        """At most `room` tokens of a prompt; a begin-of-text token in front stays whichever part is dropped."""
+        """At most `room` tokens of a prompt. A begin-of-text token at its start always stays."""
         front = prompt[:1] if room > 1 and prompt[:1] == [self.start] else []
         return front + cut_prompt(prompt[len(front) :], room - len(front), self.config.cut)
 
@@ -195,7 +195,7 @@ class Encoder:
 
 
 def answer_limit(task: Task, setting: int | str, longest: int) -> int:
-    """Tokens of a generated answer, at most. longest: those of a training answer, from which `auto` follows."""
+    """The most tokens of a generated answer. longest: tokens of the longest training answer, which `auto` uses."""
     limit = task.max_new_tokens or setting
     return limit if isinstance(limit, int) else min(_LONGEST_AUTO, int(1.5 * longest) + 4)
 

@@ -23,7 +23,7 @@ SPLIT_NAMES = {"train": ("train",), "eval": ("eval", "dev", "val", "valid", "val
 
 
 def read_rows(path: Path, *, columns: Columns | None = None, selection: Selection | None = None) -> list[Row]:
-    """The rows of a file, in order; of a selection only those that it chooses are kept in memory.
+    """The rows of a file, in order. Rows that `selection` does not choose are never kept in memory.
 
     columns: our field names mapped to the file's, such as {"prompt": "question", "answer": "label"}; a field
     that is not in it has its own name, and naming a field of one form rules out the other forms. Errors: InputError

@@ -29,7 +29,7 @@ Hashes = NDArray[np.uint64]
 def near_duplicates(texts: Sequence[str], *, threshold: float = THRESHOLD) -> list[tuple[int, int]]:
     """Pairs (earlier, later) of indices of texts whose similarity is at least `threshold`; equal texts included.
 
-    Of a text that is like many earlier ones only the first few pairs are given.
+    A text that resembles many earlier ones is paired with the first few of them only.
     """
     sets = [_shingles(text) for text in texts]
     signatures = _signatures(sets)

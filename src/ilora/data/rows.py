@@ -1,4 +1,4 @@
-"""Rows from entries: what is not as documented is refused, never guessed.
+"""Rows from entries. An entry in none of the documented forms is refused; nothing is guessed.
 
 A row has one of four forms; other keys are ignored:
 
@@ -59,7 +59,7 @@ def collect(
     selection: Selection | None = None,
     empty: bool = False,
 ) -> list[Row]:
-    """Convert every entry; what `convert` gives None for is no row of the task.
+    """The rows that `convert` makes of the entries. It returns None for an entry that is not a row of the task.
 
     Errors: InputError that names the first ten entries with a `Problem`, or for no rows unless `empty` is allowed.
     """
@@ -104,7 +104,7 @@ def listed(problems: Sequence[str], *, most: int = _MOST_LISTED, total: int | No
 
 
 def field_names(columns: Columns | None, place: str) -> dict[str, str]:
-    """Field -> the file's name for it. Naming the fields of one form leaves out the other's; else both are open."""
+    """Our fields, each with its name in the file. If `columns` names fields of one form, the other form is left out."""
     chosen: dict[str, str] = {str(field): name for field, name in (columns or {}).items()}
     for unknown in sorted(set(chosen) - set(_FIELDS)):
         raise InputError(f"{place}: columns: unknown field '{unknown}'; fields are {', '.join(_FIELDS)}")
@@ -115,14 +115,14 @@ def field_names(columns: Columns | None, place: str) -> dict[str, str]:
 
 
 def form_of(names: Mapping[str, str], keys: Iterable[str]) -> tuple[str, ...]:
-    """The fields of the form that keys belong to: chat if there are messages and no prompt."""
+    """The fields of the form that an entry with these keys has: chat if there are messages and no prompt."""
     there = set(keys)
     chat = "prompt" not in names or (names.get("messages") in there and names["prompt"] not in there)
     return ("messages",) if chat else ("prompt", "answer")
 
 
 def row(entry: Any, names: Mapping[str, str]) -> Row:
-    """The row of an entry; names: from `field_names`. Raises Problem for what is in none of the forms."""
+    """The row of an entry. names: from `field_names`. Raises Problem for an entry in none of the forms."""
     if isinstance(entry, Problem):
         raise entry
     if not isinstance(entry, Mapping):
@@ -185,7 +185,7 @@ def _plain(turns: Sequence[Mapping[str, str]]) -> str:
 
 
 def filled(value: Any, name: str, *, number: bool = False) -> str:
-    """The text, which must be one, not blank, and encodable."""
+    """The value, if it is a text that is not blank and can be encoded. Raises Problem otherwise."""
     if not isinstance(value, str):
         raise Problem(f"'{name}' is {kind(value)}; expected a text{' or a number' if number else ''}")
     if not value.strip():

@@ -74,7 +74,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def unreadable(path: Path, error: OSError) -> InputError:
-    """What to raise for a file that the system does not give."""
+    """The error for a file that cannot be opened or read."""
     if isinstance(error, FileNotFoundError):
         return InputError(f"{path}: no such file")
     return InputError(f"{path}: cannot be read: {error.strerror or error}")
@@ -152,7 +152,7 @@ def _originals(path: Path) -> Iterator[Entry]:
 
 
 def _numbered(value: dict[str, Any]) -> bool:
-    """Whether it is one field's texts by number, such as the paragraphs of an article, and no entry."""
+    """Whether an object numbers the parts of one text, such as an article's paragraphs, and so is no entry itself."""
     return all(key.isdecimal() for key in value)
 
 

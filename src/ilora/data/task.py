@@ -29,10 +29,12 @@ class Row:
 class Task:
     """A named task: `rows[split]` for each of SPLITS that it has.
 
-    metric: a name in `ilora.evaluation.metrics.METRICS`. choices: the allowed answers of a closed task, else empty.
+    metric: a name in `ilora.metrics.metrics.METRICS`.
+    choices: the allowed answers of a closed task, else empty.
     scoring: `generate` (the metric judges greedy text) or `rank` (the likeliest choice is the prediction).
-    max_new_tokens: None = from the longest training answer. frame: what a benchmark's template puts before and after
-    the text itself in every prompt. dropped: by split, the rows that `data.deduplicate` left out.
+    max_new_tokens: of an answer; None: it follows from the longest training answer.
+    frame: what a benchmark's template puts before and after the text in every prompt.
+    dropped: by split, how many rows `data.deduplicate` left out.
     """
 
     name: str
@@ -50,12 +52,15 @@ class Task:
         object.__setattr__(self, "label", task_label(self.name))
 
     def text(self, row: Row) -> str:
-        """What a prompt is about: it without the template round it."""
+        """The text inside a prompt: the prompt without the task's frame."""
         return row.prompt.removeprefix(self.frame[0]).removesuffix(self.frame[1])
 
 
 def task_label(name: str) -> str:
-    """The name as it may stand in a path: lower case, spaces as dashes. Refuses every name that could leave it."""
+    """The name in the form that is used in paths: lower case, dashes for spaces.
+
+    Raises InputError for a name that could lead out of its folder.
+    """
     if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", " ")):
         raise InputError(
             f"task name {name!r}: allowed are 1 to 64 letters, digits, '_', '-', '+', '.' and spaces, "
@@ -74,7 +79,7 @@ class Phase:
 
     @property
     def label(self) -> str:
-        """As it stands in file names: `03-fomc`."""
+        """The name in file names: `03-fomc`."""
         return f"{self.index:02d}-{task_label(self.name)}"
 
 

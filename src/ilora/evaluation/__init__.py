@@ -1,1 +1,1 @@
-"""Judging answers: parsers, metrics, the score matrix and what follows from it."""
+"""A model's answers to a task (greedy text, or the likeliest choice) and its perplexity on a text."""

@@ -1,4 +1,4 @@
-"""Perplexity on a text: what a model could do before, and still can, without any task."""
+"""Perplexity on a text: a measure of what a model can do outside its tasks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _AT_ONCE = 8  # characters read for each token that is wanted
 def read_text(path: Path, encoder: Encoder, *, most: int) -> list[list[int]]:
     """The text's first `most` tokens in windows of `data.max_length`, each read on its own.
 
-    Every window begins with begin-of-text where the tokenizer puts it before a text: without it such models (Llama,
-    Gemma) see no text that they know. Raises InputError for a file that is missing, not UTF-8 or too short.
+    Every window begins with begin-of-text if the tokenizer puts it before a text: models that were trained so (Llama,
+    Gemma) predict badly without it. Raises InputError for a file that is missing, not UTF-8 or too short.
     """
     try:
         ids = _first_tokens(path, encoder.tokenizer, most)
@@ -41,7 +41,7 @@ def read_text(path: Path, encoder: Encoder, *, most: int) -> list[list[int]]:
 
 
 def _first_tokens(path: Path, tokenizer: Any, most: int) -> list[int]:
-    """Of however long a file: no more is read and tokenized than that takes."""
+    """The first `most` tokens. Reads no more of a long file than they need."""
     text = ""
     ids: list[int] = []
     with path.open(encoding="utf-8-sig") as file:

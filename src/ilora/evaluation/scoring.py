@@ -65,7 +65,7 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Predict and score every row with the weights that are active now.
 
-    notes: where a method writes, while it answers, what is to stand beside a row's prediction, by the row's id.
+    notes: a method writes here, by row id, what belongs beside a row's prediction.
     Returns one record per row: id, prompt, prediction (raw text), parsed, reference, score in [0, 1], and its notes.
     """
     notes, accelerator = {} if notes is None else notes, engine.accelerator
@@ -92,7 +92,7 @@ def evaluate(
 
 
 def record(data: EvaluationSet, index: int, text: str) -> dict[str, Any]:
-    """What is kept of row `index` when the answer to it was `text`."""
+    """The record of row `index` for the answer `text`."""
     task, row, metric = data.task, data.task.rows[data.split][index], METRICS[data.task.metric]
     return {
         "id": data.examples[index].id,

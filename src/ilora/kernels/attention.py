@@ -33,8 +33,8 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """query: (rows, heads, length, size); key, value: (rows, groups, past + length, size); mask: added to scores.
 
-    packing: all are one long row instead, and the mask is that of its rows. Returns (rows, length, heads, size), and no
-    weights.
+    packing: the tensors hold all rows as one long row, and the mask is the one for separate rows.
+    Returns (rows, length, heads, size), and None for the attention weights.
     """
     del kwargs
     if packing is not None:

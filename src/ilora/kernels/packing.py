@@ -1,8 +1,8 @@
-"""Rows of several lengths as one long row without padding; attention alone sees them row by row.
+"""Packing: rows of several lengths become one long row without padding. Only attention sees them row by row.
 
-Linear layers, norms and rotations work token by token, so whatever is padding there is work for nothing. So is what
-several rows begin with: an instruction that all rows of a task share is computed once for the whole batch, since a
-token's state depends on the tokens before it only.
+Linear layers, norms and rotary positions work token by token, so computing them for padding is wasted work. A token's
+state depends on the tokens before it only, so a beginning that several rows share (an instruction) is computed once
+for the whole batch.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class Packing:
-    """Places among rows · length, and the tokens that stand there.
+    """Which token of the packed row is at which place of the padded batch. Places count through rows · length.
 
-    taken: (tokens,) the place of each token, the first one where rows share it. token_at: (rows · length,) back; 0 at
-    padding. real: (rows · length,) whether there is a token at all. again: the places of shared tokens but the first.
+    taken: (tokens,) the place of each token; of a shared token, its place in the first row that has it.
+    token_at: (rows · length,) the token at each place; 0 at padding.
+    real: (rows · length,) whether there is a token at all.
+    again: the other places of shared tokens.
     """
 
     taken: Tensor
@@ -72,7 +74,7 @@ class Packing:
 
 
 class Spread(torch.autograd.Function):
-    """(1, heads, tokens, size) -> (rows, heads, length, size), whatever at padding: attention masks it.
+    """(1, heads, tokens, size) -> (rows, heads, length, size). Values at padding are arbitrary: attention masks them.
 
     Rows are copied both ways; `index_select`'s own backward pass would add them up one by one.
     """
@@ -87,7 +89,7 @@ class Spread(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """What padding got is dropped: nobody reads it. What a shared token got in several rows is added up."""
+        """Drops the gradient at padding, and adds up the gradients that a shared token has in several rows."""
         packing, places = ctx.packing, grad.transpose(1, 2).flatten(0, 1)
         tokens = places.index_select(0, packing.taken)
         if len(packing.again):
@@ -101,7 +103,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, packing: Packing) -> Tensor:
-        """The real tokens; of a shared one, what its first row has: the others have the same."""
+        """Takes the real tokens. A shared token is taken from its first row: the others hold the same."""
         ctx.packing = packing
         return packing.pack(padded)
 

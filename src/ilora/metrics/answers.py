@@ -1,6 +1,6 @@
 """Reading the answer out of generated text: a choice or a number, or None if it gives neither.
 
-Both parsers are strict: what is ambiguous or cannot be read is None, which every metric counts as wrong. Both
+Both parsers are strict: an ambiguous or unreadable answer is None, which every metric counts as wrong. Both
 read the first non-empty line only, so that a run-on continuation ("7\\n\\nQuestion: 8") neither helps nor
 harms; a first line that is nothing but a label ("Answer:") is passed over. Source of the rules: the defects
 of the scoring released with the paper (METHOD: 'Answer: C' read as A; the first number of '12 + 5 = 17',
@@ -99,7 +99,7 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
 
 
 def choice_key(choice: str) -> str:
-    """What two spellings of one choice have in common: case, width, spacing, outer punctuation aside."""
+    """The key that all spellings of a choice share: case, width, spacing and outer punctuation do not count."""
     return _fold(_tidy(_nfkc(choice)))
 
 

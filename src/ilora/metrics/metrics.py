@@ -50,7 +50,7 @@ class Metric:
 
     @classmethod
     def judge(cls, prediction: str, reference: str, choices: Sequence[str] = (), *, source: str = "") -> float:  # noqa: ARG003
-        """What a run scores with: `score`, unless a metric also looks at the text that the answer was made from."""
+        """The score that a run uses: `score`, unless the metric also needs the prompt's text (`source`)."""
         return cls.score(prediction, reference, choices)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What lies below the first adapted layer is the same in every step: computed once for each row, then read back.
+"""The states below the first adapted layer, which are the same in every step: computed once, then read from a file.
 
 With `adapter.layers: n` only the last n layers carry the adapter. Neither the embedding nor the layers under them ever
 change, so a row's states there are a function of its tokens alone. They are kept in a file of the user's cache, named

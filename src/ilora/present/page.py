@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from functools import cache
 from importlib.resources import files
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -20,6 +21,17 @@ def render_page(package: str, template: str, *, script: str | None = None, **con
     script: the name of the page's only script; the page's policy forbids every other one.
     content: what the template shows. Every text in it is escaped; only `Markup` is taken as it is.
     """
+    code = files(package).joinpath(script).read_text(encoding="utf-8") if script else ""
+    return (
+        _environment(package)
+        .get_template(template)
+        .render(script=Markup(code), script_hash=_policy_hash(code) if code else "", **content)
+    )
+
+
+@cache
+def _environment(package: str) -> Environment:
+    """Kept, since it keeps the compiled templates."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("ilora.present", ".")]),
         autoescape=True,  # for every name: prompts, answers, settings and names of tasks and methods are untrusted
@@ -34,10 +46,7 @@ def render_page(package: str, template: str, *, script: str | None = None, **con
         "quoted": lambda text: json.dumps(text, ensure_ascii=False),
         "tint": lambda share: f"{min(1.0, max(0.0, share or 0.0)):.3f}",
     }
-    code = files(package).joinpath(script).read_text(encoding="utf-8") if script else ""
-    return environment.get_template(template).render(
-        script=Markup(code), script_hash=_policy_hash(code) if code else "", **content
-    )
+    return environment
 
 
 def _policy_hash(code: str) -> str:

@@ -1,9 +1,9 @@
-"""Pseudo-rehearsal: rows for earlier tasks without data of theirs (Robins 1995, "Catastrophic forgetting, rehearsal and
+"""Pseudo-rehearsal: rows for earlier tasks without their data (Robins 1995, "Catastrophic forgetting, rehearsal and
 pseudorehearsal").
 
-The prompts of a task mostly begin and end alike: an instruction, a closing "Answer:". That frame around the text of a
-row of *another* task asks the earlier task's question about a text it has never seen, and the model as it was before
-can say what it would have answered. Kept of a task is its frame and a few of its answers, none of its prompts.
+Most prompts of a task begin and end alike: an instruction, a closing "Answer:". This frame around a text of *another*
+task asks the earlier task's question about a new text, and the model as it was before says what it would have answered.
+Of an earlier task we keep its frame and a few of its answers, and none of its prompts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from ilora.data.examples import Example, by_task
 
 ANSWERS = 16  # different ones that are kept of a task
-SHARE = 0.95  # of a task's prompts begin and end with its frame: a few odd ones do not hide it
+SHARE = 0.95  # the share of a task's prompts that must have the frame: a few odd ones do not hide it
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Frame:
         return Frame(rows[0].task, head, tail, [list(answer) for answer in fit[:ANSWERS]], longest)
 
     def holds(self, prompt: list[int]) -> bool:
-        """Whether this prompt is in the frame already."""
+        """Whether this prompt begins and ends with the frame."""
         inner = len(prompt) - len(self.head) - len(self.tail)
         return inner >= 0 and prompt == self.head + prompt[len(self.head) : len(self.head) + inner] + self.tail
 
@@ -61,10 +61,10 @@ class Frame:
 
 
 def pseudo_rows(frames: Sequence[Frame], rows: Sequence[Example], *, seed: str) -> list[Example]:
-    """One for every row of the present task: its text in one of the frames, all frames alike; the answer is any.
+    """One pseudo row for every row of the present task: its text in one of the frames, with some answer of that frame.
 
-    A frame that holds a present prompt (the same instruction, or none) asks nothing that the task itself does not
-    answer: it is left out.
+    All frames get equally many rows. A frame that a present prompt already has (the same instruction, or none) is left
+    out: the task's own rows answer its question.
     """
     asking = [frame for frame in frames if frame.answers and not any(frame.holds(row.prompt) for row in rows)]
     if not asking:
@@ -79,13 +79,13 @@ def pseudo_rows(frames: Sequence[Frame], rows: Sequence[Example], *, seed: str) 
 
 
 def _bodies(rows: Sequence[Example]) -> list[list[int]]:
-    """What stands between the head and the tail of each row's own task."""
+    """Each row's prompt without the head and the tail that its task's prompts share."""
     shared = {task: _shared(group) for task, group in by_task(rows).items()}
     return [_inside(row.prompt, *shared[row.task]) for row in rows]
 
 
 def _inside(prompt: list[int], head: list[int], tail: list[int]) -> list[int]:
-    """A prompt that was cut may have lost either."""
+    """The prompt without head and tail. One that was cut may have lost either of them."""
     start = len(head) if prompt[: len(head)] == head else 0
     end = len(prompt) - len(tail) if prompt[len(prompt) - len(tail) :] == tail else len(prompt)
     return prompt[start:end]
@@ -105,7 +105,7 @@ def _shared(rows: Sequence[Example]) -> tuple[list[int], list[int]]:
 
 
 def _common(sequences: Sequence[list[int]], *, least: float) -> tuple[list[int], list[list[int]]]:
-    """The longest beginning that at least so many have, and those that have it."""
+    """The longest beginning that at least `least` sequences share, and the sequences that have it."""
     shared: list[int] = []
     having = list(sequences)
     while True:

@@ -1,4 +1,4 @@
-"""The page's section on what lies between a run's adapters, from RUN/connectivity/*.json."""
+"""The page's section on mode connectivity between a run's adapters, from RUN/connectivity/*.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ilora.connectivity import files, pictures
 from ilora.present.figures import as_svg
 from ilora.present.numbers import plain
 
-# Of each kind the page shows so many results, those of the newest tasks; the page of connectivity/ has them all.
+# How many results of each kind the page draws: those of the newest tasks. connectivity/index.html has them all.
 MOST = {"plane": 1, "path": 3, "similarity": 1}
 _PLURALS = {"plane": "planes", "path": "paths", "similarity": "similarities"}
 
@@ -44,7 +44,7 @@ def _newest(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def _left_out(found: list[dict[str, Any]]) -> str:
-    """`4 paths and 1 plane` of which the page has no picture; empty: none."""
+    """The results that the page does not draw, such as `4 paths and 1 plane`; empty: it draws all."""
     counts = {kind: sum(result["kind"] == kind for result in found) - most for kind, most in MOST.items()}
     return " and ".join(
         f"{count} {kind if count == 1 else _PLURALS[kind]}" for kind, count in counts.items() if count > 0

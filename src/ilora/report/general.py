@@ -1,4 +1,4 @@
-"""What the base model could do and still can: perplexity and the harness's scores before and after, for the page."""
+"""General ability before and after training, for the page: perplexity, and the scores of lm-evaluation-harness."""
 
 from __future__ import annotations
 

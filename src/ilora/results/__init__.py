@@ -1,1 +1,1 @@
-"""What a run measured: written, read, summarised."""
+"""results.json: its form, how it is written and read, and the measures in it."""

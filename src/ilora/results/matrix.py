@@ -1,4 +1,4 @@
-"""What the score matrix says: averages, transfer and forgetting, as pure functions.
+"""Measures of the score matrix: averages, transfer and forgetting, as pure functions.
 
 `scores[k][i]` is the score in [0, 1] on task i after training stage k, None where it was not evaluated; a row
 may be shorter than the number of tasks. The functions take stage k to have trained task k; `summarise` also

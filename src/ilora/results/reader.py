@@ -28,7 +28,7 @@ def method_title(results: Results, *, prose: bool = False) -> str:
 
 
 def matrix(results: Results, variant: str) -> list[list[float | None]]:
-    """R of a variant without the rows at its end that were not evaluated yet."""
+    """R of a variant, without the last rows if they are not evaluated yet."""
     rows = [[number(score) for score in row] for row in results["variants"][variant]["R"]]
     while rows and all(score is None for score in rows[-1]):
         rows.pop()

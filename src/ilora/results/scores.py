@@ -68,7 +68,7 @@ def read_perplexity(run: Path, last: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class ScoredCell:
-    """What a prediction file says of one task after one phase; all None where it was not evaluated."""
+    """The scores of one task after one phase, from its prediction file; all None where it was not evaluated."""
 
     score: float | None = None
     error: float | None = None  # the standard error of `score` over the rows
@@ -93,7 +93,7 @@ def score_matrix(run: Path, phases: list[Phase], tasks: list[Task], *, variants:
 
 
 def _variant_entry(before: list[ScoredCell], after: list[list[ScoredCell]], trained: list[int]) -> dict[str, Any]:
-    """What results.json has of a variant. before, after: the cells before any training and after each phase."""
+    """The entry of a variant in results.json. before, after: the cells before any training and after each phase."""
     scores = [[cell.score for cell in row] for row in after]
     evaluated_before = any(cell.score is not None for cell in before)
     zero_shot = [cell.score for cell in before] if evaluated_before else None

@@ -1,4 +1,4 @@
-"""What is known of a sweep's runs. The run folders are the truth; sweep.json is for people and for `ilora compare`."""
+"""The state of a sweep's runs, read from their folders. sweep.json is for people and for `ilora compare`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ State = Literal["waiting", "running", "done", "failed"]
 
 @dataclass
 class Entry:
-    """A run and how it stands. seconds: of its training and evaluation, once it is done."""
+    """A run and its state. seconds: of its training and evaluation, once it is done."""
 
     job: Job
     path: Path
@@ -35,16 +35,16 @@ class Entry:
 
     @property
     def config_file(self) -> Path:
-        """What the run is started with."""
+        """The configuration that the run is started with."""
         return self.path.with_name(f"{self.path.name}.yaml")
 
     @property
     def log(self) -> Path:
-        """What its process said."""
+        """The output of its process."""
         return self.path.with_name(f"{self.path.name}.log")
 
     def look(self) -> None:
-        """See in its folder whether it is done."""
+        """Read from its folder whether it is done."""
         results = _results(self.path)
         if results is not None and results.get("complete"):
             cost = results["cost"]
@@ -53,7 +53,7 @@ class Entry:
 
     @property
     def position(self) -> tuple[int, str]:
-        """Finished tasks, and what it is at, from the last line of its metrics."""
+        """How many tasks are finished, and the step in progress, from the last line of its metrics."""
         line = _last_line(self.path / "metrics.jsonl")
         if line is None:
             return 0, "starting"
@@ -88,7 +88,7 @@ class Book:
                     )
 
     def begin(self, sweep: dict[str, Any]) -> None:
-        """Write what is asked for; remove folders of runs that were killed before they had a configuration."""
+        """Write the sweep and its runs' configurations; remove folders of runs killed before they had one."""
         write_atomic(self.path / "sweep.yaml", yaml.safe_dump(sweep, sort_keys=False, allow_unicode=True))
         for entry in self.entries:
             write_atomic(
@@ -147,7 +147,7 @@ class Book:
 
 
 def busy(path: Path) -> bool:
-    """Whether some process works on this run: one that outlived its sweep."""
+    """Whether a process that outlived its sweep still works on this run."""
     try:
         with (path / ".lock").open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""How long a sweep's runs will take: what finished runs of a method took, else a short calibration."""
+"""How long a sweep's runs will take: from finished runs of the same method, else from a short calibration."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ilora.sweeps.plan import Job
 def estimates(entries: Sequence[Entry], *, say: Callable[[str], None]) -> list[float]:
     """Seconds of every run, one process at a time.
 
-    Measured: a few steps of plain training for each model and data in the sweep. A method's own passes are counted
-    where its settings tell (replayed rows), not where its code alone knows (GEM's reference gradients, a teacher's
-    pass): a method of which a run is done has that run's time instead.
+    A calibration takes a few steps of plain training for each model and data set. Passes that a method adds are counted
+    if its settings tell them (replayed rows), but not if only its code does (GEM's reference gradients, a teacher's
+    pass). Once a run of the method is done, its time is used instead.
     """
     measured: dict[str, tuple[float, float]] = {}
     found = []

@@ -1,4 +1,4 @@
-"""What a sweep file asks for, and the runs that it means."""
+"""A sweep file, and the runs that it stands for."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Job:
 
 
 def _safe(text: str) -> str:
-    """Cut and cleaned; where that changed it, with a digest so that two names stay two."""
+    """The text, cut and cleaned for a path. A changed text gets a digest, so that two names never become one."""
     clean = re.sub(r"[^\w.+=-]+", "_", text)[:80].strip(".")
     return clean if clean == text else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -211,7 +211,7 @@ def _config(values: Mapping[str, Any], label: str) -> Config:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, section by section; a section `method` with a name is replaced whole."""
+    """`below` with the values of `above`, section by section. `method` is replaced as a whole."""
     made: dict[str, Any] = deepcopy(dict(below))
     for key, value in above.items():
         inner = made.get(key)

@@ -1,4 +1,4 @@
-"""Training that has left all measure is stopped, while the last good checkpoint is still there."""
+"""Stops training that has diverged, while the last good checkpoint is still there."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LARGEST = 1e3  # a trained LoRA factor's or soft prompt's largest entry is a few
 
 
 class DivergenceError(IloraError):
-    """Training has diverged; the checkpoints are of the time before."""
+    """Training has diverged. The checkpoints are older than that."""
 
 
 def diverged(what: str, position: Position, rate: float) -> DivergenceError:
-    """The error for it. what: a clause, such as "the loss is not finite"; rate: the step's learning rate."""
+    """The error to raise. what: a clause, such as "the loss is not finite"; rate: the step's learning rate."""
     return DivergenceError(
         f"{what} at task '{position.task}', step {position.task_step} of {position.task_steps} "
         f"(step {position.step} of the run, learning rate {rate:g}): training has diverged, and a resume would "
@@ -30,10 +30,10 @@ def diverged(what: str, position: Position, rate: float) -> DivergenceError:
 
 
 class DivergenceWatch:
-    """Looks at every step for what is finite and yet lost.
+    """Finds a run that has diverged although its loss is finite.
 
-    A model that guesses all tokens alike has a cross-entropy of log(vocabulary). Twice that, for PATIENCE steps in a
-    row or for a whole task, is not an unlucky batch.
+    A model that gives all tokens the same probability has a cross-entropy of log(vocabulary). Twice that, for PATIENCE
+    steps in a row or for a whole task, is no unlucky batch.
     """
 
     def __init__(self, vocabulary: int) -> None:

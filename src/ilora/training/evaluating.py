@@ -1,4 +1,4 @@
-"""What is measured along the stream: the predictions after each phase, and the perplexity of a text."""
+"""Measuring along the stream: the predictions after each phase, and the perplexity of a text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class StreamEvaluator:
         self.accelerator = method.engine.accelerator
 
     def evaluate(self, index: int) -> bool:
-        """Measure what is to be measured after phase `index` (0: the base model) and is not there yet.
+        """Make the measurements after phase `index` (0: the base model) that are not there yet.
 
         Returns whether a prediction file was missing.
         """
@@ -69,7 +69,7 @@ class StreamEvaluator:
         return bool(jobs)
 
     def label(self, index: int) -> str:
-        """How files and messages call phase `index`."""
+        """The name of phase `index` in files and messages."""
         return self.stream.phases[index - 1].label if index else BASE
 
     def _jobs(self, index: int) -> Iterator[Job]:
@@ -93,7 +93,7 @@ class StreamEvaluator:
         return tasks[: index + ahead]
 
     def _fixed_answers(self, index: int, job: Job) -> Path | None:
-        """The answers after the phase before, where the method cannot have changed them since."""
+        """The file with the answers after the phase before, if the method cannot have changed them since; else None."""
         trained = [task for phase in self.stream.phases[: max(0, index - 1)] for task in phase.tasks]
         if not self.method.fixed_answers or job.variant is None or job.task not in trained:
             return None

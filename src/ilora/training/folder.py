@@ -1,4 +1,4 @@
-"""What a run keeps in its folder while it trains. The first process writes, and nothing is ever half there."""
+"""The files that a run writes while it trains. The first process writes, and no file is ever incomplete."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ilora.results.scores import BASE, prediction_folder
 from ilora.training import checkpoint as checkpoints
 from ilora.training import trajectory
 from ilora.training.checkpoint import Checkpoint
+from ilora.training.processes import on_main
 
 
 class RunFolder:
@@ -43,13 +44,12 @@ class RunFolder:
 
     def save_checkpoint(self, content: Checkpoint) -> None:
         """The next numbered checkpoint. Raises IloraError where the disk is full."""
-        if self._main:
-            checkpoints.save(self.path / "checkpoints", content)
-        self.accelerator.wait_for_everyone()
+        on_main(self.accelerator, lambda: checkpoints.save(self.path / "checkpoints", content))
 
     def save_adapters(self, method: Method[Any], phase: str) -> None:
         """adapters/<phase>/<variant>, ordinary PEFT folders, complete or not there. Raises IloraError."""
-        if self._main:
+
+        def save() -> None:
             final = self.path / "adapters" / phase
             scratch = final.with_name(f".{final.name}-writing")
             shutil.rmtree(scratch, ignore_errors=True)
@@ -61,12 +61,13 @@ class RunFolder:
             except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise IloraError(f"{final}: cannot write the adapters: {error}") from error
-        self.accelerator.wait_for_everyone()
+
+        on_main(self.accelerator, save)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """results.json."""
-        if self._main:
-            write_atomic(self.path / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+        text = json.dumps(results, ensure_ascii=False, indent=1) + "\n"
+        on_main(self.accelerator, lambda: write_atomic(self.path / "results.json", text))
 
     # -- going back to a checkpoint -------------------------------------------------------------------------------
 
@@ -83,7 +84,7 @@ class RunFolder:
             trajectory.cut(self.path / "trajectory", steps)
 
     def clear(self, answers_of_base: Path | None) -> None:
-        """A run that begins again keeps nothing of what other weights, settings or data may have made.
+        """Remove all results: a run that begins again keeps nothing from other weights, settings or data.
 
         answers_of_base: a folder with the base model's predictions, to be copied in place of new ones.
         """

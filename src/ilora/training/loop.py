@@ -57,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step was: loss and terms over all rows, the gradient's norm before clipping, tokens trained."""
+    """The figures of one step: loss and terms over all rows, the gradient's norm before clipping, tokens trained."""
 
     loss: float
     terms: dict[str, float]

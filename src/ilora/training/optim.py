@@ -17,9 +17,9 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -
 
 
 def schedule(step: int, steps: int, config: TrainingConfig) -> float:
-    """The share of the highest learning rate at a task's `step` (1 to `steps`): linear warm-up, then constant or down.
+    """The learning rate at a task's `step` (1 to `steps`), as a share of the highest one: warm-up, then the schedule.
 
-    The first step already moves: with few steps a task, one at rate 0 would be a wasted one.
+    The warm-up is linear and does not begin at 0: with few steps in a task, a step at rate 0 would be wasted.
     """
     warmup = round(config.warmup_ratio * steps)
     if step <= warmup:

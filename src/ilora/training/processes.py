@@ -1,12 +1,14 @@
-"""What the processes of one run agree on. With a single process, each of these is as good as nothing."""
+"""Agreement between the processes of one run. With a single process these functions do nothing more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch.distributed import DistError
 
 from ilora.errors import IloraError, InputError
 
@@ -14,7 +16,7 @@ T = TypeVar("T")
 
 
 def agreed(accelerator: Accelerator, value: T) -> T:
-    """The first process's value, in every process."""
+    """The value of the first process, returned in every process."""
     if accelerator.num_processes == 1:
         return value
     holder = [value]
@@ -23,7 +25,7 @@ def agreed(accelerator: Accelerator, value: T) -> T:
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
-    """Do something in the first process alone. Where it fails, every process fails, and none is left waiting."""
+    """Do something in the first process alone. If it fails, every process raises the error; none is left waiting."""
     failure: Exception | None = None
     if accelerator.is_main_process:
         try:
@@ -36,3 +38,15 @@ def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
     if message is not None:
         bad_input, text = message
         raise (InputError if bad_input else IloraError)(text)
+
+
+@contextmanager
+def naming_a_lost_process(accelerator: Accelerator) -> Iterator[None]:
+    """Where another process has ended, raise IloraError instead of the error of the communication library."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises a plain RuntimeError that names its source file
+        if accelerator.num_processes > 1 and (isinstance(error, DistError) or "gloo" in str(error)):
+            raise IloraError("another process of this run has ended or is out of reach; it said why") from error
+        raise

@@ -1,4 +1,4 @@
-"""One method over one stream: train a task, save its adapters, evaluate, next task. Stopped anywhere, it can go on."""
+"""One method on one stream: train a task, save its adapters, evaluate, next task. It can be stopped anywhere."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Session:
         self.evaluator = StreamEvaluator(config, path, self.stream, self.method, display=display, stop=stop)
 
     def execute(self) -> dict[str, Any]:
-        """Do all that is left to do; returns the content of results.json."""
+        """Do all that is left of the run; returns the content of results.json."""
         self._restore()
         self.method.engine.model.train()
         finished = self.state.progress.finished
@@ -101,7 +101,7 @@ class Session:
             self.method.engine.model.unload()
 
     def refuse_changes(self) -> None:
-        """Raises InputError where configuration or data are not those that the folder's checkpoint was made with."""
+        """Raises InputError if the configuration or the data differ from those of the folder's checkpoint."""
         found, _ = self.folder.load_checkpoint()
         if found is not None:
             try:
@@ -235,7 +235,7 @@ class Session:
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def evaluate(self, index: int) -> None:
-        """Measure what is missing after phase `index` (0: of the base model), and say the scores."""
+        """Make the measurements after phase `index` (0: the base model) that are missing, and print the scores."""
         began = time.perf_counter()
         scored = self.evaluator.evaluate(index)
         self.state.counters.evaluation_seconds += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Everything that a run knows between two optimizer steps, and its way into a checkpoint and back."""
+"""Everything that a run knows between two optimizer steps, and how it is saved and restored."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Counters:
 
 @dataclass
 class State:
-    """The moving parts of a run. `config` and `tasks` do not move: a checkpoint of others is refused."""
+    """What changes during a run. `config` and `tasks` do not: a checkpoint with other ones is refused."""
 
     config: Config
     tasks: list[Task]
@@ -116,7 +116,7 @@ class State:
         )
 
     def refuse_changes(self, found: Checkpoint) -> None:
-        """New tasks at the end of a sequential stream are what `add` does; any other change would mix two runs."""
+        """Raises InputError for a changed configuration or changed data. Only `add` may append tasks, to a sequence."""
         fingerprints = found.values["fingerprints"]
         before = load_config(found.values["config"]).dump()  # with defaults for settings that are newer than the run
         now = self.config.dump()
@@ -139,7 +139,7 @@ class State:
 
 
 def _without_places(dump: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what may change: where the data lies, whose content is compared, and what is logged."""
+    """A configuration without what may change: the places of the data (its content is compared) and what is logged."""
     data, file = dump["data"], dump["evaluation"]["perplexity_file"]
     tasks = [{key: value for key, value in task.items() if key not in _PLACES} for task in data["tasks"]]
     return dump | {

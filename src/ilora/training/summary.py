@@ -16,7 +16,7 @@ from ilora.training.state import State
 
 
 def summarise_run(config: Config, path: Path, stream: EncodedStream, state: State, *, complete: bool) -> dict[str, Any]:
-    """What a run has come to: settings, tasks, scores, cost. The same in every process.
+    """The outcome of a run: settings, tasks, scores, cost. The same in every process.
 
     path: the run folder, whose prediction files the scores are read from.
     """

@@ -1,8 +1,8 @@
-"""RUN/trajectory: the adapters at a few steps within every task, from which `ilora connect` shows the way they went.
+"""RUN/trajectory: the adapters at a few steps within every task, for the trajectories that `ilora connect` draws.
 
-One safetensors file a snapshot, `<phase>-<step of the run>.safetensors`, float32 as trained, written after
-its step and before any checkpoint that covers it; a resume drops those of steps that it does again, so that none is
-left out and none is of other weights. Nothing reads them during training.
+Each snapshot is one file, `<phase>-<step of the run>.safetensors`, in float32 as trained. It is written after its step
+and before any checkpoint that covers the step. A resume drops the snapshots of steps that it repeats, so that none is
+missing and none has other weights. Nothing reads them during training.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Snapshot:
 
 
 def due(steps: int, parts: int) -> set[int]:
-    """The steps of a task of so many steps that divide it into `parts`; its end, which is saved whole, is not one."""
+    """The steps that divide a task of `steps` steps into `parts`. Its last step is none of them: it is saved anyway."""
     return {round(steps * number / parts) for number in range(1, parts)} - {0, steps}
 
 
 def moving(method: Method) -> list[str]:
-    """The adapters that are worth a snapshot: none where what the method saves is not one of the model's adapters."""
+    """The adapters to take snapshots of: none for a method that does not save an adapter of the model as it is."""
     if not method.one_adapter_answers or type(method).save is not Method.save:
         return []
     return [name for name in MOVING if name in adapters.names(method.engine.model)]
@@ -71,7 +71,7 @@ def write(folder: Path, method: Method, *, phase: str) -> None:
 
 
 def cut(folder: Path, step: int) -> None:
-    """Drop the snapshots of later steps of the run, and what a kill has left half written."""
+    """Drop the snapshots of later steps of the run, and files that a kill has left incomplete."""
     for file in folder.glob(".*-writing"):
         file.unlink()
     for file in folder.glob("*.safetensors"):
@@ -80,7 +80,7 @@ def cut(folder: Path, step: int) -> None:
 
 
 def snapshots(folder: Path) -> Iterator[Snapshot]:
-    """What the folder holds, by phase and step. Raises InputError naming a damaged file."""
+    """The snapshots in the folder, by phase and step. Raises InputError naming a damaged file."""
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt") as content:
