@@ -15,12 +15,17 @@ from ilora.config import Config, load_config
 from ilora.report import write_report
 from tests.helpers import MakeConfig, task_rows, write_task
 
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two workers share two cores; a resume of another test may have set another number."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_report() -> Iterator[None]:
+def _quick() -> Iterator[None]:
     """Runs leave out report.html, which takes longer than a tiny run; `report` is for the tests that look at it."""
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ilora.runner.write_report", lambda _path: None)
         yield

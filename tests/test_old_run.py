@@ -35,7 +35,9 @@ def old(tmp_path: Path) -> Path:
 def test_an_interrupted_run_goes_on_to_the_same_end(old: Path) -> None:
     before = {file: file.read_bytes() for file in old.glob("interrupted/predictions/after-01-one/*.jsonl")}
     assert before
+    torch.set_num_threads(2)
     made = resume(old / "interrupted", quiet=True)
+    assert torch.get_num_threads() == 1  # as the run began
     assert made.results["complete"]
     assert [other["method"] for other in made.contrast] == ["sequential"]
     for folder in (".", "contrast/sequential"):
@@ -67,4 +69,3 @@ def test_the_base_model_is_a_model(old: Path) -> None:
     """Plain safetensors and JSON: nothing in the stored folder is pickled."""
     assert not [file for file in old.rglob("*") if file.suffix in (".bin", ".pt", ".pkl")]
     assert sum(file.stat().st_size for file in old.rglob("*") if file.is_file()) < 1_000_000
-    assert torch.get_num_threads() == 1

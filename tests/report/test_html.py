@@ -122,7 +122,7 @@ def test_examples_of_what_was_forgotten(tmp_path: Path) -> None:
 
 
 def test_examples_are_capped_and_long_prompts_lose_their_middle(tmp_path: Path) -> None:
-    count = 40
+    count = 28
     rows = [[None if k < i else 0.9 if k == i else 0.1 for i in range(count)] for k in range(count)]
     main = results([f"task {i}" for i in range(count)], {"fast": rows})
     run = write_run(tmp_path / "demo", main, metrics=False, predictions=False)
