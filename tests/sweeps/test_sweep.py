@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,7 +18,7 @@ from ilora.commands.sweep import RunsFailed, sweep
 from ilora.config import load_config
 from ilora.sweeps.book import Book, Entry
 from tests.helpers import MakeConfig
-from tests.processes import outcome
+from tests.processes import ilora_fork, outcome, wait_for
 
 
 class Here:
@@ -183,21 +180,6 @@ def test_ray_that_is_not_there_is_named(file: Path, tmp_path: Path, monkeypatch:
 # -- real processes ----------------------------------------------------------------------------------------------------
 
 
-def start(file: Path, out: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ilora", "sweep", str(file), "--out", str(out), "--processes", "2"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def until(reached: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def steps_done(out: Path) -> int:
     """Lines in the runs' metrics.jsonl."""
     return sum(file.read_bytes().count(b"\n") for file in out.glob("runs/*/*/metrics.jsonl"))
@@ -213,16 +195,19 @@ def test_killed_interrupted_and_finished_it_is_the_sweep_that_was_never_stopped(
     content["config"]["training"] |= {"epochs": 20, "checkpoint_every": 4}
     file.write_text(yaml.safe_dump(content | {"seeds": 1}), encoding="utf-8")
     out = tmp_path / "s"
-    first = start(file, out)
-    until(lambda: len(list(out.glob("runs/*/*/checkpoints/0*"))) >= 3, first)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    command_line = ("sweep", file, "--out", out, "--processes", 2)
+    first = ilora_fork(*command_line, log=tmp_path / "first")
+    wait_for(lambda _: len(list(out.glob("runs/*/*/checkpoints/0*"))) >= 3, out, first.is_alive)
+    first.kill()
+    first.join()
     before = steps_done(out)  # a resume may cut some of them off
-    second = start(file, out)
-    until(lambda: steps_done(out) > before + 5, second)
-    second.send_signal(signal.SIGINT)
-    _, error = second.communicate(timeout=120)
-    assert (second.returncode, "the same command goes on" in error) in ((130, True), (0, False))
+    second = ilora_fork(*command_line, log=tmp_path / "second")
+    wait_for(lambda _: steps_done(out) > before + 5, out, second.is_alive)
+    assert second.pid is not None
+    os.kill(second.pid, signal.SIGINT)
+    second.join(120)
+    error = (tmp_path / "second.err").read_text()
+    assert (second.exitcode, "the same command goes on" in error) in ((130, True), (0, False))
     for folder in (out, tmp_path / "whole"):  # in this process now
         use(monkeypatch, Here())
         sweep(file, out=folder, quiet=True)
