@@ -150,7 +150,7 @@ class TaskConfig(Section):
         {}, description="our name of a field: the file's column"
     )
     metric: str | None = Field(
-        None, description="a name from `ilora list metrics`; None: inferred from the training answers"
+        None, description="a name from `ilora list metrics`; None: accuracy with `choices`, else inferred"
     )
     choices: list[str] | None = Field(None, description="allowed answers; None: inferred from the training answers")
     scoring: Literal["generate", "rank"] = Field(

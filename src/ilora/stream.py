@@ -92,6 +92,12 @@ def fingerprint(task: Task) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
+def training_digest(task: Task) -> str:
+    """SHA-256 of a task's training rows: two runs are compared only if they learnt from the same ones."""
+    rows = [[row.prompt, row.answer, [dict(turn) for turn in row.messages]] for row in task.rows["train"]]
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class _Source:
     """Where a task is looked up by its name: a benchmark, a folder, or nowhere. `names`: all of its tasks in order.
@@ -187,11 +193,11 @@ def _from_hub(chosen: TaskConfig, selections: Mapping[str, Selection]) -> dict[s
 
 
 def _with_settings(task: Task, chosen: TaskConfig) -> Task:
-    """The task with the configured metric, choices and scoring."""
+    """The task with the configured metric, choices and scoring. Choices without a metric mean accuracy."""
     choices = tuple(chosen.choices) if chosen.choices is not None else task.choices
     task = replace(
         task,
-        metric=chosen.metric or task.metric,
+        metric=chosen.metric or ("accuracy" if chosen.choices is not None else task.metric),
         choices=choices,
         scoring=chosen.scoring if chosen.scoring != "generate" else task.scoring,
         max_new_tokens=chosen.max_new_tokens or task.max_new_tokens,

@@ -30,7 +30,7 @@ STANCES = ("支持", "反对", "中立")
         ("A. I think so", "A"),
         ("I think the answer is B because A is wrong", "B"), ("Prices rose, so the correct option is D", "D"),
         # no choice at all
-        ("", None), (" \n ", None), ("A dog barks", None), ("Answer: A dog barks", None), ("I agree", None),
+        ("", None), (" \n ", None), ("A dog barks", None), ("Answer: A dog barks", "A"), ("I agree", None),
         ("E", None),
         ("E. other", None), ("dovish", None), ("Absolutely", None), ("B-cell lymphoma", None), ("D.C. is a city", None),
         ("A's", None), ("B+", None), ("b) hawkish", None), ("Because of this", None), ("Answer:", None),
@@ -44,6 +44,12 @@ STANCES = ("支持", "反对", "中立")
         ("B不是正确答案", None), ("B是错的", None), ("A并不正确", None), ("A. Wrong", None), ("A: not correct", None),
         ("A. 错误", None), ("A? No", None), ("A不对，B", None), ("A错误，应选B", None),
         # another one in its place, or joined in other ways
+        ("A. dovish is wrong", None), ("A. dovish is wrong, B", None), ("A. dovish is not the right answer", None),
+        ("A. dovish isn't correct", None), ("B. hawkish, which is incorrect", None),
+        ("C. neutral because A is wrong", "C"),
+        # behind a label A is no article
+        ("Answer: A the liver", "A"), ("The answer is A the liver", "A"), ("Option A the liver", "A"),
+        ("Final answer: A the liver", "A"), ("Answer A the liver", "A"),
         ("A? No, B", None), ("A; no, B", None), ("A. dovish is wrong, so B", None),
         ("The answer is A. No wait, B.", None),
         ("A？不，B", None), ("A以及B", None), ("A及B", None), ("A | B", None), ("A -> B", None), ("A - B", None),

@@ -130,7 +130,21 @@ def _comparable(first: Run, run: Run) -> Run:
             sizes = [f"{len(one.items.ids[label])} rows" for one in (first, run)]
             sizes[1] += ", with different ids, prompts or references" if sizes[0] == sizes[1] else ""
             raise _other(first, run, f"different test rows of task {label!r}", *sizes)
+    if first.settings.get("data.limit.train") == run.settings.get("data.limit.train"):  # else the setting is shown
+        _refuse_other_training(first, run)
     return replace(run, items=first.items)
+
+
+def _refuse_other_training(first: Run, run: Run) -> None:
+    """Raises InputError where the two learnt from other rows. Evidence of an older version does not say from which."""
+    here, there = (dict(zip(one.order, one.results["tasks"], strict=True)) for one in (first, run))
+    for label, task in here.items():
+        for key in ("train", "train_sha256"):
+            values = [task.get(key), there[label].get(key)]
+            if None not in values and values[0] != values[1]:
+                shown = [f"{one[label].get('train', '?')} rows" for one in (here, there)]
+                shown[1] += ", with other contents" if key == "train_sha256" else ""
+                raise _other(first, run, f"different training rows of task {label!r}", *shown)
 
 
 def _asked(run: Run) -> dict[str, Any]:

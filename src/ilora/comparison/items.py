@@ -1,7 +1,7 @@
 """What each test item adds to a measure of a run: the measure is the sum over tasks of the mean over items.
 
 All measures of results/matrix.py are sums of coefficient × score over the cells of R and the zero-shot row.
-(Forgetting is one too, once the best earlier stage is known.)
+(Forgetting is one too, once the best stage since the task was learnt is known.)
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def coefficients(scores: Sequence[Sequence[float | None]], values: Mapping[str, 
         made["BWT"][stages, task] += 1 / (tasks - 1)
         made["BWT"][1 + task, task] -= 1 / (tasks - 1)
     for task in range(tasks - 1 if "forgetting" in made else 0):
-        earlier = {k: score for k in range(stages - 1) if (score := scores[k][task]) is not None}
+        earlier = {k: score for k in range(task, stages - 1) if (score := scores[k][task]) is not None}
         made["forgetting"][1 + max(earlier, key=lambda k: earlier[k]), task] += 1 / (tasks - 1)
         made["forgetting"][stages, task] -= 1 / (tasks - 1)
     for task in range(1, tasks if "FWT" in made else 0):

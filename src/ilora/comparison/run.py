@@ -22,7 +22,7 @@ from ilora.settings import AdapterConfig, EvaluationConfig, ModelConfig, Trainin
 
 DIGITS = 6  # of a test row's score: enough for its mean, and every form of a run gives the same numbers
 _USED = ("schema", "method", "model", "seed", "stream", "phases", "answers_with")
-_USED_OF_TASKS = ("name", "label", "metric", "scoring")
+_USED_OF_TASKS = ("name", "label", "metric", "scoring", "train", "train_sha256")
 # What may differ between runs of one label: it is averaged over, or changes no score.
 _ASIDE = (
     "name", "seed", "contrast", "trackers", "data.tasks", "data.path", "model.name", "model.attention",

@@ -42,6 +42,13 @@ _DENIED = re.compile(
     r"(?:不是|并非|是(?:错|不)|(?:不(?:对|正确|成立)|错误?|有误)(?:的(?!\w)|(?=因为|所以|应|故|\W|$)))",
     re.IGNORECASE,
 )
+_DENIED_TEXT = re.compile(  # of a letter with its option's own text: 'A. dovish is wrong'
+    r"(?<!\bnone )(?<!\bnothing )\b(?:is|was|are|would be|must be)\s+"
+    r"(?:wrong|incorrect|not\s+(?:correct|right|the\s+(?:right\s+|correct\s+)?(?:answer|option|choice)))\b"
+    r"|\b(?:is|was|are)n['’]t\s+(?:correct|right)\b"
+    r"|(?:是错的|是错误的|不对|不正确)\s*(?:[.,;!。、，]|$)",
+    re.IGNORECASE,
+)
 _DENYING = re.compile(r"(?:\b(?:not|not the|no|wrong|incorrect|false|isn['’]t the)|[错误不非])\s*$", re.IGNORECASE)
 _WORD_AFTER = re.compile(rf"\s+(?!(?:because|since|as|is|and|or)\b)[{_LATIN}]", re.IGNORECASE)
 _GLUED = re.compile(r"['’+#&/@-]\w|\.[A-Z]\.|\+")
@@ -68,10 +75,12 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
        and final punctuation: 'A', '(a).', '**Positive**'. An exact hit goes before every rule below.
     3. A label or opening is passed over: 'Answer: ', 'The answer is ', 'Option ', '答案：', '选'; but
        not if it holds a choice or a denial ('Wrong answer: B' -> None).
+       An answer is the letter alone, the letter with its option's text, or (if the choices are texts) the text alone.
     4. Letters (every choice is one letter): the line begins with the letter, standing alone and in the case
        of the choice ('C. neutral', '(B) because ...', 'A支持'), or a later 'answer is B' names it. 'A' or 'I'
        before a further Latin word is an article or a pronoun ('A dog barks' -> None), except before because,
-       since, as, is. Letters inside words and abbreviations never count ('Answer', 'B-cell', "A's", 'D.C.').
+       since, as, is, and behind a label ('Answer: A the liver' -> A). Letters inside words and
+       abbreviations never count ('Answer', 'B-cell', "A's", 'D.C.').
     5. Letters, ambiguous -> None: a second, different letter that is joined to the first ('A or B', 'A, B',
        'A/B', 'A -> B'), denied ('B, not A'), put in its place ('A. dovish is wrong, so B', 'A? No, B'), or marked
        like an option ('A. dovish, B. hawkish'). Mere mentions do no harm ('B. Vitamin C' -> B).
@@ -79,8 +88,8 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
        ('very negative' before 'negative'; 'neutrality' is not 'neutral'). Scripts without spaces need no
        boundary.
     7. Words, ambiguous -> None: a different choice anywhere later in the line ('positive, not negative').
-    8. A denied choice is none ('not neutral', 'B is wrong', 'A. Wrong', '支持是错的' -> None). A text that only
-       begins with such a word is the option's own ('A. False positives', 'D. 不作为犯罪', '支持错误的观点').
+    8. A denied choice is none ('not neutral', 'B is wrong', 'A. Wrong', 'A. dovish is wrong', '支持是错的' -> None).
+       A text that only begins with such a word is the option's own ('A. False positives', 'D. 不作为犯罪', '支持错误的观点').
 
     Errors: InputError for no choices, a blank one, or two that are equal after normalisation.
     """
@@ -94,7 +103,7 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
             continue
         if (whole := known.members.get(_fold(rest))) is not None:
             return whole
-        return _letter(rest, known) if known.letters else _word(rest, known)
+        return _letter(rest, known, labelled=rest != line) if known.letters else _word(rest, known)
     return None
 
 
@@ -177,21 +186,31 @@ def _is_word(letter: str, after: str) -> bool:
     return bool(article or _GLUED.match(after))
 
 
-def _letter(line: str, known: _Known) -> str | None:
+def _letter(line: str, known: _Known, *, labelled: bool) -> str | None:
+    """The letter that a line answers with. labelled: the line stood behind a label, so a letter is no article."""
     one = rf"(?<![{_LATIN}])(?P<x>[{known.letters}])(?![{_LATIN}])"
     found = re.match(rf"[\s\"'“‘(\[{{<]*{one}", line)
-    hits = [found] if found else []
+    hits = [found] if found and not (_GLUED.match(line[found.end() :]) if labelled else _at_word(found)) else []
     verdicts = re.finditer(f"(?i:{_VERDICT}){one}", line)
-    hits += [hit for hit in verdicts if not _DENYING.search(line[: hit.start()])]
-    hits = [hit for hit in hits if not _is_word(hit["x"], line[hit.end() :])]
+    hits += [hit for hit in verdicts if not _DENYING.search(line[: hit.start()]) and not _at_word(hit)]
     named = {hit["x"] for hit in hits}
-    if len(named) != 1 or any(_DENIED.match(line[hit.end() :]) for hit in hits):
+    if len(named) != 1 or any(_denied(line[hit.end() :], one) for hit in hits):
         return None
     letter = named.pop()
     others = "".join(set(known.letters) - {letter})
     if others and _rival(line, letter, others):
         return None
     return known.members[letter.lower()]
+
+
+def _denied(rest: str, one: str) -> bool:
+    """Whether what follows a letter takes it back, at once or behind its option's text. one: pattern of any letter."""
+    own = re.split(rf"\b(?:because|since)\b|因为|{one}", rest, maxsplit=1, flags=re.IGNORECASE)[0]
+    return bool(_DENIED.match(rest) or _DENIED_TEXT.search(own))
+
+
+def _at_word(hit: re.Match[str]) -> bool:
+    return _is_word(hit["x"], hit.string[hit.end() :])
 
 
 def _rival(line: str, letter: str, others: str) -> bool:

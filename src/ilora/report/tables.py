@@ -19,7 +19,7 @@ from ilora.results.reader import SUMMARY, Results, learning_row, matrix, method_
 SCORES = ("learnt", "kept", "forgotten")
 CAPTION = (
     "Points of 100. learnt: just after its training; kept: at the end; "
-    "forgotten: the best earlier score minus the kept one; zero-shot: before any training."
+    "forgotten: the best score since then minus the kept one; zero-shot: before any training."
 )
 
 
@@ -83,7 +83,7 @@ def _task_scores(results: Results, variant: str) -> list[TaskOutcome]:
             scores.append(TaskOutcome(zero_shot=zero_shot))
             continue
         kept = rows[-1][i]
-        earlier = [past[i] for past in rows[:-1] if past[i] is not None] if row < len(rows) - 1 else []
+        earlier = [past[i] for past in rows[row:-1] if past[i] is not None]
         best = max((score for score in earlier if score is not None), default=None)
         forgotten = None if best is None or kept is None else best - kept
         error = number(errors[len(rows) - 1][i]) if len(errors) >= len(rows) else None

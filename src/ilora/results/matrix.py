@@ -37,15 +37,14 @@ def backward_transfer(scores: Scores) -> float | None:
 
 
 def forgetting(scores: Scores) -> float | None:
-    """Mean over i < T of max over k < T of R[k][i], minus R[T][i], in [-1, 1]; above 0 = forgotten. None for
-    one task.
+    """Mean over i < T of max over i <= k < T of R[k][i], minus R[T][i], in [-1, 1]; above 0 = forgotten.
 
-    k takes every earlier stage at which task i was evaluated, also those before its own training.
+    k takes the stages from the task's own training on at which it was evaluated. None for one task.
     """
     last = len(scores) - 1
     drops: list[float | None] = []
     for i in range(last):
-        earlier = [score for k in range(last) if (score := _cell(scores, k, i)) is not None]
+        earlier = [score for k in range(i, last) if (score := _cell(scores, k, i)) is not None]
         drops.append(_minus(max(earlier), _cell(scores, last, i)) if earlier else None)
     return mean_of_all(drops)
 

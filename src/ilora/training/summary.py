@@ -9,6 +9,7 @@ from ilora.config import Config
 from ilora.data.task import Task
 from ilora.results.schema import SCHEMA
 from ilora.results.scores import read_perplexity, score_matrix
+from ilora.stream import training_digest
 from ilora.training.encoded import EncodedStream
 from ilora.training.peak import peak_memory
 from ilora.training.processes import agreed
@@ -61,6 +62,7 @@ def _task(task: Task, stream: EncodedStream) -> dict[str, Any]:
             scored.split: scored.cut,
         },
         "dropped": dict(task.dropped),
+        "train_sha256": training_digest(task),
         "source": task.source,
     }
 
