@@ -14,9 +14,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ilora import InputError, add, resume, run
+from ilora.results import scores
 from ilora.training import session
 from ilora.training.checkpoint import load_latest
-from tests.helpers import MakeConfig, difference, run_killed, sealed, task_rows, weights, write_task
+from tests.helpers import ANIMALS, MakeConfig, difference, run_killed, sealed, task_rows, weights, write_task
 
 
 def records(file: Path) -> list[dict[str, Any]]:
@@ -343,3 +344,33 @@ def test_a_run_from_before_a_setting_goes_on(make_config: MakeConfig, tmp_path: 
         del adapter["layers"], adapter["keep_below"]
         file.write_text(sealed(state), encoding="utf-8")
     assert resume(made.path, quiet=True).results["complete"]
+
+
+@pytest.mark.usefixtures("report")
+def test_tasks_without_eval_rows_too_long_and_answers_that_cannot_be_read(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    folder = write_task(tmp_path / "tasks", "one")
+    (folder / "eval.json").unlink()
+    train = json.loads((folder / "train.json").read_text())
+    data = {"path": str(tmp_path / "tasks"), "tasks": [{"name": "one", "choices": ANIMALS}], "max_length": 64}
+    short = ("training.epochs=1", "method=sequential")
+    (folder / "train.json").write_text(json.dumps(train + [{"prompt": "one 1 red :", "answer": "cat" + "!" * 200}] * 2))
+    with pytest.raises(InputError, match=r"answers are never cut.*data\.too_long=drop"):
+        run(make_config(*short, data=data), tmp_path / "refused", quiet=True)
+    made = run(make_config(*short, data=data | {"too_long": "drop"}), tmp_path / "run", quiet=True)
+    (task,) = made.results["tasks"]
+    assert (task["metric"], task["train"], task["too_long"]) == ("accuracy", 24, {"train": 2})
+    (variant,) = made.results["variants"].values()
+    records = scores.read_records(next((tmp_path / "run/predictions/after-01-one").glob("*.jsonl")))
+    assert variant["unreadable"] == [[sum(record["parsed"] is None for record in records)]]
+    page = made.report.read_text()
+    assert "longer than data.max_length" in page
+    assert f"{variant['unreadable'][0][0]} of 8" in page or variant["unreadable"] == [[0]]
+    assert ("Not learnt." in page) == (variant["R"][0][0] <= task["chance"] + 2 * variant["se"][0][0])
+
+
+def test_prompts_count_against_the_length_of_a_row(make_config: MakeConfig, tmp_path: Path) -> None:
+    method = {"name": "progressive_prompts", "prompt_length": 20}
+    with pytest.raises(InputError, match=r"data\.max_length: 64, of which .* take 60 in a stream of 3 tasks"):
+        run(make_config(method=method), tmp_path / "run", quiet=True)

@@ -52,6 +52,11 @@ class MethodConfig(Section):
         """How many rows the replay memory holds: the setting `memory_size`, or 0 for a method without one."""
         return int(getattr(self, "memory_size", 0))
 
+    def prompt_tokens(self, tasks: int) -> int:
+        """How many vectors the method puts before a row, at most, in a stream of `tasks` tasks."""
+        del tasks
+        return 0
+
 
 class ModelConfig(Section):
     """The base model, which stays frozen."""
@@ -220,6 +225,9 @@ class DataConfig(Section):
         512, ge=16, description="tokens of prompt and answer together; a long prompt is cut, an answer never"
     )
     cut: Literal["start", "middle", "end"] = Field("middle", description="the part of a long prompt that is dropped")
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="what to do about a row whose answer alone is longer than max_length"
+    )
 
     @field_validator("tasks", mode="before")
     @classmethod

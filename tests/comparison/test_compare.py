@@ -186,3 +186,14 @@ def test_a_large_comparison_takes_seconds(tmp_path: Path) -> None:
     began = time.perf_counter()
     compare([folder])
     assert time.perf_counter() - began < 30
+
+
+def test_runs_that_learnt_from_other_rows_are_refused(tmp_path: Path) -> None:
+    first, other = (write_run(tmp_path / name, "er", Method(), seed=seed) for seed, name in enumerate("ab"))
+    for folder, rows in ((first, 24), (other, 15)):
+        file = folder / "results.json"
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results["tasks"] = [task | {"train": rows} for task in results["tasks"]]
+        file.write_text(json.dumps(results), encoding="utf-8")
+    with pytest.raises(InputError, match="different training rows of task 'one': 24 rows / 15 rows"):
+        compare([tmp_path], out=tmp_path / "out")

@@ -220,20 +220,20 @@ def test_folder(tmp_path: Path) -> None:
     ("names", "problem"),
     [
         (
-            ["train.json", "test.json"],
-            r"no eval split; allowed are eval or dev as \.json, .*\.parquet; there is test.json, train.json",
-        ),
-        (
             ["train.json", "heldout.json"],
-            "no eval and no test split; allowed are eval or dev, test as .json",
+            r"no test split; allowed are test as \.json, .*\.parquet; there is heldout.json, train.json",
         ),
-        ([], "no train and no eval and no test split; .*there is nothing"),
+        ([], "no train and no test split; .*there is nothing"),
         (["train.json", "train.jsonl", "eval.json", "test.json"], "both train.json and train.jsonl; keep one"),
     ],
 )
 def test_bad_folders(tmp_path: Path, names: list[str], problem: str) -> None:
     with pytest.raises(InputError, match=f"Task: {problem}"):
         read_folder(folder(tmp_path / "Task", *names))
+
+
+def test_a_folder_may_lack_the_eval_split(tmp_path: Path) -> None:
+    assert set(read_folder(folder(tmp_path / "Task", "train.json", "test.json"))) == {"train", "test"}
 
 
 def test_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -114,3 +114,9 @@ def test_zero_shot_gap() -> None:
 def test_refusals(scores: Scores, trained: list[int] | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         summarise(scores, trained=trained)
+
+
+def test_forgetting_begins_with_the_task_s_own_training() -> None:
+    """A score before it, seen with `evaluation.unseen`, is no knowledge that could be forgotten."""
+    lucky: Scores = [[0.5, 0.9, None], [0.5, 0.6, None], [0.5, 0.6, 0.7]]
+    assert matrix.forgetting(lucky) == matrix.forgetting([[0.5], [0.5, 0.6], [0.5, 0.6, 0.7]]) == 0.0

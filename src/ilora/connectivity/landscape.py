@@ -65,7 +65,7 @@ class Landscape:
             pad=self.encoder.pad,
         )
         self.engine.model.eval()
-        self.sets = [self.encoded(task, split) for task in tasks]
+        self.sets = [self.encoded(self.encoder.fitting(task), split) for task in tasks]
 
     def encoded(self, task: Task, split: str) -> EvaluationSet:
         """A task's rows of a split, ready to be evaluated."""

@@ -7,7 +7,7 @@ few positions only, whatever its architecture, and training and generation see r
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -102,6 +102,27 @@ class Encoder:
         # Any token may pad: masks and labels come from lengths, so end-of-text is still learnt where it pads.
         self.pad = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
+    def fitting(self, task: Task) -> Task:
+        """The task without rows whose answer does not fit into `max_length`, if `data.too_long` is `drop`.
+
+        Raises InputError where that leaves no row of a split.
+        """
+        if self.config.too_long == "error":
+            return task
+        rows, dropped = {}, {}
+        for split, every in task.rows.items():
+            lengths = self.lengths(every)
+            rows[split] = [
+                row for row, (_, answer) in zip(every, lengths, strict=True) if answer < self.config.max_length
+            ]
+            dropped[split] = len(every) - len(rows[split])
+            if every and not rows[split]:
+                raise InputError(
+                    f"task '{task.name}': no {split} row has an answer that fits into data.max_length "
+                    f"({self.config.max_length} tokens); raise it"
+                )
+        return replace(task, rows=rows, too_long={split: count for split, count in dropped.items() if count})
+
     def encode(self, task: Task, split: str) -> list[Example]:
         """Every row of a split. Raises InputError where an answer alone does not fit into `max_length`."""
         rows = task.rows[split]
@@ -142,7 +163,8 @@ class Encoder:
         if room < 1:
             raise InputError(
                 f"task '{task.name}', row {key}: the answer has {len(answer)} tokens with its end-of-text, "
-                f"data.max_length is {self.config.max_length}; answers are never cut: raise data.max_length"
+                f"data.max_length is {self.config.max_length}; answers are never cut: raise data.max_length, or leave "
+                "such rows out with data.too_long=drop"
             )
         return Example(task.name, key, self.cut(prompt, room), answer, cut=len(prompt) > room)
 

@@ -41,12 +41,13 @@ def read_folder(
 ) -> dict[str, list[Row]]:
     """The rows of a task folder with one file for each of train, eval (or dev, validation) and test.
 
-    Errors: InputError for a missing folder or split, for a split in several files, and as `read_rows`.
+    A folder may lack eval, which is read only where something is tuned. Errors: InputError for a missing folder or
+    split, for a split in several files, and as `read_rows`.
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; expected one that holds {_file_names()}")
     files = {split: split_files(path, split) for split in SPLITS}
-    missing = [split for split, found in files.items() if not found]
+    missing = [split for split, found in files.items() if not found and split != "eval"]
     if missing:
         there = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
         raise InputError(
@@ -56,7 +57,11 @@ def read_folder(
         if len(found) > 1:
             raise InputError(f"{path}: both {' and '.join(file.name for file in found)}; keep one of them")
     chosen = selections or {}
-    return {split: read_rows(found[0], columns=columns, selection=chosen.get(split)) for split, found in files.items()}
+    return {
+        split: read_rows(found[0], columns=columns, selection=chosen.get(split))
+        for split, found in files.items()
+        if found
+    }
 
 
 def list_task_folders(path: Path) -> list[str]:

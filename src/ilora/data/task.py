@@ -35,6 +35,7 @@ class Task:
     max_new_tokens: of an answer; None: it follows from the longest training answer.
     frame: what a benchmark's template puts before and after the text in every prompt.
     dropped: by split, how many rows `data.deduplicate` left out.
+    too_long: by split, how many rows `data.too_long: drop` left out.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Task:
     source: str = ""
     frame: tuple[str, str] = ("", "")
     dropped: Mapping[str, int] = field(default_factory=dict)
+    too_long: Mapping[str, int] = field(default_factory=dict)
     label: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ Rows are sorted by length, batched, and dealt to the processes; predictions come
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +31,15 @@ class EvaluationSet:
     choices: list[list[Example]]  # per row, one example per choice; empty unless scoring is `rank`
     max_new_tokens: int
     cut: int = 0  # rows whose prompt loses a part when it is answered
+
+
+def chance(task: Task, split: str) -> float | None:
+    """The score of always giving the commonest answer to a closed task; None for one without choices."""
+    if not task.choices or not task.rows.get(split):
+        return None
+    metric = METRICS[task.metric]
+    answers = Counter(metric.parse(row.answer, task.choices) for row in task.rows[split])
+    return max(1 / len(task.choices), answers.most_common(1)[0][1] / len(task.rows[split]))
 
 
 def prepare(

@@ -35,6 +35,11 @@ class L2PConfig(PromptConfig):
     prompt_length: PositiveInt = Field(5, description="vectors in a prompt")
     top_k: PositiveInt = Field(3, description="prompts that each row uses")
 
+    def prompt_tokens(self, tasks: int) -> int:
+        """Those of the chosen prompts."""
+        del tasks
+        return self.top_k * self.prompt_length
+
     @model_validator(mode="after")
     def _enough(self) -> L2PConfig:
         if self.top_k > self.pool_size:

@@ -28,8 +28,13 @@ from ilora.settings import PositiveInt
 class ProgressivePromptsConfig(PromptConfig):
     """Sizes as in the released settings."""
 
+    learning_rate: float | None = Field(0.003, gt=0, lt=1e30, description="instead of training.learning_rate")
     prompt_length: PositiveInt = Field(20, description="vectors for each task")
     bottleneck: PositiveInt = Field(128, description="width of the residual MLP")
+
+    def prompt_tokens(self, tasks: int) -> int:
+        """The last task has the prompts of all."""
+        return tasks * self.prompt_length
 
 
 @METHODS("progressive_prompts")

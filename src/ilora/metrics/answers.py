@@ -89,7 +89,8 @@ def parse_choice(text: str, choices: Sequence[str]) -> str | None:
        boundary.
     7. Words, ambiguous -> None: a different choice anywhere later in the line ('positive, not negative').
     8. A denied choice is none ('not neutral', 'B is wrong', 'A. Wrong', 'A. dovish is wrong', '支持是错的' -> None).
-       A text that only begins with such a word is the option's own ('A. False positives', 'D. 不作为犯罪', '支持错误的观点').
+       A text that only begins with such a word is the option's own ('A. False positives', 'D. 不作为犯罪',
+       '支持错误的观点').
 
     Errors: InputError for no choices, a blank one, or two that are equal after normalisation.
     """

@@ -23,6 +23,7 @@ from ilora.results.reader import (
     learning_row,
     matrix,
     method_title,
+    near_chance,
     read_results,
     read_text,
     task_labels,
@@ -100,6 +101,12 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "base": results.get("base_model") or results.get("model", "?"),
         "adapter": (run_dir / str(results["adapter"])).as_posix() if results.get("adapter") else None,
         "titles": titles,
+        "near_chance": [
+            f"{title}, {note}"
+            for title, run in zip(titles, [results, *contrast], strict=True)
+            for note in near_chance(run).values()
+        ],
+        "unreadable": _unreadable([results, *contrast]),
         "perplexities": perplexity_rows([results, *contrast]),
         "perplexity_text": text_name(config),
         "harness": harness_rows([(run_dir, results), *zip(folders, contrast, strict=True)]),
@@ -107,6 +114,21 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "connectivity": connectivity(run_dir),
         "config": config[:CONFIG_CHARACTERS],
     }
+
+
+def _unreadable(runs: Sequence[Results]) -> list[tuple[str, list[str]]]:
+    """For every task with unreadable answers at the end, `3 of 100` for the answering variant of every run."""
+    found = []
+    for place, task in enumerate(runs[0]["tasks"]):
+        counts = []
+        for run in runs:
+            variant = run["variants"][run["answers_with"]]
+            rows = [variant.get(key) or [[]] for key in ("unreadable", "n")]
+            counts.append([table[-1][place] if place < len(table[-1]) else None for table in rows])
+        if any(count for count, _ in counts):
+            cells = ["–" if count is None else f"{count:,} of {total:,}" for count, total in counts]
+            found.append((plain(task["name"]), cells))
+    return found
 
 
 def _in_order(folders: list[Path], config: str) -> list[Path]:

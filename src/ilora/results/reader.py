@@ -51,6 +51,26 @@ def task_labels(results: Results) -> list[str]:
     return [str(task.get("label", task["name"])) for task in results["tasks"]]
 
 
+def near_chance(results: Results) -> dict[str, str]:
+    """By task, a note on each one that was not learnt.
+
+    Its score just after its training is within two standard errors of what always giving the commonest answer has.
+    """
+    variant, found = results["variants"][results["answers_with"]], {}
+    for index, task in enumerate(results["tasks"]):
+        row, chance = learning_row(results, index), number(task.get("chance"))
+        score = number(variant["R"][row][index]) if row < len(variant["R"]) else None
+        if chance is None or score is None or results.get("method") == "zero_shot":
+            continue
+        error = number(variant["se"][row][index]) if variant.get("se") else None
+        if score <= chance + 2 * (error or 0.0):
+            found[str(task["name"])] = (
+                f"{plain(task['name'])}: {100 * score:.1f} just after its training is not above chance "
+                f"({100 * chance:.1f} for always giving the commonest answer)"
+            )
+    return found
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file. Raises InputError naming the file where it is missing or cannot be read."""
     try:

@@ -73,6 +73,7 @@ class ScoredCell:
     score: float | None = None
     error: float | None = None  # the standard error of `score` over the rows
     rows: int | None = None
+    unreadable: int | None = None  # rows in whose prediction the metric found no answer
     routed_right: float | None = None  # for a method that guesses the task: the share of rows guessed right
 
 
@@ -103,6 +104,7 @@ def _variant_entry(before: list[ScoredCell], after: list[list[ScoredCell]], trai
         "R": scores,
         "se": [[cell.error for cell in row] for row in after],
         "n": [[cell.rows for cell in row] for row in after],
+        "unreadable": [[cell.unreadable for cell in row] for row in after],
         "summary": summarise(scores, zero_shot, trained=trained),
     }
     if any(cell.routed_right is not None for row in after for cell in row):
@@ -120,4 +122,5 @@ def _read_cell(path: Path) -> ScoredCell:
     records = read_records(path)
     scores = [record["score"] for record in records]
     routed = [record["routed_right"] for record in records if "routed_right" in record]
-    return ScoredCell(mean_of_all(scores), standard_error(scores), len(scores), mean_of_all(routed))
+    unreadable = sum(record.get("parsed") is None for record in records)
+    return ScoredCell(mean_of_all(scores), standard_error(scores), len(scores), unreadable, mean_of_all(routed))

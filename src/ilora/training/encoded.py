@@ -31,6 +31,7 @@ class EncodedStream:
     def of(config: Config, tasks: list[Task], encoder: Encoder) -> EncodedStream:
         """Encode all of it. Raises InputError where a row or the text cannot be used."""
         settings = config.evaluation
+        tasks = [encoder.fitting(task) for task in tasks]
         train = {task.name: encoder.encode(task, "train") for task in tasks}
         scored = {
             task.name: prepare(

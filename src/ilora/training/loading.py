@@ -14,13 +14,19 @@ from ilora.model.engine import Engine
 from ilora.model.frozen import Below
 from ilora.model.load import GivenModel, cache_folder, load_model, prepare_model
 from ilora.progress import Display
+from ilora.settings import DataConfig
 from ilora.training.interrupt import StopRequest
 
+_LEAST_LENGTH = 16  # tokens of a row, as for data.max_length itself
 
-def load_engine(config: Config, accelerator: Accelerator, given: GivenModel | None = None) -> tuple[Engine, Encoder]:
+
+def load_engine(
+    config: Config, accelerator: Accelerator, given: GivenModel | None = None, *, tasks: int = 1
+) -> tuple[Engine, Encoder]:
     """The configured model with its first adapter, in training mode, and what encodes rows for it.
 
     given: the model, where it need not be loaded; the adapter is put into it.
+    tasks: how many the stream has. The vectors that a prompt method puts before a row count against `max_length`.
     Raises InputError where the model cannot be loaded, or the adapter or the tokenizer does not fit it.
     """
     length = config.data.max_length
@@ -31,7 +37,7 @@ def load_engine(config: Config, accelerator: Accelerator, given: GivenModel | No
         if config.model.quantization == "none":
             base.to(accelerator.device)
         prepare_model(base, tokenizer, config.model, max_length=length)
-    encoder = Encoder(tokenizer, config.data)
+    encoder = Encoder(tokenizer, _beside_prompts(config, tasks))
     engine = Engine(
         model=adapters.attach(base, config.adapter, name="fast", seed=config.seed),
         accelerator=accelerator,
@@ -49,6 +55,18 @@ def load_engine(config: Config, accelerator: Accelerator, given: GivenModel | No
         engine.core.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     engine.model.train()
     return engine, encoder
+
+
+def _beside_prompts(config: Config, tasks: int) -> DataConfig:
+    """The data settings with the `max_length` that the method's prompts leave to a row."""
+    prompts = config.method.prompt_tokens(tasks)
+    left = config.data.max_length - prompts
+    if left < _LEAST_LENGTH:
+        raise InputError(
+            f"data.max_length: {config.data.max_length}, of which the prompts of {config.method.name} take {prompts} "
+            f"in a stream of {tasks} tasks; at least {_LEAST_LENGTH} must be left for a row"
+        )
+    return config.data.model_copy(update={"max_length": left})
 
 
 def keep_states_below(

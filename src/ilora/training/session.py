@@ -21,6 +21,7 @@ from ilora.methods.view import Position, RunView
 from ilora.model.load import GivenModel
 from ilora.progress import Display
 from ilora.replay.memory import ReplayMemory
+from ilora.results.reader import near_chance
 from ilora.training import trajectory
 from ilora.training.divergence import DivergenceWatch
 from ilora.training.encoded import EncodedStream
@@ -64,7 +65,7 @@ class Session:
         self.answers_of_base, self.given = answers_of_base, given
         reset_peak_memory(accelerator.device)
         display.say(f"{config.method.name}: loading {config.model.name}")
-        engine, encoder = load_engine(config, accelerator, given)
+        engine, encoder = load_engine(config, accelerator, given, tasks=len(tasks))
         self.stream = EncodedStream.of(config, tasks, encoder)
         memory = ReplayMemory(config.method.memory_capacity, seed=config.seed)
         run = RunView(engine, memory, config.training, Position(seed=config.seed))
@@ -240,7 +241,12 @@ class Session:
         scored = self.evaluator.evaluate(index)
         self.state.counters.evaluation_seconds += time.perf_counter() - began
         if scored and index:
-            self._say_scores(self.evaluator.label(index), self._write_results(complete=False))
+            results = self._write_results(complete=False)
+            self._say_scores(self.evaluator.label(index), results)
+            notes = near_chance(results)
+            for task in self.stream.phases[index - 1].tasks:
+                if task.name in notes:
+                    self.display.say(f"warning: {self.config.method.name}: {notes[task.name]}")
 
     def _say_scores(self, label: str, results: dict[str, Any]) -> None:
         row = results["variants"][results["answers_with"]]["R"][-1]

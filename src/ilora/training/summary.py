@@ -7,6 +7,7 @@ from typing import Any
 
 from ilora.config import Config
 from ilora.data.task import Task
+from ilora.evaluation.scoring import chance
 from ilora.results.schema import SCHEMA
 from ilora.results.scores import read_perplexity, score_matrix
 from ilora.stream import training_digest
@@ -62,7 +63,9 @@ def _task(task: Task, stream: EncodedStream) -> dict[str, Any]:
             scored.split: scored.cut,
         },
         "dropped": dict(task.dropped),
+        "too_long": dict(task.too_long),
         "train_sha256": training_digest(task),
+        "chance": chance(task, scored.split),
         "source": task.source,
     }
 
