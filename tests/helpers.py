@@ -114,7 +114,8 @@ def snapshot(model: PeftModel, name: str) -> dict[str, Tensor]:
 def settings(name: str) -> dict[str, object]:
     """Small settings that make the method do all that it can on a few dozen rows."""
     fields = METHODS[name].Config.model_fields
-    return {"name": name} | ({"memory_size": 20} if "memory_size" in fields else {})
+    small = {"memory_size": 20, "prompt_length": 4}
+    return {"name": name} | {key: value for key, value in small.items() if key in fields}
 
 
 def begin(config: Config, folder: Path) -> Session:

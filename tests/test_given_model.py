@@ -72,7 +72,7 @@ def test_a_lora_config_is_the_adapters_section(tiny_model: Path, make_config: Ma
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        (LoraConfig(use_rslora=True), "use_rslora"),
+        (LoraConfig(bias="all"), "bias"),
         ({"alpha": 8, "lora_alpha": 8}, "adapter: alpha and lora_alpha"),
         ({"lora_dropout": 2}, "adapter"),
     ],

@@ -94,6 +94,18 @@ class Config(Section):
             raise ValueError("evaluation.merge: quantized weights take no adapter; leave one of the two out")
         return self
 
+    @model_validator(mode="after")
+    def _adapters_that_add_up(self) -> Config:
+        from ilora.methods import method_class
+
+        for method in (self.method, *self.contrast):
+            for name in method_class(method.name).without:
+                if getattr(self.adapter, name):
+                    raise ValueError(f"adapter.{name}: the method {method.name} does not work with it")
+        if self.adapter.use_dora and self.evaluation.merge:
+            raise ValueError("evaluation.merge: a DoRA adapter cannot be added into the weights and taken out again")
+        return self
+
     @field_validator("contrast", mode="after")
     @classmethod
     def _distinct(cls, value: list[MethodConfig]) -> list[MethodConfig]:

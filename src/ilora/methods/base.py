@@ -47,6 +47,7 @@ class Method(Generic[ConfigT]):
     trains = True
     one_adapter_answers = True  # the last folder saved, loaded in PEFT, is the whole answer
     fixed_answers = False  # once a task is trained, its answers never change: they are not computed again
+    without: tuple[str, ...] = ()  # settings of the adapter that it does not work with
     fresh_start = False  # a task begins with new weights: the optimizer's moments belong to others
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig  # ConfigT as a value

@@ -41,6 +41,7 @@ class OLoRA(Method[OLoRAConfig]):
     paper = "arXiv 2310.14152"
     stores = "one adapter a task"
     fresh_start = True
+    without = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")  # a sum of adapters is saved as one
 
     def __init__(self, run: RunView, config: OLoRAConfig) -> None:
         super().__init__(run, config)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ilora.errors import InputError
 from ilora.kernels.lora import fuse
-from ilora.model.targets import last_layers, linear_layers, target_modules
+from ilora.model.targets import last_layers, linear_layers, refuse_unknown, target_modules
 from ilora.settings import AdapterConfig
 
 _WRAPPER = "base_model.model."  # what PEFT puts before the base model's own module names
@@ -33,12 +33,19 @@ def attach(model: nn.Module, config: AdapterConfig, *, name: str, seed: int) -> 
     modules, last = target_modules(model, config.target_modules), last_layers(model, config.layers)
     if last is not None and modules == "all-linear":  # PEFT takes its own name for all of them in all layers only
         modules = linear_layers(model, head=False)
+    refuse_unknown(model, config)
     lora = LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=modules,
-        layers_to_transform=last,
+        layers_to_transform=last or config.layers_to_transform,
+        exclude_modules=config.exclude_modules or None,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
+        init_lora_weights=config.init_lora_weights,
         task_type="CAUSAL_LM",
     )
     with _initialising(seed):
@@ -69,11 +76,15 @@ def add(model: PeftModel, name: str, *, like: str, seed: int = 0) -> None:
         parameter.requires_grad_(False)
 
 
+@torch.no_grad()
 def begin_again(model: PeftModel, name: str, *, seed: int) -> None:
     """Put an adapter back to its initialisation, from `seed`: A random, B zero."""
     with _initialising(seed):
         for _, layer in _layers(model):
-            layer.reset_lora_parameters(name, init_lora_weights=True)
+            layer.reset_lora_parameters(name, init_lora_weights=model.peft_config[name].init_lora_weights)
+            if name in layer.lora_magnitude_vector:  # DoRA: norms of the base's weights, as B is 0
+                magnitude, base = layer.lora_magnitude_vector[name], layer.get_base_layer().weight
+                magnitude.weight.copy_(magnitude.get_weight_norm(base, 0.0, layer.scaling[name]))
 
 
 @torch.no_grad()

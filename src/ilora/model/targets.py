@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ilora.errors import InputError
 from ilora.registry import did_you_mean
+from ilora.settings import AdapterConfig
 
 # Query and value projections, as architectures name them; the first whose names a model has is taken.
 _QUERY_AND_VALUE = (
@@ -36,6 +39,22 @@ def target_modules(model: nn.Module, wanted: list[str] | str) -> list[str] | str
                 f"this model's linear layers are {', '.join(linear)}; 'all-linear' takes them all"
             )
     return list(wanted)
+
+
+def refuse_unknown(model: nn.Module, config: AdapterConfig) -> None:
+    """Raises InputError for a layer in the adapter's other settings that the model does not have."""
+    paths = [key for key, _ in model.named_modules()]
+    for setting in ("exclude_modules", "rank_pattern", "alpha_pattern"):
+        for name in getattr(config, setting):
+            if not any(re.fullmatch(rf"(.*\.)?({name})", path) for path in paths):
+                raise InputError(
+                    f"adapter.{setting}: no layer is called '{name}'; this model's linear layers are "
+                    f"{', '.join(linear_layers(model))}"
+                )
+    there = int(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr,operator]
+    for number in config.layers_to_transform or ():
+        if not 0 <= number < there:
+            raise InputError(f"adapter.layers_to_transform: {number}, but this model's layers are 0 to {there - 1}")
 
 
 def last_layers(model: nn.Module, count: int | None) -> list[int] | None:
