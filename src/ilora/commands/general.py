@@ -113,11 +113,15 @@ def _adapter(run: Path) -> Path:
     return run / str(folder)
 
 
+_QUANTIZED = {"8bit": "load_in_8bit", "4bit": "load_in_4bit"}  # as the harness hands them to transformers
+
+
 def _base(run: Path) -> dict[str, Any]:
     """What the harness loads the base model by: as the run did."""
     settings = load_config(run / "config.yaml").model
-    given = {"pretrained": resolve(settings.name), "dtype": settings.dtype}
+    given: dict[str, Any] = {"pretrained": resolve(settings.name), "dtype": settings.dtype}
     given |= {"revision": settings.revision} if settings.revision else {}
+    given |= {_QUANTIZED[settings.quantization]: True} if settings.quantization != "none" else {}
     return given | ({"trust_remote_code": True} if settings.trust_remote_code else {})
 
 

@@ -14,6 +14,8 @@ from ilora.comparison.run import Run
 from ilora.errors import InputError
 from ilora.present.numbers import plain
 
+_MODELS = "different models"
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -122,6 +124,13 @@ def _refuse_twins(runs: Sequence[Run]) -> None:
 def _comparable(first: Run, run: Run) -> Run:
     """`run` with the common test rows. Raises InputError naming both runs and what differs."""
     ours, theirs = (_asked(one) for one in (first, run))
+    hashes = [str((one.results.get("base") or {}).get("weights_sha256", "")) for one in (first, run)]
+    if all(hashes):
+        # the same weights under two names are one model, and other weights under one name are another
+        for asked, digest in zip((ours, theirs), hashes, strict=True):
+            asked[_MODELS] = f"{asked[_MODELS]} (weights {digest[:12]})"
+        if hashes[0] == hashes[1]:
+            theirs[_MODELS] = ours[_MODELS]
     for what, here in ours.items():
         if here != theirs.get(what):
             raise _other(first, run, what, here, theirs.get(what))
@@ -151,7 +160,7 @@ def _asked(run: Run) -> dict[str, Any]:
     tasks = dict(zip(run.order, run.results["tasks"], strict=True))
     model = [run.results.get("model"), run.settings.get("model.revision") or ""]
     asked: dict[str, Any] = {
-        "different models": " ".join(map(str, model)).strip(),
+        _MODELS: " ".join(map(str, model)).strip(),
         "different tasks": ", ".join(sorted(run.order)),
         "different splits": run.settings.get("evaluation.split", "test"),
     }

@@ -21,7 +21,7 @@ from ilora.results.reader import Results, matrix, task_labels, zero_shot_scores
 from ilora.settings import AdapterConfig, EvaluationConfig, ModelConfig, TrainingConfig
 
 DIGITS = 6  # of a test row's score: enough for its mean, and every form of a run gives the same numbers
-_USED = ("schema", "method", "model", "seed", "stream", "phases", "answers_with")
+_USED = ("schema", "method", "model", "base", "seed", "stream", "phases", "answers_with")
 _USED_OF_TASKS = ("name", "label", "metric", "scoring", "train", "train_sha256")
 # What may differ between runs of one label: it is averaged over, or changes no score.
 _ASIDE = (

@@ -226,7 +226,8 @@ def from_adapters(folders: Sequence[Path], *, data: Path | None, model: str | No
     if model is None and len(bases) > 1:
         raise InputError(f"the adapters name different base models ({', '.join(bases)}); --model says which to use")
     space.check_space(found, "delta")
-    base = model or next(iter(bases), None)
+    aliases = {space.base_alias(folder) for folder in folders}
+    base = model or (aliases.pop() if len(aliases) == 1 else None) or next(iter(bases), None)
     if base is None:
         raise InputError(f"{folders[0]}: adapter_config.json names no base model; --model says which to use")
     config = data_of(data, base)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ilora.errors import IloraError, InputError
 from ilora.model.adapters import LowRank
+from ilora.model.identity import FILE
 
 SPACES = ("factors", "delta")
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>[AB])\.weight")
@@ -82,6 +83,17 @@ def read(folder: str | Path, *, label: str | None = None) -> Adapter:
         ) from None
     base = str(settings.get("base_model_name_or_path") or "")
     return Adapter(label or folder.name, updates, base, settings)
+
+
+def base_alias(folder: Path) -> str | None:
+    """The short name of the base model of an adapter that ilora trained: it may stand for a copy of the hub's model."""
+    file = folder / FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+    alias = content.get("alias") if isinstance(content, dict) else None
+    return alias if isinstance(alias, str) else None
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

@@ -22,14 +22,20 @@ from torch import Tensor, nn
 
 from ilora.errors import InputError
 from ilora.kernels.lora import fuse
+from ilora.model.identity import BaseModel
 from ilora.model.targets import last_layers, linear_layers, refuse_unknown, target_modules
 from ilora.settings import AdapterConfig
 
 _WRAPPER = "base_model.model."  # what PEFT puts before the base model's own module names
 
 
-def attach(model: nn.Module, config: AdapterConfig, *, name: str, seed: int) -> PeftModel:
-    """Wrap the model and add the first adapter, trainable, initialised from `seed` (A random, B zero: no change)."""
+def attach(
+    model: nn.Module, config: AdapterConfig, *, name: str, seed: int, base: BaseModel | None = None
+) -> PeftModel:
+    """Wrap the model and add the first adapter, trainable, initialised from `seed` (A random, B zero: no change).
+
+    base: what adapter folders name as their base model.
+    """
     modules, last = target_modules(model, config.target_modules), last_layers(model, config.layers)
     if last is not None and modules == "all-linear":  # PEFT takes its own name for all of them in all layers only
         modules = linear_layers(model, head=False)
@@ -50,13 +56,17 @@ def attach(model: nn.Module, config: AdapterConfig, *, name: str, seed: int) -> 
     )
     with _initialising(seed):
         try:
-            return get_peft_model(model, fuse(lora), adapter_name=name)
+            wrapped = get_peft_model(model, fuse(lora), adapter_name=name)
         except ValueError as error:
             raise InputError(
                 f"adapter.target_modules: {config.target_modules} do not fit this model "
                 f"({str(error).splitlines()[0]}); "
                 f"its linear layers are {', '.join(linear_layers(model))}; 'all-linear' takes them all"
             ) from error
+    if base is not None:
+        wrapped.peft_config[name].base_model_name_or_path = base.name
+        wrapped.peft_config[name].revision = base.revision
+    return wrapped
 
 
 def tied(model: PeftModel) -> list[str]:

@@ -23,6 +23,7 @@ from ilora.kernels.losses import token_losses
 from ilora.kernels.packing import Packing
 from ilora.model import adapters
 from ilora.model.frozen import Below
+from ilora.model.identity import BaseModel
 from ilora.model.passes import Inputs, Output, ReadPrompts, attention_cache, rows_of, spread_cache
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
@@ -39,6 +40,7 @@ class Engine:
     merge: `Method.weights` merges adapters into the base's weights.
     adapted: the last so many layers carry the adapter; 0: all.
     below: the states of the layers under them, computed once.
+    base: which model this is.
     passes: rows that went through the model in training, in this process.
     """
 
@@ -49,6 +51,7 @@ class Engine:
     merge: bool = False
     adapted: int = 0
     below: Below | None = None
+    base: BaseModel | None = None
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
 
     def __post_init__(self) -> None:

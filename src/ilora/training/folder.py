@@ -55,6 +55,9 @@ class RunFolder:
             shutil.rmtree(scratch, ignore_errors=True)
             try:
                 method.save(scratch)
+                if method.engine.base is not None:
+                    for variant in (path for path in scratch.iterdir() if path.is_dir()):
+                        method.engine.base.write(variant)
                 flush_tree(scratch)
                 shutil.rmtree(final, ignore_errors=True)
                 scratch.rename(final)

@@ -12,6 +12,7 @@ from ilora.errors import InputError
 from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.frozen import Below
+from ilora.model.identity import BaseModel
 from ilora.model.load import GivenModel, cache_folder, load_model, prepare_model
 from ilora.progress import Display
 from ilora.settings import DataConfig
@@ -38,13 +39,15 @@ def load_engine(
             base.to(accelerator.device)
         prepare_model(base, tokenizer, config.model, max_length=length)
     encoder = Encoder(tokenizer, _beside_prompts(config, tasks))
+    identity = BaseModel.of(base, config.model)
     engine = Engine(
-        model=adapters.attach(base, config.adapter, name="fast", seed=config.seed),
+        model=adapters.attach(base, config.adapter, name="fast", seed=config.seed, base=identity),
         accelerator=accelerator,
         pad=encoder.pad,
         micro_batch_size=config.training.micro_batch_size,
         merge=config.evaluation.merge,
         adapted=config.adapter.layers or 0,
+        base=identity,
     )
     if config.evaluation.merge and (shared := adapters.tied(engine.model)):
         raise InputError(

@@ -78,6 +78,7 @@ class State:
                 "counters": asdict(self.counters),
                 "config": self.config.dump(),
                 "fingerprints": [fingerprint(task) for task in self.tasks],
+                "base": self._base(),
                 "method": method_values,
                 "memory": memory_values,
             },
@@ -88,6 +89,10 @@ class State:
                 "optimizer": dict(_flat(self.optimizer)),
             },
         )
+
+    def _base(self) -> dict[str, Any] | None:
+        base = self.method.engine.base
+        return None if base is None else asdict(base)
 
     def count_passes(self) -> None:
         """Take the rows that all processes have passed through the model since the last call into the counters."""
@@ -118,6 +123,12 @@ class State:
     def refuse_changes(self, found: Checkpoint) -> None:
         """Raises InputError for a changed configuration or changed data. Only `add` may append tasks, to a sequence."""
         fingerprints = found.values["fingerprints"]
+        then, present = found.values.get("base"), self._base()  # a checkpoint of an older version does not say
+        if then and present and then["weights_sha256"] != present["weights_sha256"]:
+            raise InputError(
+                f"model '{self.config.model.name}': its weights changed since the run began. "
+                "Put them back, or start a new run"
+            )
         before = load_config(found.values["config"]).dump()  # with defaults for settings that are newer than the run
         now = self.config.dump()
         before, now = _without_places(before), _without_places(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def summarise_run(config: Config, path: Path, stream: EncodedStream, state: Stat
         "method_config": config.method.model_dump(mode="json"),
         "model": config.model.name,
         "base_model": method.engine.model.peft_config["fast"].base_model_name_or_path,
+        "base": None if method.engine.base is None else asdict(method.engine.base),
         "seed": config.seed,
         "stream": config.stream,
         "complete": complete,

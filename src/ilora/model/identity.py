@@ -1,0 +1,66 @@
+"""Which base model an adapter belongs to: its name, revision and a hash of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilora.files import write_atomic
+from ilora.model.load import ALIASES, absolute
+from ilora.settings import ModelConfig
+
+FILE = "base_model.json"  # beside adapter_config.json, which has no place for a hash
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model.
+
+    name: a hub id, or the absolute path of a folder; never a place in a cache.
+    revision: the commit of a model on the hub, where it is known.
+    alias: the short name that it was loaded by. An alias may stand for a copy of the hub's model with other weights.
+    weights_sha256: of the frozen weights as they are computed with (dtype and quantization included).
+    """
+
+    name: str
+    revision: str | None
+    alias: str | None
+    weights_sha256: str
+
+    @staticmethod
+    def of(model: nn.Module, config: ModelConfig) -> BaseModel:
+        """Identify a loaded model, before it has an adapter."""
+        alias = config.name if config.name in ALIASES else None
+        name = ALIASES[alias].hub_id if alias else absolute(config.name)
+        found = getattr(model.config, "_commit_hash", None)  # what transformers notes of a model from the hub
+        revision = config.revision or (found if isinstance(found, str) else None)
+        return BaseModel(name, revision, alias, weights_sha256(model))
+
+    def write(self, folder: Path) -> None:
+        """Into an adapter's folder."""
+        write_atomic(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over names and bytes of all weights, shared ones once. Large models: about a second for two gigabytes."""
+    named = sorted(model.named_parameters(), key=lambda entry: entry[0])
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing holds no lock
+        digests = list(pool.map(lambda entry: _digest(entry[1]), named))
+    found = hashlib.sha256()
+    for (name, _), digest in zip(named, digests, strict=True):
+        found.update(f"{name} {digest}\n".encode())
+    return found.hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    plain: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    found.update(memoryview(plain))
+    return found.hexdigest()
