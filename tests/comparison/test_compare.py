@@ -197,3 +197,14 @@ def test_runs_that_learnt_from_other_rows_are_refused(tmp_path: Path) -> None:
         file.write_text(json.dumps(results), encoding="utf-8")
     with pytest.raises(InputError, match="different training rows of task 'one': 24 rows / 15 rows"):
         compare([tmp_path], out=tmp_path / "out")
+
+
+def test_intransigence_is_what_an_adapter_of_its_own_learns_more(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"i{seed}", "individual", Method(level=0.9, loss=0.0), seed=seed, items=200)
+        write_run(tmp_path / f"n{seed}", "er", Method(level=0.3, loss=0.0), seed=seed, items=200)
+    found, folder = compare([tmp_path], out=tmp_path / "out")
+    own = [row(found, name)["measures"]["plasticity"]["mean"] for name in ("individual", "er")]
+    assert row(found, "individual")["intransigence"]["mean"] == 0
+    assert row(found, "er")["intransigence"]["mean"] == pytest.approx(own[0] - own[1])
+    assert "intransigence" in (folder / "index.html").read_text(encoding="utf-8")

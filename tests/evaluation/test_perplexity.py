@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from tokenizers.processors import TemplateProcessing
 
-from ilora.data.examples import Encoder
+from ilora.data.examples import Batch, Encoder
 from ilora.evaluation.perplexity import perplexity, read_text
 from ilora.model import adapters
 from ilora.model.engine import Engine
@@ -100,3 +100,17 @@ def test_none_goes_into_the_results(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "perplexity.json").write_text(json.dumps({name: {"perplexity": None, "tokens": 9}}))
     assert read_perplexity(tmp_path, "01-one") == {"before": None, "after": {"slow": None}, "tokens": 9}
+
+
+def test_a_method_that_chooses_by_the_prompt_sees_the_whole_window(tiny_model: Path) -> None:
+    engine = engine_of(tiny_model)
+    seen: list[torch.Tensor] = []
+
+    def prefix(batch: Batch) -> torch.Tensor:
+        seen.append(engine.features(batch)[0])
+        return torch.zeros(len(batch.input_ids), 1, 32)
+
+    windows = [[0, 5, 6, 7], [0, 8, 9, 10]]
+    with engine.prefixed(prefix):
+        assert perplexity(engine, windows)["tokens"] == 6
+    assert float((seen[0] - seen[1]).abs().max()) > 1e-3  # not from the begin-of-text that all windows share

@@ -75,5 +75,5 @@ def test_a_copy_of_the_model_is_the_same_model_and_other_weights_are_not(
     assert len(compare([tmp_path / "runs"], out=tmp_path / "out")[0]["rows"]) == 2
     scaled(copy, 1.5)
     run(make_config(*SHORT, "seed=1", f"model.name={copy}"), tmp_path / "runs" / "c", quiet=True)
-    with pytest.raises(InputError, match="different models: .*weights"):
+    with pytest.raises(InputError, match=r"different models: .*weights"):
         compare([tmp_path / "runs"], out=tmp_path / "out")

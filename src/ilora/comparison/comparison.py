@@ -36,6 +36,7 @@ def compare_runs(gathered: Gathered, baseline: str | None = None) -> dict[str, A
     others = {line.name: values[line.name] for line in lines[1:]}
     against = against_baseline(values[chosen.name], others, sizes)
     ranking = rank(lines, values, sizes)
+    alone = next((line for line in lines if line.first_run.results.get("method") == "individual"), None)
     return {
         "schema": SCHEMA,
         "model": plain(first.results.get("model", "?")),
@@ -46,7 +47,11 @@ def compare_runs(gathered: Gathered, baseline: str | None = None) -> dict[str, A
         "baseline": chosen.name,
         "level": LEVEL,
         "least_pairs": LEAST_PAIRS,
-        "rows": [_row(line, chosen, orders, ranking.letters[line.name], against.get(line.name)) for line in lines],
+        "rows": [
+            _row(line, chosen, orders, ranking.letters[line.name], against.get(line.name))
+            | {"intransigence": _intransigence(line, alone)}
+            for line in lines
+        ],
         "pairs": ranking.pairs,
         "settings": _settings_that_differ(gathered.runs),
         "left_out": [{"folder": str(folder), "reason": reason} for folder, reason in gathered.left_out],
@@ -102,6 +107,22 @@ def _interval(values: Sequence[float | None]) -> dict[str, Any] | None:
 def _measures(line: Line) -> dict[str, Any]:
     found = [measures(run, line.variant) for run in line.runs.values()]
     return {key: _interval([run[key] for run in found]) for key in SUMMARY}
+
+
+def _intransigence(line: Line, alone: Line | None) -> dict[str, Any] | None:
+    """How much less a row learns of each task than an adapter of its own does (Chaudhry et al. 2018).
+
+    alone: the row of `individual`; over the orders and seeds that both have. It tells a method that forgot nothing
+    because it learnt nothing.
+    """
+    if alone is None:
+        return None
+    common = [pairing for pairing in line.runs if pairing in alone.runs]
+    found = []
+    for pairing in common:
+        own, best = (measures(one.runs[pairing], one.variant)["plasticity"] for one in (line, alone))
+        found.append(None if own is None or best is None else best - own)
+    return _interval(found)
 
 
 def _scores_of_task(line: Line, label: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ Comparison = Mapping[str, Any]
 NONE = "–"
 MAIN_NOTE = (
     "Points of 100: mean over the runs (seeds and orders) ± half of its 95 % interval (Student's t); – for one run. "
-    "Rows without a common letter differ in OP, after Holm's adjustment over all pairs of rows. Rows are not ranked."
+    "Rows without a common letter differ in OP, after Holm's adjustment over all pairs of rows. Rows are not ranked. "
+    "Intransigence: how much less of each task is learnt than by an adapter of its own (`individual`)."
 )
 COSTS = {
     "train_seconds": "training",
@@ -78,20 +79,32 @@ def spread(interval: Mapping[str, Any] | None) -> GridCell:
 def main_grid(comparison: Comparison) -> Grid:
     """Measures, letters, the verdict against the baseline, cost."""
     base = comparison["baseline"]
-    head = ("method", *SUMMARY, "OP group", f"OP against {base}", "runs", "training", f"budget against {base}")
+    known = any(row.get("intransigence") for row in comparison["rows"])
+    head = (
+        "method",
+        *SUMMARY,
+        *(["intransigence"] if known else []),
+        "OP group",
+        f"OP against {base}",
+        "runs",
+        "training",
+        f"budget against {base}",
+    )
     rows = []
     for place, row in enumerate(comparison["rows"]):
         seconds = row["cost"].get("train_seconds")
         rows.append((place, (
             _name(row),
             *(spread(row["measures"][key]) for key in SUMMARY),
+            *([spread(row["intransigence"])] if known else []),
             GridCell(row["letters"], style="letters"),
             _verdict(row["difference"], "OP"),
             GridCell(str(len(row["runs"])), len(row["runs"])),
             GridCell(duration(seconds), seconds),
             GridCell(_budget(row)),
         )))  # fmt: skip
-    left = frozenset({0, 1 + len(SUMMARY), 2 + len(SUMMARY), len(head) - 1})
+    words = head.index("OP group")
+    left = frozenset({0, words, words + 1, len(head) - 1})
     return Grid("main", "All methods", MAIN_NOTE, head, tuple(rows), left)
 
 
@@ -192,7 +205,8 @@ def cost_grid(comparison: Comparison) -> Grid:
         cells += [_amount(key, cost.get(key)) for key in more]
         rows.append((place, (GridCell(row["name"]), *cells, GridCell(_budget(row)))))
     note = (
-        "Means over the runs. Budget: where tokens, rows through the model, trainable parameters or stored bytes are "
+        "Means over the runs. A row counts once for each pass, however many layers it goes through (fewer with "
+        "adapter.keep_below). Budget: where tokens, rows through the model, trainable parameters or stored bytes are "
         f"not those of {comparison['baseline']}; times and peaks depend on the machine and what else ran on it."
     )
     return Grid("cost", "Cost", note, head, tuple(rows), frozenset({0, len(head) - 1}))

@@ -123,6 +123,7 @@ def as_csv(comparison: Comparison) -> str:
 def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     for key, found in row["measures"].items():
         yield "measure", key, "", found or {}
+    yield "measure", "intransigence", "", row["intransigence"] or {}
     for task, scores in row["tasks"].items():
         for key, found in scores.items():
             yield "task", key, task, found or {}

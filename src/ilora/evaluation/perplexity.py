@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,10 @@ def perplexity(engine: Engine, windows: list[list[int]]) -> dict[str, Any]:
     try:
         with torch.inference_mode():
             for window in windows[accelerator.process_index :: accelerator.num_processes]:
-                batch = collate([Example("", "", window[:1], window[1:])], pad=engine.pad, device=engine.device)
-                loss = token_losses(engine.forward(batch).answer_logits, batch.targets).sum()
+                # All of it is prompt: a method that chooses an adapter or prompts by the prompt sees the whole window.
+                batch = collate([Example("", "", window, [])], pad=engine.pad, device=engine.device)
+                logits = engine.forward(replace(batch, keep=len(window))).answer_logits
+                loss = token_losses(logits, batch.input_ids[:, 1:]).sum()
                 total += torch.stack([loss, torch.tensor(float(len(window) - 1), device=engine.device)])
     finally:
         engine.model.train(training)

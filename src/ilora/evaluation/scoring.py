@@ -31,6 +31,7 @@ class EvaluationSet:
     choices: list[list[Example]]  # per row, one example per choice; empty unless scoring is `rank`
     max_new_tokens: int
     cut: int = 0  # rows whose prompt loses a part when it is answered
+    unreachable: int = 0  # rows whose reference answer is longer than a generated one may be
 
 
 def chance(task: Task, split: str) -> float | None:
@@ -56,7 +57,8 @@ def prepare(
         cut = sum(row[0].cut for row in choices)
         return EvaluationSet(task, split, examples, choices, limit, cut)
     cut = sum(example.cut or len(example.prompt) > encoder.room(limit) for example in examples)
-    return EvaluationSet(task, split, examples, [], limit, cut)
+    unreachable = sum(len(example.answer) - 1 > limit for example in examples)  # without end-of-text
+    return EvaluationSet(task, split, examples, [], limit, cut, unreachable)
 
 
 def _same_prompt(choices: list[Example]) -> list[Example]:

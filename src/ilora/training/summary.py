@@ -68,6 +68,8 @@ def _task(task: Task, stream: EncodedStream) -> dict[str, Any]:
         "too_long": dict(task.too_long),
         "train_sha256": training_digest(task),
         "chance": chance(task, scored.split),
+        "max_new_tokens": scored.max_new_tokens,
+        "unreachable": scored.unreachable,
         "source": task.source,
     }
 
