@@ -503,3 +503,10 @@ def test_real_process_has_the_same_codes_and_messages(config: Path, tmp_path: Pa
     assert done.code == 0
     assert done.err == ""
     assert done.out.count("report:") == 1
+
+
+def test_lines_of_other_libraries_are_hidden_unless_asked_for(ilora: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, expected in ((["--verbose", "list", "methods"], None), (["list", "methods"], "1")):
+        monkeypatch.delenv("TQDM_DISABLE", raising=False)
+        assert ilora(*arguments).code == 0
+        assert os.environ.get("TQDM_DISABLE") == expected

@@ -20,9 +20,23 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Continual fine-tuning of large language models that does not forget.",
     epilog="Exit codes: 0 done, 1 the work found a problem, 2 bad input, 130 interrupted.",
 )
+
+
+@app.callback()
+def options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show the lines and bars of other libraries, too.")
+    ] = False,
+) -> None:
+    """Continual fine-tuning of large language models that does not forget."""
+    from ilora.progress import hide_other_lines
+
+    if not verbose:
+        hide_other_lines()
+
+
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Places = Annotated[
     list[str] | None,

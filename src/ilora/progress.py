@@ -5,7 +5,9 @@ Where the output is not a terminal (a log file, CI) one line per finished part i
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -20,6 +22,18 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+
+def hide_other_lines() -> None:
+    """Keep the bars, notes and deprecations of other libraries off the terminal; to be called before their import.
+
+    Their errors and other warnings stay.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for kind in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=kind)
 
 
 class Display:

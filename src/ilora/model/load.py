@@ -307,14 +307,21 @@ def _bundled(name: str, alias: Alias) -> str:
 
 def _convert(source: Path, gguf: str, folder: Path) -> None:
     """De-quantize a GGUF file into an ordinary safetensors folder; complete or not there at all."""
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
-    # The weights are plain floats now; transformers would still refuse to save them as "quantized".
-    del model.config.quantization_config
-    model.hf_quantizer = None
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        made = Path(scratch) / "model"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+    except OSError as error:
+        raise InputError(
+            f"{folder.parent}: the bundled model is kept there once, and it cannot be written "
+            f"({error.strerror or error}); set ILORA_CACHE to a folder that can"
+        ) from error
+    with scratch:
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
+        # The weights are plain floats now; transformers would still refuse to save them as "quantized".
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        made = Path(scratch.name) / "model"
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         try:
