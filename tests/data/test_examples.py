@@ -285,3 +285,10 @@ def test_totals_by_hand() -> None:
         current=Count(rows=2, tokens=7, labels=3), replayed=Count(rows=1, tokens=5, labels=3)
     )
     assert Totals.of(rows[:1]).replayed == Count(rows=0, tokens=0, labels=0)
+
+
+def test_a_tokenizer_without_an_end_is_refused() -> None:
+    tokens = tokenizer()
+    tokens.eos_token = None
+    with pytest.raises(InputError, match="no end-of-text token"):
+        encoder(tokens)

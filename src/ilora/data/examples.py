@@ -95,6 +95,8 @@ class Encoder:
     def __init__(self, tokenizer: Any, config: DataConfig) -> None:
         if config.template == "chat" and not tokenizer.chat_template:
             raise InputError("data.template: chat, but this model's tokenizer has no chat template; use none or alpaca")
+        if tokenizer.eos_token_id is None:
+            raise InputError("the model's tokenizer has no end-of-text token, so answers could never end")
         self.tokenizer = tokenizer
         self.config = config
         self.end = int(tokenizer.eos_token_id)

@@ -32,7 +32,7 @@ def summarise_run(config: Config, path: Path, stream: EncodedStream, state: Stat
         "title": method.title or config.method.name,
         "method_config": config.method.model_dump(mode="json"),
         "model": config.model.name,
-        "base_model": method.engine.model.peft_config["fast"].base_model_name_or_path,
+        "base_model": config.model.name if method.engine.base is None else method.engine.base.name,
         "base": None if method.engine.base is None else asdict(method.engine.base),
         "seed": config.seed,
         "stream": config.stream,
