@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from ilora import InputError, load_config, resume, run
+from ilora import InputError, connect, load_config, resume, run
 from ilora.data.examples import Example, collate
 from ilora.model import adapters
 from ilora.model.engine import Engine
@@ -275,3 +275,17 @@ def test_what_is_no_causal_language_model_is_refused(
 
 def test_the_default_is_the_attentions_query_and_value() -> None:
     assert load_config({"data": {"benchmark": "mini8"}}).adapter.target_modules == "auto"
+
+
+@pytest.mark.parametrize("kind", ["mamba", "jamba"])
+def test_connect_reads_recurrent_models_row_by_row(
+    kind: str, tiny_model: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    model = {"name": str(write(kind, tiny_model, tmp_path / "model")), "dtype": "float32"}
+    config = make_config("training.epochs=1", "data.tasks=[one, two]", "method=sequential", model=model)
+    made = run(config, tmp_path / "run", quiet=True)
+    (result,) = connect(made.path, paths=("factors",), points=3, quiet=True)
+    assert result["complete"]
+    ends = [point["tasks"] for point in (result["points"][0], result["points"][-1])]
+    for tasks, row in zip(ends, made.results["variants"]["fast"]["R"], strict=True):
+        assert [tasks[name]["score"] for name in ("one", "two")] == pytest.approx(row)

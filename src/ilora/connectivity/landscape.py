@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers.cache_utils import DynamicLayer
 
 from ilora.config import Config
 from ilora.connectivity import space
 from ilora.connectivity.reading import Reading, SharedPrefix, batches, shared_length
 from ilora.connectivity.space import Adapter
-from ilora.data.examples import Batch, Encoder, collate
+from ilora.data.examples import IGNORED, Batch, Encoder, collate
 from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import EvaluationSet, answer_text, evaluate, prepare, questions, record
+from ilora.kernels.losses import token_losses
 from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.load import load_model
@@ -56,7 +58,6 @@ class Landscape:
         """changed: every layer that one of the adapters changes. Raises InputError as loading does."""
         accelerator = Accelerator()
         base, tokenizer = load_model(config.model, max_length=config.data.max_length, device=accelerator.device)
-        _refuse_recurrent(base, config.model.name)
         self.config, self.split = config, split
         self.encoder = Encoder(tokenizer, config.data)
         self.engine = Engine(
@@ -65,6 +66,7 @@ class Landscape:
             pad=self.encoder.pad,
         )
         self.engine.model.eval()
+        self._recurrent = _is_recurrent(base)
         self.sets = [self.encoded(self.encoder.fitting(task), split) for task in tasks]
 
     def encoded(self, task: Task, split: str) -> EvaluationSet:
@@ -89,7 +91,8 @@ class Landscape:
         """Loss and score of every row of every task at every point, in one pass over the rows.
 
         exact: the points whose answers come from the run's own evaluation code, in its own batches, so that they are
-        the run's to the last row; the other points' answers are read from the prompt's cache (see `reading`).
+        the run's to the last row; the other points' answers are read from the prompt's cache (see `reading`). For a
+        model with recurrent layers all points are exact: its state cannot be cut back to the end of a prompt.
         advance: told of rows done, of which there are rows · points.
         """
         chosen = self.sets if sets is None else sets
@@ -103,6 +106,8 @@ class Landscape:
     def _evaluate_task(
         self, data: EvaluationSet, points: Sequence[Adapter], exact: set[int], advance: Callable[[int], None]
     ) -> list[RowScores]:
+        if self._recurrent:
+            return [self._evaluate_whole(data, point, advance) for point in points]
         count, end = len(data.examples), self.encoder.end
         whole = exact if data.task.scoring != "rank" else set(range(len(points)))
         scores = [self._score(data, point) if n in whole else [0.0] * count for n, point in enumerate(points)]
@@ -121,6 +126,21 @@ class Landscape:
                         scores[number][index] = record(data, index, answer_text(ids, self.encoder))["score"]
                 advance(len(rows))
         return [RowScores(*pair) for pair in zip(losses, scores, strict=True)]
+
+    def _evaluate_whole(self, data: EvaluationSet, point: Adapter, advance: Callable[[int], None]) -> RowScores:
+        """One point, every row read as a whole."""
+        scores = self._score(data, point)
+        asked = questions(data, range(len(data.examples)), self.encoder)
+        rows = [replace(one, answer=full.answer) for one, full in zip(asked, data.examples, strict=True)]
+        losses = [0.0] * len(rows)
+        for numbers in batches([len(row) for row in rows], size=self.config.evaluation.batch_size):
+            batch = collate([rows[number] for number in numbers], pad=self.encoder.pad, device=self.engine.device)
+            found = token_losses(self.engine.forward(batch).answer_logits, batch.targets).sum(1)
+            means = found / (batch.targets != IGNORED).sum(1)
+            for number, loss in zip(numbers, means.tolist(), strict=True):
+                losses[number] = loss
+            advance(len(numbers))
+        return RowScores(losses, scores)
 
     def _read(
         self, data: EvaluationSet, points: Sequence[Adapter]
@@ -143,11 +163,12 @@ class Landscape:
         return [line["score"] for line in records]
 
 
-def _refuse_recurrent(base: Any, name: str) -> None:
-    """A recurrent state cannot be cut back to the end of the prompt, as keys and values can."""
-    kinds = set(getattr(base.config, "layer_types", None) or ())
-    if kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
-        raise InputError(f"model '{name}' has layers that are not attention ({', '.join(sorted(kinds))}); give another")
+@torch.inference_mode()
+def _is_recurrent(base: Any) -> bool:
+    """Whether a layer carries a state from token to token instead of keys and values."""
+    output = base(input_ids=torch.tensor([[1, 2]], device=base.device), use_cache=True)
+    layers = getattr(getattr(output, "past_key_values", None), "layers", ())
+    return not layers or not all(isinstance(layer, DynamicLayer) for layer in layers)
 
 
 def open_landscape(config: Config, tasks: Sequence[Task], points: Sequence[Adapter], *, split: str) -> Landscape:
