@@ -13,6 +13,7 @@ from ilora.files import expanded
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+LEAST_LENGTH = 16  # tokens of a row
 Place = Annotated[Path, AfterValidator(lambda path: Path(expanded(str(path))))]  # `~` and `$HOME` are written out
 Name = Annotated[str, AfterValidator(expanded)]  # of a hub, or a place
 
@@ -253,7 +254,7 @@ class DataConfig(Section):
         description="put between prompt and answer, unless the prompt ends in white space (with template none)",
     )
     max_length: int = Field(
-        512, ge=16, description="tokens of prompt and answer together; a long prompt is cut, an answer never"
+        512, ge=LEAST_LENGTH, description="tokens of prompt and answer together; a long prompt is cut, an answer never"
     )
     cut: Literal["start", "middle", "end"] = Field("middle", description="the part of a long prompt that is dropped")
     too_long: Literal["error", "drop"] = Field(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ilora.benchmarks import BENCHMARKS, Stream
 from ilora.config import Config
@@ -84,18 +85,21 @@ def _absolute(task: TaskConfig) -> TaskConfig:
 
 def fingerprint(task: Task) -> str:
     """SHA-256 of everything about a task that a result depends on."""
-    rows = {
-        split: [[row.prompt, row.answer, [dict(turn) for turn in row.messages]] for row in task.rows[split]]
-        for split in task.rows
-    }
-    content = [task.name, rows, task.metric, task.choices, task.scoring, task.max_new_tokens, task.frame]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    rows = {split: _plain(task.rows[split]) for split in task.rows}
+    return _digest([task.name, rows, task.metric, task.choices, task.scoring, task.max_new_tokens, task.frame])
 
 
 def training_digest(task: Task) -> str:
     """SHA-256 of a task's training rows: two runs are compared only if they learnt from the same ones."""
-    rows = [[row.prompt, row.answer, [dict(turn) for turn in row.messages]] for row in task.rows["train"]]
-    return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    return _digest(_plain(task.rows["train"]))
+
+
+def _plain(rows: Sequence[Row]) -> list[Any]:
+    return [[row.prompt, row.answer, [dict(turn) for turn in row.messages]] for row in rows]
+
+
+def _digest(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -67,11 +67,11 @@ class Landscape:
         )
         self.engine.model.eval()
         self._recurrent = _is_recurrent(base)
-        self.sets = [self.encoded(self.encoder.fitting(task), split) for task in tasks]
+        self.sets = [self.encoded(task, split) for task in tasks]
 
     def encoded(self, task: Task, split: str) -> EvaluationSet:
         """A task's rows of a split, ready to be evaluated."""
-        limit = self.config.evaluation.max_new_tokens
+        task, limit = self.encoder.fitting(task), self.config.evaluation.max_new_tokens
         # Only an answer limit that is `auto` asks for the training rows; encoding them takes longer than the rest.
         train = [] if task.max_new_tokens or isinstance(limit, int) else self.encoder.encode(task, "train")
         return prepare(task, self.encoder, train, split=split, max_new_tokens=limit)

@@ -51,7 +51,7 @@ def refuse_unknown(model: nn.Module, config: AdapterConfig) -> None:
                     f"adapter.{setting}: no layer is called '{name}'; this model's linear layers are "
                     f"{', '.join(linear_layers(model))}"
                 )
-    there = int(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr,operator]
+    there = _layer_count(model)
     for number in config.layers_to_transform or ():
         if not 0 <= number < there:
             raise InputError(f"adapter.layers_to_transform: {number}, but this model's layers are 0 to {there - 1}")
@@ -59,12 +59,16 @@ def refuse_unknown(model: nn.Module, config: AdapterConfig) -> None:
 
 def last_layers(model: nn.Module, count: int | None) -> list[int] | None:
     """The numbers of the last `count` layers; None: all."""
-    there = int(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr,operator]
+    there = _layer_count(model)
     if count is None or count == there:
         return None
     if count > there:
         raise InputError(f"adapter.layers: {count}, but this model has {there} layers")
     return list(range(there - count, there))
+
+
+def _layer_count(model: nn.Module) -> int:
+    return int(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr,operator]
 
 
 def linear_layers(model: nn.Module, *, head: bool = True) -> list[str]:

@@ -8,7 +8,8 @@ from ilora.config import Config
 from ilora.data.examples import Encoder, Example
 from ilora.data.task import Phase, Task, phases
 from ilora.evaluation.perplexity import read_text
-from ilora.evaluation.scoring import EvaluationSet, prepare
+from ilora.evaluation.scoring import EvaluationSet, chance, prepare
+from ilora.stream import training_digest
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class EncodedStream:
     """A stream's tasks and phases, with their rows in token ids.
 
     train: the training rows, by task name.
+    digests: each task's `training_digest`, by name.
+    chances: each task's `chance`, by name.
     scored: the rows of the evaluation split, by task name.
     text: the windows of `evaluation.perplexity_file`; None without one.
     """
@@ -24,6 +27,8 @@ class EncodedStream:
     phases: list[Phase]
     encoder: Encoder
     train: dict[str, list[Example]]
+    digests: dict[str, str]
+    chances: dict[str, float | None]
     scored: dict[str, EvaluationSet]
     text: list[list[int]] | None
 
@@ -41,7 +46,9 @@ class EncodedStream:
         }
         file, most = settings.perplexity_file, settings.perplexity_tokens
         text = read_text(file, encoder, most=most) if file else None
-        return EncodedStream(tasks, phases(tasks, config.stream), encoder, train, scored, text)
+        digests = {task.name: training_digest(task) for task in tasks}
+        chances = {task.name: chance(task, settings.split) for task in tasks}
+        return EncodedStream(tasks, phases(tasks, config.stream), encoder, train, digests, chances, scored, text)
 
     def rows(self, phase: Phase) -> list[Example]:
         """The training rows of a phase."""

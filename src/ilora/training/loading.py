@@ -15,10 +15,8 @@ from ilora.model.frozen import Below
 from ilora.model.identity import BaseModel
 from ilora.model.load import GivenModel, cache_folder, load_model, prepare_model
 from ilora.progress import Display
-from ilora.settings import DataConfig
+from ilora.settings import LEAST_LENGTH, DataConfig
 from ilora.training.interrupt import StopRequest
-
-_LEAST_LENGTH = 16  # tokens of a row, as for data.max_length itself
 
 
 def load_engine(
@@ -64,10 +62,10 @@ def _beside_prompts(config: Config, tasks: int) -> DataConfig:
     """The data settings with the `max_length` that the method's prompts leave to a row."""
     prompts = config.method.prompt_tokens(tasks)
     left = config.data.max_length - prompts
-    if left < _LEAST_LENGTH:
+    if left < LEAST_LENGTH:
         raise InputError(
             f"data.max_length: {config.data.max_length}, of which the prompts of {config.method.name} take {prompts} "
-            f"in a stream of {tasks} tasks; at least {_LEAST_LENGTH} must be left for a row"
+            f"in a stream of {tasks} tasks; at least {LEAST_LENGTH} must be left for a row"
         )
     return config.data.model_copy(update={"max_length": left})
 

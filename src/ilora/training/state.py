@@ -78,7 +78,7 @@ class State:
                 "counters": asdict(self.counters),
                 "config": self.config.dump(),
                 "fingerprints": [fingerprint(task) for task in self.tasks],
-                "base": self._base(),
+                "base": self.base,
                 "method": method_values,
                 "memory": memory_values,
             },
@@ -90,7 +90,9 @@ class State:
             },
         )
 
-    def _base(self) -> dict[str, Any] | None:
+    @property
+    def base(self) -> dict[str, Any] | None:
+        """Which base model the engine has, as plain JSON; None where it does not say."""
         base = self.method.engine.base
         return None if base is None else asdict(base)
 
@@ -123,7 +125,7 @@ class State:
     def refuse_changes(self, found: Checkpoint) -> None:
         """Raises InputError for a changed configuration or changed data. Only `add` may append tasks, to a sequence."""
         fingerprints = found.values["fingerprints"]
-        then, present = found.values.get("base"), self._base()  # a checkpoint of an older version does not say
+        then, present = found.values.get("base"), self.base  # a checkpoint of an older version does not say
         if then and present and then["weights_sha256"] != present["weights_sha256"]:
             raise InputError(
                 f"model '{self.config.model.name}': its weights changed since the run began. "

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ilora.config import Config
 from ilora.data.task import Task
-from ilora.evaluation.scoring import chance
 from ilora.results.schema import SCHEMA
 from ilora.results.scores import read_perplexity, score_matrix
-from ilora.stream import training_digest
 from ilora.training.encoded import EncodedStream
 from ilora.training.peak import peak_memory
 from ilora.training.processes import agreed
@@ -32,8 +29,8 @@ def summarise_run(config: Config, path: Path, stream: EncodedStream, state: Stat
         "title": method.title or config.method.name,
         "method_config": config.method.model_dump(mode="json"),
         "model": config.model.name,
-        "base_model": config.model.name if method.engine.base is None else method.engine.base.name,
-        "base": None if method.engine.base is None else asdict(method.engine.base),
+        "base_model": state.base["name"] if state.base else config.model.name,
+        "base": state.base,
         "seed": config.seed,
         "stream": config.stream,
         "complete": complete,
@@ -66,8 +63,8 @@ def _task(task: Task, stream: EncodedStream) -> dict[str, Any]:
         },
         "dropped": dict(task.dropped),
         "too_long": dict(task.too_long),
-        "train_sha256": training_digest(task),
-        "chance": chance(task, scored.split),
+        "train_sha256": stream.digests[task.name],
+        "chance": stream.chances[task.name],
         "max_new_tokens": scored.max_new_tokens,
         "unreachable": scored.unreachable,
         "source": task.source,
