@@ -63,6 +63,15 @@ class Batch:
         return self.labels[:, 1 - self.keep :]
 
     @property
+    def mask(self) -> Tensor:
+        """`attention_mask` on the CPU, without waiting for a GPU."""
+        if self.attention_mask.device.type == "cpu":
+            return self.attention_mask
+        columns = self.input_ids.shape[1]
+        gaps = torch.tensor([columns - len(example) for example in self.examples])
+        return (torch.arange(columns) >= gaps[:, None]).long()
+
+    @property
     def pseudo(self) -> Tensor:
         """(rows,): which ones are made up."""
         return torch.tensor([example.pseudo for example in self.examples], device=self.input_ids.device)

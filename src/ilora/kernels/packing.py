@@ -7,12 +7,38 @@ for the whole batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+def round_up(number: int, *, parts: int = 8) -> int:
+    """The next of a few sizes: `parts` of them between a power of two and the next, 16 apart at least."""
+    step = max(16, (1 << max(number - 1, 1).bit_length() - 1) // parts)
+    return math.ceil(number / step) * step
+
+
+def fill(mask: Tensor) -> Tensor:
+    """The mask with rows and columns of filling, so that few shapes occur: (more rows, more columns).
+
+    mask: (rows, columns), 1 where there is a token. The number of tokens is rounded up by rows of filling behind the
+    others; columns of padding are put on the left.
+    """
+    rows, columns = mask.shape
+    tokens = int(mask.sum())
+    length, total = round_up(columns, parts=4), round_up(tokens)
+    most = math.ceil(max(16, total // 8) / length)  # rows of filling that any number of tokens up to `total` needs
+    filled = nn.functional.pad(mask, (length - columns, 0, 0, math.ceil(rows / 4) * 4 - rows + most))
+    missing = total - tokens
+    for row in range(rows, rows + math.ceil(missing / length)):
+        filled[row, -min(missing, length) :] = 1
+        missing -= min(missing, length)
+    return filled
 
 
 @dataclass(frozen=True)
@@ -23,27 +49,46 @@ class Packing:
     token_at: (rows · length,) the token at each place; 0 at padding.
     real: (rows · length,) whether there is a token at all.
     again: the other places of shared tokens.
+    starts: (rows + 1,) the first token of each row, and the number of tokens; None where rows share tokens.
+    shown: how many of the rows, the first ones, and of their columns, the last ones, a caller gets back; the rest are
+    filling.
     """
 
     taken: Tensor
     token_at: Tensor
     real: Tensor
     again: Tensor
+    starts: Tensor | None
     rows: int
     length: int
+    shown: tuple[int, int]
 
     @staticmethod
-    def of(mask: Tensor, ids: Tensor | None = None) -> Packing:
+    def of(mask: Tensor, ids: Tensor | None = None, *, shown: tuple[int, int] | None = None) -> Packing:
         """mask: (rows, length), 1 where there is a token. ids: the tokens, if equal beginnings are to be shared."""
+        rows, length = mask.shape
+        shown = shown or (rows, length)
         real = mask.flatten().bool()
         if ids is None:
             taken = real.nonzero()[:, 0]
             token_at = (real.cumsum(0) - 1).clamp(min=0).masked_fill(~real, 0)
-            return Packing(taken, token_at, real, taken[:0], *mask.shape)
+            starts = nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
+            return Packing(taken, token_at, real, taken[:0], starts, rows, length, shown)
         first, at = _shared_beginnings(mask.tolist(), ids.tolist())
         taken, token_at = (torch.tensor(numbers, device=mask.device) for numbers in (first, at))
         again = real.index_fill(0, taken, False).nonzero()[:, 0]
-        return Packing(taken, token_at, real, again, *mask.shape)
+        return Packing(taken, token_at, real, again, None, rows, length, shown)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors, by name."""
+        found = {name: getattr(self, name) for name in ("taken", "token_at", "real", "again", "starts")}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> Packing:
+        """The same with each tensor changed: moved, or copied."""
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors.items()}
+        return replace(self, **changed)
 
     @property
     def saves(self) -> bool:
@@ -55,14 +100,17 @@ class Packing:
         return padded.flatten(0, 1).index_select(0, self.taken).unsqueeze(0)
 
     def spread(self, packed: Tensor) -> Tensor:
-        """(1, tokens, ...) -> (rows, length, ...), zero at padding."""
-        places = packed[0].index_select(0, self.token_at)
-        real = self.real.view(-1, *[1] * (places.dim() - 1))
-        return places.masked_fill(~real, 0).view(self.rows, self.length, *packed.shape[2:])
+        """(1, tokens, ...) -> (rows, columns, ...) of those shown, zero at padding."""
+        places = packed[0].index_select(0, self._shown(self.token_at, self.shown[1]))
+        real = self._shown(self.real, self.shown[1]).view(-1, *[1] * (places.dim() - 1))
+        return places.masked_fill(~real, 0).view(*self.shown, *packed.shape[2:])
 
     def columns(self, count: int) -> Tensor:
-        """(rows · count,): which token stands in each row's last columns; token 0 where there is padding."""
-        return self.token_at.view(self.rows, self.length)[:, self.length - count :].flatten()
+        """(rows · count,): which token stands in each shown row's last columns; token 0 where there is padding."""
+        return self._shown(self.token_at, count)
+
+    def _shown(self, of_places: Tensor, columns: int) -> Tensor:
+        return of_places.view(self.rows, self.length)[: self.shown[0], self.length - columns :].flatten()
 
     def attention_mask(self, dtype: torch.dtype) -> Tensor:
         """(rows, 1, length, length), to be added to scores: earlier tokens of the same row only."""

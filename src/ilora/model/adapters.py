@@ -126,7 +126,19 @@ def dropout(model: PeftModel) -> float:
 
 
 def parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
-    """An adapter's parameters under names without the adapter's: the same keys for every adapter of one form."""
+    """An adapter's parameters under names without the adapter's: the same keys for every adapter of one form.
+
+    They are looked for once: a step asks several times, and a model has hundreds of layers.
+    """
+    known = _PARAMETERS.setdefault(model, {})
+    if name not in names(model):
+        raise KeyError(f"no adapter '{name}': there are {names(model)}")
+    if name not in known:
+        known[name] = _find(model, name)
+    return dict(known[name])
+
+
+def _find(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     for path, layer in _layers(model):
         for part in layer.adapter_layer_names:
@@ -138,9 +150,13 @@ def parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
                 found[f"{path}.{part}"] = item
             else:
                 found |= {f"{path}.{part}.{key}": value for key, value in item.named_parameters()}
-    if not found:
-        raise KeyError(f"no adapter '{name}': there are {names(model)}")
     return found
+
+
+def active_names(model: PeftModel) -> tuple[str, ...]:
+    """The adapters that the model computes with at present (their sum); none: the base model."""
+    _, layer = _layers(model)[0]
+    return () if layer.disable_adapters else tuple(layer.active_adapters)
 
 
 def activate(model: PeftModel, chosen: str | Sequence[str] | None) -> None:
@@ -242,6 +258,7 @@ def save_sum(model: PeftModel, folder: Path, chosen: Sequence[str], *, name: str
         save(model, folder, [total])
     finally:
         model.delete_adapter(total)
+        _PARAMETERS.pop(model, None)
     (folder / total).rename(folder / name)
 
 
@@ -320,3 +337,4 @@ def _layers(model: PeftModel) -> list[tuple[str, BaseTunerLayer]]:
 
 
 _FOUND: WeakKeyDictionary[PeftModel, list[tuple[str, BaseTunerLayer]]] = WeakKeyDictionary()
+_PARAMETERS: WeakKeyDictionary[PeftModel, dict[str, dict[str, nn.Parameter]]] = WeakKeyDictionary()

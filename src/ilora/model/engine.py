@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from ilora.data.examples import IGNORED, Batch, Example, collate
-from ilora.kernels.attention import GROUPED
+from ilora.kernels.attention import GROUPED, flash_serves
+from ilora.kernels.graphs import DecoderGraphs, Recorder
 from ilora.kernels.losses import token_losses
-from ilora.kernels.packing import Packing
+from ilora.kernels.packing import Packing, fill
 from ilora.model import adapters
 from ilora.model.frozen import Below
 from ilora.model.identity import BaseModel
@@ -41,6 +42,7 @@ class Engine:
     adapted: the last so many layers carry the adapter; 0: all.
     below: the states of the layers under them, computed once.
     base: which model this is.
+    graphs: replay the decoder's passes on a GPU.
     passes: rows that went through the model in training, in this process.
     """
 
@@ -52,6 +54,7 @@ class Engine:
     adapted: int = 0
     below: Below | None = None
     base: BaseModel | None = None
+    graphs: DecoderGraphs | None = None
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
 
     def __post_init__(self) -> None:
@@ -82,19 +85,19 @@ class Engine:
         dropout: False computes as at inference.
         """
         inputs = self._inputs(batch)
-        packing = self._pack(inputs, dropout=dropout)
+        packing = self._pack(inputs, dropout=dropout, alone=True)
         if self._slices_logits:
             inputs.arguments["logits_to_keep"] = packing.columns(batch.keep) if packing else batch.keep
         with self._training(dropout), self._watched(hidden == "last") as seen, self._layers(inputs.upper):
             result = self.model(**inputs.arguments, use_cache=False, output_hidden_states=hidden == "all")
         layers = self._adapted(result.hidden_states) if hidden == "all" else tuple(seen)
-        logits = result.logits.view(packing.rows, batch.keep, -1) if packing else result.logits[:, -batch.keep :]
+        logits = result.logits.view(len(batch.examples), batch.keep, -1) if packing else result.logits[:, -batch.keep :]
         return Output(logits, rows_of(layers, packing, inputs.soft))
 
     def states(self, batch: Batch, *, layers: Layers = "last", dropout: bool = True) -> tuple[Tensor, ...]:
         """The layers' outputs alone, as `forward` returns them: no logits are made, and no other layer is kept."""
         inputs = self._inputs(batch)
-        packing = self._pack(inputs, dropout=dropout)
+        packing = self._pack(inputs, dropout=dropout, alone=True)
         with self._training(dropout), self._layers(inputs.upper):
             decoder = self.core.get_decoder()  # type: ignore[operator]
             result = decoder(**inputs.arguments, use_cache=False, output_hidden_states=layers == "all")
@@ -198,7 +201,7 @@ class Engine:
         if not torch.is_inference_mode_enabled():  # what evaluation does is not a cost of training
             self.passes["forward"] += len(batch.examples)
         inputs: dict[str, Any] = {"attention_mask": batch.attention_mask}
-        made = Inputs(inputs, soft=0, names=batch.input_ids, upper=False)
+        made = Inputs(inputs, mask=batch.mask, soft=0, names=batch.input_ids, upper=False)
         if self._route is not None:
             inputs["adapter_names"] = self._route(batch)
         if self._prefix is not None:
@@ -208,6 +211,7 @@ class Engine:
             inputs["inputs_embeds"] = torch.cat([prefix.to(tokens.dtype), tokens], dim=1)
             ones = batch.attention_mask.new_ones(prefix.shape[:2])
             inputs["attention_mask"] = torch.cat([ones, batch.attention_mask], dim=1)
+            made.mask = nn.functional.pad(made.mask, (made.soft, 0), value=1)
             soft = -1 - torch.arange(made.soft, device=self.device).expand(len(batch.examples), -1)
             same = prefix.stride(0) == 0  # one prompt, expanded over all rows
             made.names = torch.cat([soft, batch.input_ids], dim=1) if same else None
@@ -221,24 +225,58 @@ class Engine:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         return made
 
-    def _pack(self, inputs: Inputs, *, dropout: bool = False) -> Packing | None:
-        """Change inputs into one long row without repetitions, where our own attention is at work; None: left alone."""
+    def _pack(self, inputs: Inputs, *, dropout: bool = False, alone: bool = False) -> Packing | None:
+        """Change inputs into one long row without repetitions, where our own attention is at work; None: left alone.
+
+        alone: no cache is filled or read.
+        """
         arguments = inputs.arguments
         ours = self.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
         if not ours or "adapter_names" in arguments:
             return None
-        # Rows with dropout masks of their own differ from their first token on.
+        weights = self.core.get_input_embeddings().weight  # type: ignore[operator]
+        flash = flash_serves(weights.device, weights.dtype)
+        mask, shown = inputs.mask, (inputs.mask.shape[0], inputs.mask.shape[1])
+        if alone and self.graphs is not None:
+            mask = fill(mask)
+            self._fill(arguments, mask)
+        # Rows with dropout masks of their own differ from their first token on; flash attention takes whole rows.
         own = getattr(self.core.config, "attention_dropout", 0.0)
         noisy = dropout and self.model.training and max(own, adapters.dropout(self.model)) > 0
-        packing = Packing.of(arguments["attention_mask"], None if noisy else inputs.names)
-        if not packing.saves:
+        shared = inputs.names is not None and not noisy and not flash and mask is inputs.mask
+        packing = Packing.of(mask, inputs.names if shared else None, shown=shown)
+        if not packing.saves and mask is inputs.mask and not flash:
             return None
-        for name in ("input_ids", "inputs_embeds", "position_ids"):
+        if self._takes_positions:
+            arguments["position_ids"] = packing.pack((mask.cumsum(1) - 1).clamp(min=0)).to(self.device)
+        packing = packing.with_tensors(lambda tensor: tensor.to(self.device, non_blocking=True))
+        for name in ("input_ids", "inputs_embeds"):
             if name in arguments:
                 arguments[name] = packing.pack(arguments[name])
-        weights = self.core.get_input_embeddings().weight  # type: ignore[operator]
-        arguments |= {"attention_mask": packing.attention_mask(weights.dtype), "packing": packing}
+        needed = weights.new_zeros(1, 1, 1, 1) if flash else packing.attention_mask(weights.dtype)
+        arguments |= {"attention_mask": needed, "packing": packing}
         return packing
+
+    def _fill(self, arguments: dict[str, Any], mask: Tensor) -> None:
+        """Bring the inputs into the shape of the mask: rows of filling below, columns on the left."""
+        for name, value in (("input_ids", self.pad), ("inputs_embeds", 0.0)):
+            if name in arguments:
+                rows, columns = (want - there for want, there in zip(mask.shape, arguments[name].shape, strict=False))
+                behind = (0, 0) * (arguments[name].dim() - 2)
+                arguments[name] = nn.functional.pad(arguments[name], (*behind, columns, 0, 0, rows), value=value)
+
+    def record_passes(self, recorder: Recorder) -> None:
+        """Replay the decoder's passes from now on, instead of launching their kernels one by one."""
+        decoder = self.core.get_decoder()  # type: ignore[operator]
+
+        def parameters() -> list[nn.Parameter]:
+            names = adapters.active_names(self.model)
+            return [value for name in names for value in adapters.parameters(self.model, name).values()]
+
+        def state() -> tuple[Any, ...]:
+            return adapters.active_names(self.model), self.model.training, id(decoder.layers)
+
+        self.graphs = DecoderGraphs(decoder, recorder, state, parameters)
 
     @contextmanager
     def prefixed(self, prefix: Prefix | None) -> Iterator[None]:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from ilora.errors import InputError
-from ilora.kernels.attention import GROUPED, PLAIN
+from ilora.kernels.attention import GROUPED, LONG, PLAIN, flash_serves
 from ilora.settings import ModelConfig
 
 _OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
@@ -30,7 +30,6 @@ _DROPOUTS = (
     "resid_pdrop",
     "embd_pdrop",
 )
-_SHORT = 512  # tokens: above, the (length x length) weights of `grouped` cost more than they save
 
 
 @dataclass(frozen=True)
@@ -114,13 +113,7 @@ def prepare_model(model: Any, tokenizer: Any, config: ModelConfig, *, max_length
     _refuse(model, tokenizer, config, max_length=max_length)
     # A hub model's own sampling settings (temperature, repetition penalty) have no place in greedy evaluation.
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    short = max_length <= _SHORT and model.dtype == torch.bfloat16 and model.device.type == "cpu"
-    if (
-        config.attention == "auto"
-        and short
-        and model.config.model_type in PLAIN
-        and _sees_all(model.config, max_length)
-    ):
+    if config.attention == "auto" and _ours_is_faster(model, max_length):
         model.set_attn_implementation(GROUPED)
     if not config.dropout:
         _switch_dropout_off(model)
@@ -132,6 +125,14 @@ def prepare_model(model: Any, tokenizer: Any, config: ModelConfig, *, max_length
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
     model.eval()
+
+
+def _ours_is_faster(model: Any, length: int) -> bool:
+    """Whether rows go through our own attention: without padding, and on a CPU with short rows."""
+    if model.config.model_type not in PLAIN or not _sees_all(model.config, length):
+        return False
+    short = length <= LONG and model.dtype == torch.bfloat16 and model.device.type == "cpu"
+    return short or flash_serves(model.device, model.dtype)
 
 
 def _sees_all(config: Any, length: int) -> bool:

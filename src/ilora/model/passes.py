@@ -35,11 +35,13 @@ class Output:
 class Inputs:
     """What the model is called with.
 
+    mask: (rows, columns), as the model's attention mask, but on the CPU.
     soft: columns of soft prompt before the rows. names: (rows, columns), the same where columns are the same; None:
     rows have soft prompts of their own. upper: the embeddings are states from below the adapted layers.
     """
 
     arguments: dict[str, Any]
+    mask: Tensor
     soft: int
     names: Tensor | None
     upper: bool
