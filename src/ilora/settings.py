@@ -77,6 +77,13 @@ class ModelConfig(Section):
     quantization: Literal["none", "8bit", "4bit"] = Field(
         "none", description="of the frozen weights, with bitsandbytes; 4bit: NF4 with double quantization (QLoRA)"
     )
+    kernels: Literal["auto", "plain", "compiled"] = Field(
+        "auto",
+        description="of the decoder's layers; compiled: fused by torch.compile (auto: on a GPU, from 1B parameters)",
+    )
+    graphs: Literal["auto", "off"] = Field(
+        "auto", description="auto: on a GPU, record the passes of a model under 1B parameters as CUDA graphs"
+    )
     liger: bool = Field(False, description="use liger-kernel's fused norms, rotary positions and gated MLPs (on a GPU)")
     trust_remote_code: bool = Field(False, description="run the Python code that comes with a model on the hub")
 

@@ -63,6 +63,11 @@ class Batch:
         return self.labels[:, 1 - self.keep :]
 
     @property
+    def label_count(self) -> int:
+        """How many labels there are."""
+        return sum(len(example.answer) for example in self.examples)
+
+    @property
     def mask(self) -> Tensor:
         """`attention_mask` on the CPU, without waiting for a GPU."""
         if self.attention_mask.device.type == "cpu":
@@ -72,20 +77,21 @@ class Batch:
         return (torch.arange(columns) >= gaps[:, None]).long()
 
     @property
-    def pseudo(self) -> Tensor:
-        """(rows,): which ones are made up."""
-        return torch.tensor([example.pseudo for example in self.examples], device=self.input_ids.device)
+    def replayed_rows(self) -> list[int]:
+        """The numbers of the replayed rows; a GPU is not waited for, as it is where `replayed` is read."""
+        return [number for number, example in enumerate(self.examples) if example.replayed]
 
-    def part(self, rows: Tensor) -> Batch:
-        """These rows alone (a mask, at least one), without the columns that are padding in all of them."""
-        examples = [example for example, wanted in zip(self.examples, rows.tolist(), strict=True) if wanted]
+    def part(self, rows: Sequence[int]) -> Batch:
+        """The rows of these numbers (at least one), without the columns that are padding in all of them."""
+        examples = [self.examples[number] for number in rows]
         width = max(map(len, examples))
+        chosen = torch.tensor(rows, device=self.input_ids.device)
         return Batch(
             examples=examples,
-            input_ids=self.input_ids[rows, -width:],
-            attention_mask=self.attention_mask[rows, -width:],
-            labels=self.labels[rows, -width:],
-            replayed=self.replayed[rows],
+            input_ids=self.input_ids[chosen, -width:],
+            attention_mask=self.attention_mask[chosen, -width:],
+            labels=self.labels[chosen, -width:],
+            replayed=self.replayed[chosen],
             keep=max(len(example.answer) for example in examples) + 1,
         )
 

@@ -15,35 +15,40 @@ class _TokenLosses(torch.autograd.Function):
     """The gradient is made with the loss, from the same exponentials, and kept in the logits' dtype."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, count: int | None) -> Tensor:
         """logits: (..., vocabulary); labels: (...). Computed in float32, for the positions with a label only."""
-        chosen = labels != IGNORED
-        wanted = labels[chosen].unsqueeze(1)
-        wide = logits[chosen].float()
+        flat = labels.flatten()
+        chosen = flat != IGNORED
+        places = (chosen.nonzero() if count is None else chosen.nonzero_static(size=count))[:, 0]
+        wanted = flat.index_select(0, places).unsqueeze(1)
+        wide = logits.flatten(0, -2).index_select(0, places).float()
         top = wide.amax(1, keepdim=True)
         of_label = wide.gather(1, wanted) - top
         total = wide.sub_(top).exp_().sum(1, keepdim=True)
-        losses = logits.new_zeros(labels.shape, dtype=torch.float32)
-        losses[chosen] = (total.log() - of_label).squeeze(1)
+        losses = logits.new_zeros(flat.shape, dtype=torch.float32)
+        losses.index_copy_(0, places, (total.log() - of_label).squeeze(1))
         if ctx.needs_input_grad[0]:
             wide.div_(total).scatter_add_(1, wanted, torch.full_like(total, -1.0))
-            ctx.save_for_backward(chosen, wide.to(logits.dtype))
-        return losses
+            ctx.save_for_backward(places, wide.to(logits.dtype))
+            ctx.shape = labels.shape
+        return losses.view(labels.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """(softmax - onehot) · the loss's gradient; zero where there is no label."""
-        chosen, unit = ctx.saved_tensors
-        whole = unit.new_zeros(*chosen.shape, unit.shape[1])
-        whole[chosen] = unit * grad[chosen].unsqueeze(1).to(unit.dtype)
-        return whole, None
+        places, unit = ctx.saved_tensors
+        whole = unit.new_zeros(grad.numel(), unit.shape[1])
+        scale = grad.flatten().index_select(0, places).unsqueeze(1).to(unit.dtype)
+        whole.index_copy_(0, places, unit * scale)
+        return whole.view(*ctx.shape, unit.shape[1]), None, None
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+def token_losses(logits: Tensor, labels: Tensor, *, count: int | None = None) -> Tensor:
     """-log p(label) at every position, in float32; 0 where the label is IGNORED.
 
-    logits: (..., vocabulary); labels: (...). Equal to `cross_entropy(..., reduction="none")` of the float32 logits.
+    logits: (..., vocabulary); labels: (...). count: how many labels there are, where that is known: a GPU is then not
+    waited for. Equal to `cross_entropy(..., reduction="none")` of the float32 logits.
     """
-    losses: Tensor = _TokenLosses.apply(logits, labels)  # type: ignore[no-untyped-call]
+    losses: Tensor = _TokenLosses.apply(logits, labels, count)  # type: ignore[no-untyped-call]
     return losses

@@ -196,7 +196,7 @@ class Method(Generic[ConfigT]):
     def _per_row(self, output: Output, batch: Batch, totals: Totals) -> tuple[Tensor, int, int]:
         """Each row's loss, and what the sums over current and over replayed rows are divided by."""
         labels = batch.targets
-        per_row = token_losses(output.answer_logits, labels).sum(1)
+        per_row = token_losses(output.answer_logits, labels, count=batch.label_count).sum(1)
         if self.run.training.loss_average == "rows":
             return per_row / (labels != IGNORED).sum(1), totals.current.rows, totals.replayed.rows
         return per_row, totals.current.labels, totals.replayed.labels

@@ -82,16 +82,18 @@ class ILoRA(ExperienceReplay[ILoRAT]):
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """Cross-entropy of all rows + γ · gap of the replayed rows."""
         weighed = totals if self.config.replayed_loss else replace(totals, replayed=Count(0, 0, 0))
-        if self.config.strength == 0 or not batch.replayed.any():
+        rows = batch.replayed_rows
+        if self.config.strength == 0 or not rows:
             return super().loss(batch, weighed)
-        layers, old = self.config.consistency_layers, batch.part(batch.replayed)
+        layers, old = self.config.consistency_layers, batch.part(rows)
         # The slow pass comes first: what it needs is gone before anything is kept for the backward pass.
         with torch.no_grad(), adapters.active(self.engine.model, "slow"):
             target = self.engine.states(old, layers=layers, dropout=False)
         output = self.engine.forward(batch, hidden=layers)
         loss = self.cross_entropy(output, batch, weighed)
+        places = torch.tensor(rows, device=old.labels.device)
         gap = hidden_gap(
-            [state[batch.replayed, -old.input_ids.shape[1] :] for state in output.hidden],
+            [state[places, -old.input_ids.shape[1] :] for state in output.hidden],
             target,
             mask=old.attention_mask,
             tokens=totals.replayed.tokens,

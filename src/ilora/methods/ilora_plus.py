@@ -100,10 +100,12 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """I-LoRA's of the real rows + strength · distillation of the pseudo rows."""
-        made, loss = batch.pseudo, torch.zeros((), device=batch.labels.device)
-        if not made.all():
-            loss = loss + super().loss(batch.part(~made), totals)
-        if made.any():
+        made = [number for number, example in enumerate(batch.examples) if example.pseudo]
+        real = [number for number, example in enumerate(batch.examples) if not example.pseudo]
+        loss = torch.zeros((), device=batch.labels.device)
+        if real:
+            loss = loss + super().loss(batch.part(real), totals)
+        if made:
             kept, strength = self._kept(batch.part(made)) / totals.pseudo.labels, self.config.pseudo_strength
             self.run.log("distillation", kept)
             loss = loss + strength * kept

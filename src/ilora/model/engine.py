@@ -265,6 +265,11 @@ class Engine:
                 behind = (0, 0) * (arguments[name].dim() - 2)
                 arguments[name] = nn.functional.pad(arguments[name], (*behind, columns, 0, 0, rows), value=value)
 
+    def compile_layers(self) -> None:
+        """Fuse the small operations of every layer, at its first pass, by torch.compile."""
+        for layer in self.core.get_decoder().layers:  # type: ignore[operator]
+            layer.compile(dynamic=True)
+
     def record_passes(self, recorder: Recorder) -> None:
         """Replay the decoder's passes from now on, instead of launching their kernels one by one."""
         decoder = self.core.get_decoder()  # type: ignore[operator]

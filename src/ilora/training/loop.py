@@ -86,28 +86,28 @@ def optimizer_step(method: Method[Any], optimizer: torch.optim.Optimizer, exampl
         share.backward()  # type: ignore[no-untyped-call]
         engine.passes["backward"] += len(batch.examples)
         loss += share.detach()
-    value, terms = _sum_over_processes(parameters, loss, run)
+    terms = _sum_over_processes(parameters, loss, run)
     penalty = method.penalty()
     if penalty is not None:
         penalty.backward()  # type: ignore[no-untyped-call]
-        terms["penalty"] = penalty.item()
-        value += terms["penalty"]
-    _require_finite("loss", value, position, rate)
+        terms["penalty"] = penalty.detach().float()
+        loss += terms["penalty"]
     method.before_step()
-    norm = float(nn.utils.clip_grad_norm_(parameters, run.training.max_grad_norm or math.inf))
-    _require_finite("gradient", norm, position, rate)
+    norm = nn.utils.clip_grad_norm_(parameters, run.training.max_grad_norm or math.inf)
+    # All figures of the step in one reading: a GPU is waited for once.
+    value, length, *numbers = torch.stack([loss, norm.float(), *terms.values()]).tolist()
+    _require_finite("loss", value, position, rate)
+    _require_finite("gradient", length, position, rate)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     method.after_step()
-    return StepReport(value, terms, norm, rate, sum(map(len, rows)))
+    return StepReport(value, dict(zip(terms, numbers, strict=True)), length, rate, sum(map(len, rows)))
 
 
 @torch.no_grad()
-def _sum_over_processes(
-    parameters: Sequence[nn.Parameter], loss: Tensor, run: RunView
-) -> tuple[float, dict[str, float]]:
-    """Add up gradients (in place), loss and logged terms over all processes; returns loss and terms."""
+def _sum_over_processes(parameters: Sequence[nn.Parameter], loss: Tensor, run: RunView) -> dict[str, Tensor]:
+    """Add up gradients and loss (in place) and the logged terms over all processes; returns the terms."""
     for parameter in parameters:
         if parameter.grad is None:
             # Zero rather than none: whether the optimizer sees a parameter must not depend on the number of processes.
@@ -118,7 +118,7 @@ def _sum_over_processes(
     terms = {name: run.terms.get(name, torch.zeros_like(loss)).clone() for name in sorted(names)}
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     run.engine.all_reduce([*gradients, loss, *terms.values()])
-    return float(loss), {name: float(value) for name, value in terms.items()}
+    return terms
 
 
 def _require_finite(what: str, value: float, position: Position, rate: float) -> None:
