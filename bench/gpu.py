@@ -1,7 +1,7 @@
 """What a training step takes on a GPU, ours against the plain way: shapes with random weights, nothing to download.
 
-`python bench/gpu.py` prints a table and writes JSON beside it. Without a GPU it runs toy sizes: the figures mean nothing
-then, and the script is checked.
+`python bench/gpu.py` prints a table and writes JSON beside it. Without a GPU it runs toy sizes: the figures then mean
+nothing, and the script is checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import peft
 import torch
 import transformers
 from accelerate import Accelerator
-from machine import linear_layers, needed_operations
+from machine import needed_operations
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -50,7 +50,7 @@ class Shape:
     """A model of the Llama type, and the rows of a step."""
 
     name: str
-    model: dict[str, int]
+    model: dict[str, Any]
     adapter: dict[str, Any]
     rows: int
     lengths: tuple[int, int]
@@ -58,12 +58,18 @@ class Shape:
 
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SMALL = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-             num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=1)  # fmt: skip
-LARGE = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-             num_key_value_heads=32, vocab_size=32000)  # fmt: skip
-TOY = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-           num_key_value_heads=2, vocab_size=512)  # fmt: skip
+SMALL = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
+LARGE = {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "vocab_size": 32000,
+}  # fmt: skip
+TOY = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 512,
+}  # fmt: skip
 SHAPES = {
     "135M": Shape("135M", SMALL, {"r": 8, "alpha": 16, "target_modules": ALL}, 16, (32, 128)),
     "7B": Shape("7B", LARGE, {"r": 8, "alpha": 16, "target_modules": ["q_proj", "v_proj"]}, 16, (512, 512)),
@@ -163,12 +169,13 @@ class Ours:
 
     def close(self) -> None:
         """Leave the base model as it was."""
+        core = self.engine.core
         if self.engine.graphs is not None:
             del self.engine.graphs.decoder.forward
-        for layer in self.engine.core.get_decoder().layers:
+        for layer in core.get_decoder().layers:
             layer._compiled_call_impl = None
         self.engine.model.unload()
-        self.engine.core.set_attn_implementation("sdpa")
+        core.set_attn_implementation("sdpa")
 
 
 class Plain:
@@ -208,7 +215,9 @@ class Plain:
     def step(self, rows: Sequence[Example], old: Sequence[Example]) -> tuple[float, float]:
         """Loss, and the gradient's norm."""
         replayed = self.batch(old)
-        loss = self.model(**self.batch(rows)).loss
+        self.optimizer.zero_grad()
+        loss = 0.5 * self.model(**self.batch(rows)).loss
+        loss.backward()
         fast = self.model(**replayed, output_hidden_states=True)
         self.model.set_adapter("slow")
         with torch.no_grad():
@@ -216,15 +225,14 @@ class Plain:
         self.model.set_adapter("fast")
         square = (slow.hidden_states[-1].float() - fast.hidden_states[-1].float()).square().mean(-1)
         gap = (square * replayed["attention_mask"]).sum() / replayed["attention_mask"].sum()
-        total = 0.5 * loss + 0.5 * fast.loss + gap
-        self.optimizer.zero_grad()
-        total.backward()
+        more = 0.5 * fast.loss + gap
+        more.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.fast, 1.0)
         self.optimizer.step()
         with torch.no_grad():
             for slow_weight, fast_weight in zip(self.slow, self.fast, strict=True):
                 slow_weight.mul_(DECAY).add_(fast_weight, alpha=1 - DECAY)
-        return float(total), float(norm)
+        return float(loss.detach() + more.detach()), float(norm)
 
 
 def wait() -> None:
@@ -250,89 +258,107 @@ def matrix_rate() -> float:
     return 2 * size**3 * 10 / seconds_of(lambda: [left @ right for _ in range(10)])
 
 
-def busy_share(step: Callable[[], Any]) -> tuple[float, int, list[tuple[str, float, int]]]:
+def busy_share(step: Callable[[], Any]) -> dict[str, Any]:
     """The share of a step's time in which the card computes, how many kernels it ran, and the longest of them."""
     from torch.profiler import ProfilerActivity, profile
 
-    took = statistics.median(seconds_of(step) for _ in range(3))
+    took = min(seconds_of(step) for _ in range(3))
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         step()
         wait()
-    kernels = [event for event in seen.key_averages() if event.device_time_total]
-    total = sum(event.self_device_time_total for event in kernels) / 1e6
-    longest = sorted(kernels, key=lambda event: -event.self_device_time_total)[:12]
-    return (
-        total / took,
-        sum(event.count for event in kernels),
-        [(event.key[:80], round(event.self_device_time_total / 1e3, 2), event.count) for event in longest],
-    )
+    kernels = [event for event in seen.key_averages() if event.self_device_time_total]
+    longest = sorted(kernels, key=lambda event: -event.self_device_time_total)[:15]
+    return {
+        "busy": sum(event.self_device_time_total for event in kernels) / 1e6 / took,
+        "kernels": sum(event.count for event in kernels),
+        "longest_ms": [
+            (event.key[:90], round(event.self_device_time_total / 1e3, 2), event.count) for event in longest
+        ],
+    }
 
 
-def measured(step: Callable[[int], Any], *, warm: int, count: int) -> dict[str, Any]:
-    """Median seconds of a step, the first one's, and the peak of memory."""
-    if CARD:
-        torch.cuda.reset_peak_memory_stats()
-    first = seconds_of(lambda: step(0))
-    warming = [seconds_of(lambda number=number: step(number)) for number in range(1, warm)]
-    times = [seconds_of(lambda number=number: step(number)) for number in range(warm, warm + count)]
-    peak = torch.cuda.max_memory_allocated() / 2**30 if CARD else 0.0
-    return {"seconds": statistics.median(times), "fastest": min(times), "first": first, "warming": sum(warming),
-            "peak_gib": peak}  # fmt: skip
-
-
-def one_shape(shape: Shape, names: Sequence[str], *, micro_batch: int, count: int, report: Callable[..., None]) -> None:
+@dataclass
+class Comparison:
     """The plain step and each variant of ours, on the same rows from the same weights."""
-    base, rate = base_model(shape), matrix_rate()
-    sets = [some_rows(shape, f"new{number}", shape.rows) for number in range(8)]
-    sizes = len(linear_layers(base))
-    plain_seconds = plain_loss = None
-    operations = 0.0
-    for name in ["ours, for its rows", "plain", *names]:
+
+    shape: Shape
+    micro_batch: int
+    count: int
+
+    def __post_init__(self) -> None:
+        self.base, self.rate = base_model(self.shape), matrix_rate()
+        self.rows = [some_rows(self.shape, f"new{number}", self.shape.rows) for number in range(8)]
+        ours = Ours(self.base, self.shape, VARIANTS["padded"], micro_batch=self.micro_batch, dropout=0.0)
+        self.old = [ours.drawn(number, self.shape.rows) for number in range(8)]
+        self.operations = [
+            needed_operations(ours.engine.model, [*rows, *old], old)
+            for rows, old in zip(self.rows, self.old, strict=True)
+        ]
+        self.start = {
+            name: value.detach().clone() for name, value in adapters.parameters(ours.engine.model, "fast").items()
+        }
+        ours.close()
+
+    def plain(self) -> dict[str, Any]:
+        """Figures of transformers and PEFT."""
+        plain = Plain(self.base, self.shape, dropout=0.0)
+        plain.take(self.start)
+
+        def step(number: int) -> tuple[float, float]:
+            return plain.step(self.rows[number % 8], self.old[number % 8])
+
+        try:
+            return self.measured(step, warm=2)
+        finally:
+            plain.model.unload()
+
+    def ours(self, variant: str) -> dict[str, Any]:
+        """Figures of one variant of ours."""
+        ours = Ours(self.base, self.shape, VARIANTS[variant], micro_batch=self.micro_batch, dropout=0.0)
+
+        def step(number: int) -> tuple[float, float]:
+            return ours.step(number % 8, self.rows[number % 8])
+
+        try:
+            found = self.measured(step, warm=24 if "graphs" in variant else 3)
+            if ours.engine.graphs is not None:
+                found["recordings"] = len(ours.engine.graphs.recordings)
+            return found
+        finally:
+            ours.close()
+
+    def measured(self, step: Callable[[int], tuple[float, float]], *, warm: int) -> dict[str, Any]:
+        """Median seconds of a step, the share of the card's rate and time, the first step's loss and the peak."""
         gc.collect()
         if CARD:
             torch.cuda.empty_cache()
-        try:
-            if name == "ours, for its rows":
-                ours = Ours(base, shape, VARIANTS["padded"], micro_batch=micro_batch, dropout=0.0)
-                olds = [ours.drawn(number, shape.rows) for number in range(8)]
-                operations = needed_operations(ours.engine.model, [*sets[0], *olds[0]], olds[0])
-                start = {
-                    key: value.detach().clone() for key, value in adapters.parameters(ours.engine.model, "fast").items()
-                }
-                ours.close()
-                continue
-            if name == "plain":
-                plain = Plain(base, shape, dropout=0.0)
-                plain.take({f"{key}": value for key, value in start.items()})
-                plain_loss = plain.step(sets[0], olds[0])
-                found = measured(lambda number: plain.step(sets[number % 8], olds[number % 8]), warm=2, count=count)
-                plain_seconds = found["seconds"]
-                if CARD:
-                    found["busy"], found["kernels"], found["longest"] = busy_share(lambda: plain.step(sets[0], olds[0]))
-                found["loss"], found["norm"] = plain_loss
-                plain.model.unload()
-                del plain
+            torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        loss, norm = step(0)
+        first = time.perf_counter() - began
+        warming = seconds_of(lambda: [step(number) for number in range(1, warm)])
+        times = [seconds_of(lambda: step(number)) for number in range(warm, warm + self.count)]  # noqa: B023
+        needed = statistics.mean(self.operations[number % 8] for number in range(warm, warm + self.count))
+        seconds = statistics.mean(times)
+        found = {"seconds": seconds, "fastest": min(times), "slowest": max(times), "first": first, "warming": warming,
+                 "loss": loss, "norm": norm, "rate": self.rate, "share": needed / seconds / self.rate}  # fmt: skip
+        if CARD:
+            found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            found |= busy_share(lambda: step(0))
+        return found
+
+    def run(self, names: Sequence[str], report: Callable[..., None]) -> None:
+        """All of them, one after the other."""
+        plain_seconds = None
+        for name in ["plain", *names]:
+            try:
+                found = self.plain() if name == "plain" else self.ours(name)
+            except torch.OutOfMemoryError as error:
+                found = {"failed": str(error).splitlines()[0]}
             else:
-                ours = Ours(base, shape, VARIANTS[name], micro_batch=micro_batch, dropout=0.0)
-                made = seconds_of(lambda: setattr(ours, "first", ours.step(0, sets[0])))
-                found = measured(lambda number: ours.step(number % 8, sets[number % 8]), warm=24 if "graphs" in name else 3,
-                                 count=count)  # fmt: skip
-                found["first"] = made
-                if CARD:
-                    found["busy"], found["kernels"], found["longest"] = busy_share(lambda: ours.step(0, sets[0]))
-                found["loss"], found["norm"] = ours.first
-                if ours.engine.graphs is not None:
-                    found["recordings"] = len(ours.engine.graphs.recordings)
-                ours.close()
-                del ours
-        except torch.OutOfMemoryError as error:
-            report(shape, name, micro_batch, {"failed": str(error).splitlines()[0]})
-            continue
-        share = operations / found["seconds"] / rate
-        against = plain_seconds / found["seconds"] if plain_seconds else None
-        report(
-            shape, name, micro_batch, found | {"rate": rate, "share": share, "against_plain": against, "layers": sizes}
-        )
+                plain_seconds = found["seconds"] if name == "plain" else plain_seconds
+                found["times_plain"] = plain_seconds and plain_seconds / found["seconds"]
+            report(self.shape, name, self.micro_batch, found)
 
 
 def main() -> None:
@@ -341,6 +367,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/gpu.json"))
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--micro-batch", type=int, default=0, help="rows in a pass; 0: the whole step's")
+    parser.add_argument("--variants", default="", help="of ours, with ; between them; all of the shape's if left out")
     parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()
     card = torch.cuda.get_device_name() if CARD else "no GPU: toy sizes"
@@ -358,7 +385,9 @@ def main() -> None:
     for key in options.shapes.split(","):
         shape = SHAPES[key] if CARD else toy(SHAPES[key])
         micro_batch = options.micro_batch or (2 * shape.rows if key == "135M" else shape.rows)
-        one_shape(shape, CASES[key], micro_batch=micro_batch, count=options.steps, report=report)
+        Comparison(shape, micro_batch, options.steps).run(
+            options.variants.split(";") if options.variants else CASES[key], report
+        )
 
 
 if __name__ == "__main__":

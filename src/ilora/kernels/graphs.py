@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -215,11 +216,38 @@ class DecoderGraphs:
     def _record(
         self, inputs: dict[str, Tensor], rest: dict[str, Any], packing: Packing, parameters: Sequence[nn.Parameter]
     ) -> Recording:
+        # Leaves of their own on the same memory: those of the caller may belong to a graph on another stream.
+        leaves = [nn.Parameter(parameter.detach(), parameter.requires_grad) for parameter in parameters]
+        places = self._places(parameters)
+
         def run(given: dict[str, Tensor]) -> list[Tensor]:
             own = {name: tensor for name, tensor in given.items() if not name.startswith("packing.")}
             names = iter(packing.tensors)
             placed = packing.with_tensors(lambda _: given[f"packing.{next(names)}"])
-            result = self._forward(**own, **rest, packing=placed)
+            with _filled(places, leaves):
+                result = self._forward(**own, **rest, packing=placed)
             return [result.last_hidden_state, *(result.hidden_states or ())]
 
-        return Recording(run, inputs, parameters, self.recorder)
+        return Recording(run, inputs, leaves, self.recorder)
+
+    def _places(self, parameters: Sequence[nn.Parameter]) -> list[tuple[dict[str, Any], str]]:
+        """Where in the decoder's modules each parameter is."""
+        found = {
+            id(parameter): (module._parameters, name)
+            for module in self.decoder.modules()
+            for name, parameter in module._parameters.items()
+        }
+        return [found[id(parameter)] for parameter in parameters]
+
+
+@contextmanager
+def _filled(places: Sequence[tuple[dict[str, Any], str]], parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside the block, these parameters are at these places."""
+    before = [table[name] for table, name in places]
+    for (table, name), parameter in zip(places, parameters, strict=True):
+        table[name] = parameter
+    try:
+        yield
+    finally:
+        for (table, name), parameter in zip(places, before, strict=True):
+            table[name] = parameter

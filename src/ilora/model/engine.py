@@ -29,6 +29,7 @@ from ilora.model.passes import Inputs, Output, ReadPrompts, attention_cache, row
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
 Route = Callable[[Batch], list[str]]  # the adapter for every row
+_FORMS = 64  # compiled forms of a layer, at most: one for each adapter, with and without gradient and dropout
 Layers = Literal["last", "all"]  # which layers' outputs; all: those that an adapter changes (not the embedding's)
 
 
@@ -63,6 +64,7 @@ class Engine:
         self._takes_positions = "position_ids" in signature.parameters
         self._prefix: Prefix | None = None
         self._route: Route | None = None
+        self._compiled = False
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +115,12 @@ class Engine:
             yield
 
     @contextmanager
+    def _as_written(self) -> Iterator[None]:
+        """Without compiled layers: with a cache of keys and values, each length would be compiled anew."""
+        with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
+            yield
+
+    @contextmanager
     def _watched(self, wanted: bool) -> Iterator[list[Tensor]]:
         """The decoder's output while it makes logits. To ask for `output_hidden_states` would keep every layer's."""
         seen: list[Tensor] = []
@@ -130,7 +138,8 @@ class Engine:
         """New token ids (rows, up to max_new_tokens), with the active adapter, soft prompt or routes."""
         inputs = self._inputs(batch, whole=True).arguments
         inputs.pop("position_ids", None)  # generation counts on from the mask itself
-        made: Tensor = self.model.generate(**inputs, generation_config=settings)
+        with self._as_written():
+            made: Tensor = self.model.generate(**inputs, generation_config=settings)
         # From embeddings, generation returns the new tokens alone.
         return made if "inputs_embeds" in inputs else made[:, batch.input_ids.shape[1] :]
 
@@ -150,7 +159,7 @@ class Engine:
         padded, packing = replace(inputs, arguments=dict(inputs.arguments)), self._pack(inputs)
         if self._slices_logits:
             inputs.arguments["logits_to_keep"] = packing.columns(1) if packing else 1
-        with self._layers(inputs.upper):
+        with self._layers(inputs.upper), self._as_written():
             output = self.model(**inputs.arguments, use_cache=True)
         if packing is None:
             return ReadPrompts(padded, output.logits[:, -1:], attention_cache(output))
@@ -186,7 +195,7 @@ class Engine:
             more["position_ids"] = (mask.cumsum(1) - 1)[:, -width:]
         if "adapter_names" in inputs.arguments:
             more["adapter_names"] = inputs.arguments["adapter_names"]
-        with self._layers(inputs.upper):
+        with self._layers(inputs.upper), self._as_written():
             logits: Tensor = self.model(**more, use_cache=True).logits
         return logits
 
@@ -267,8 +276,12 @@ class Engine:
 
     def compile_layers(self) -> None:
         """Fuse the small operations of every layer, at its first pass, by torch.compile."""
+        torch._dynamo.config.recompile_limit = _FORMS
         for layer in self.core.get_decoder().layers:  # type: ignore[operator]
             layer.compile(dynamic=True)
+        # The first layer then is like the others, whose input has a gradient: one form less to compile.
+        self.core.get_input_embeddings().register_forward_hook(_asks_for_gradient)  # type: ignore[operator]
+        self._compiled = True
 
     def record_passes(self, recorder: Recorder) -> None:
         """Replay the decoder's passes from now on, instead of launching their kernels one by one."""
@@ -343,3 +356,7 @@ class Engine:
             yield
         finally:
             self.model.train()
+
+
+def _asks_for_gradient(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() else output
