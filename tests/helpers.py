@@ -140,12 +140,12 @@ def train(session: Session) -> Iterator[Phase]:
 
 
 def logits(session: Session, asked: str, answered_as: str | None = None) -> Tensor:
-    """Of the training rows of task `asked`, computed as the method answers task `answered_as`."""
+    """Of the training rows of task `asked`, computed as the method answers task `answered_as`; on the CPU."""
     engine = session.method.engine
     engine.model.eval()
-    batch = collate(session.stream.train[asked], pad=engine.pad)
+    batch = collate(session.stream.train[asked], pad=engine.pad, device=engine.device)
     with torch.no_grad(), session.method.inference(answered_as or asked, session.method.variants[0]):
-        found = engine.forward(batch).logits
+        found = engine.forward(batch).logits.cpu()
     engine.model.train()
     return found
 

@@ -64,7 +64,7 @@ def test_the_gradient_equals_finite_differences(where: str, landscape: Landscape
         moved[row, column] += step
         updates = leaves | {layer: LowRank(leaves[layer].down.detach(), moved, leaves[layer].scale)}
         landscape.use(path.bent(replace(bend_point, updates=updates)).at(0.3))
-        batch = collate(rows, pad=landscape.engine.pad)
+        batch = collate(rows, pad=landscape.engine.pad, device=landscape.engine.device)
         with torch.no_grad():
             return float(row_losses(landscape.engine.forward(batch).logits, batch).mean())
 

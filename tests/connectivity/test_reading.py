@@ -27,8 +27,12 @@ def test_greedy_answers_equal_generation(landscape: Landscape, number: int, draf
     shared = shared_length([example.prompt for example in asked])
     assert shared > 0
     engine, end = landscape.engine, landscape.encoder.end
-    whole = collate(asked, pad=landscape.encoder.pad)
-    own = collate([type(e)(e.task, e.id, e.prompt[shared:], []) for e in asked], pad=landscape.encoder.pad)
+    whole = collate(asked, pad=landscape.encoder.pad, device=landscape.engine.device)
+    own = collate(
+        [type(e)(e.task, e.id, e.prompt[shared:], []) for e in asked],
+        pad=landscape.encoder.pad,
+        device=landscape.engine.device,
+    )
     from transformers import GenerationConfig
 
     settings = GenerationConfig(do_sample=False, max_new_tokens=9, eos_token_id=end, pad_token_id=landscape.encoder.pad)

@@ -1,4 +1,4 @@
-"""What only a card can show: CUDA graphs, flash attention of packed rows, and that a resume gives the same bits there."""
+"""What only a card can show: CUDA graphs, attention of packed rows, and a resume that gives the same bits there."""
 
 from __future__ import annotations
 

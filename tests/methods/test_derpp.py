@@ -64,7 +64,7 @@ def logits_by_hand(model: PeftModel, example: Example) -> Tensor:
     before = model.training
     model.eval()
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([example.prompt + example.answer])).logits
+        logits = model(input_ids=torch.tensor([example.prompt + example.answer], device=model.device)).logits
     model.train(before)
     return torch.stack([logits[0, len(example.prompt) - 1 + n] for n in range(len(example.answer))])
 

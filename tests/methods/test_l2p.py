@@ -284,7 +284,7 @@ def test_what_is_saved_gives_the_same_logits_elsewhere(make_config: MakeConfig, 
     settings = json.loads((folder / "prompts.json").read_text())
     assert settings.pop("method") == "l2p"
     other = begin(make_config("seed=5", method=settings), tmp_path / "other").method
-    batch = collate(session.stream.train["two"], pad=session.method.engine.pad)
+    batch = collate(session.stream.train["two"], pad=session.method.engine.pad, device=session.method.engine.device)
     expected = answers(session.method, batch)
     assert not torch.equal(answers(other, batch), expected)
     pool = other.pool

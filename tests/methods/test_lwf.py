@@ -130,13 +130,13 @@ def test_padding_does_not_count(method: LwF) -> None:
 
 def test_teacher_computes_without_dropout(method: LwF) -> None:
     """And the student with it: with the same weights, what is left of the term is the student's dropout."""
-    model = method.engine.model
+    model, dropout = method.engine.model, torch.nn.Dropout(0.0)
+    for module in model.modules():
+        for name in {"fast", "teacher"} & set(getattr(module, "lora_dropout", {})):
+            module.lora_dropout[name] = dropout
     adapters.copy(model, "teacher", "fast")
     assert term_of(method, ROWS) == 0.0
-    for module in model.modules():
-        if "fast" in getattr(module, "lora_dropout", {}):
-            module.lora_dropout["fast"] = torch.nn.Dropout(0.5)
-            module.lora_dropout["teacher"] = torch.nn.Dropout(0.5)
+    dropout.p = 0.5
     targets = []
     forward = method.engine.forward
 

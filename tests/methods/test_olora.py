@@ -44,7 +44,7 @@ def summed(tiny_model: Path, model: PeftModel, names: list[str]) -> LlamaForCaus
         factors = snapshot(model, name)
         for key in (key for key in factors if "lora_A" in key):
             path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            delta = 8 / 4 * factors[key.replace("lora_A", "lora_B")] @ factors[key]
+            delta = 8 / 4 * factors[key.replace("lora_A", "lora_B")].cpu() @ factors[key].cpu()
             found.get_submodule(path).weight += delta
     return found
 

@@ -170,10 +170,10 @@ def test_one_prompt_more_a_task_and_the_earlier_ones_stay(make_config: MakeConfi
         prefixes = [vectors[:, : number * LENGTH] for vectors in seen]
         assert all(torch.equal(prefix[0], prefix[-1]) for prefix in prefixes)  # the same for every row
         for vectors in prefixes:
-            assert torch.equal(vectors[0, LENGTH:], torch.cat([torch.empty(0, 32), *finished[-2::-1]]))
+            assert torch.equal(vectors[0, LENGTH:], torch.cat([finished[0][:0], *finished[-2::-1]]))
         file = load_file(tmp_path / "run" / "adapters" / phase.label / "fast" / "adapter_model.safetensors")
         assert set(file) == {"prompt_embeddings"}
-        assert torch.equal(file["prompt_embeddings"], torch.cat(finished[::-1]))
+        assert torch.equal(file["prompt_embeddings"], torch.cat(finished[::-1]).cpu())
         seen.clear()
     for number, name in enumerate(("one", "two", "three"), 1):  # inference: each task as it was trained
         logits(session, name)
@@ -208,9 +208,10 @@ def test_peft_loads_what_is_saved(tiny_model: Path, make_config: MakeConfig, tmp
         loaded = PeftModel.from_pretrained(plain(tiny_model), tmp_path / "run" / "adapters" / phase.label / "fast")
         for row in session.stream.train[phase.name][:3]:
             with torch.no_grad(), session.method.inference(phase.name, "fast"):
-                session.method.engine.model.eval()
-                wanted = session.method.engine.forward(collate([row], pad=session.method.engine.pad)).logits
-                session.method.engine.model.train()
+                engine = session.method.engine
+                engine.model.eval()
+                wanted = engine.forward(collate([row], pad=engine.pad, device=engine.device)).logits.cpu()
+                engine.model.train()
                 found = loaded.eval()(input_ids=torch.tensor([row.prompt + row.answer])).logits
             torch.testing.assert_close(found[:, -wanted.shape[1] :], wanted)
 

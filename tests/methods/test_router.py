@@ -41,7 +41,7 @@ def trained(config: Config, folder: Path) -> tuple[Session, Router]:
     with torch.no_grad():
         for name in adapters.names(session.method.engine.model):
             for parameter in adapters.parameters(session.method.engine.model, name).values():
-                parameter.normal_(generator=source)
+                parameter.copy_(torch.randn(parameter.shape, generator=source))
     session.method.engine.model.eval()
     return session, session.method
 
@@ -74,7 +74,7 @@ def test_a_prototype_is_the_mean_base_feature_of_the_training_rows(
     kept: dict[str, Tensor] = {}
     for number, phase in enumerate(train(session), 1):
         expected = torch.stack([feature(base, row) for row in session.stream.train[phase.name]]).mean(0)
-        torch.testing.assert_close(method.prototypes[f"task-{number:04d}"], expected)
+        torch.testing.assert_close(method.prototypes[f"task-{number:04d}"].cpu(), expected)
         assert all(torch.equal(method.prototypes[name], value) for name, value in kept.items())  # earlier ones stay
         kept = {name: value.clone() for name, value in method.prototypes.items()}
     assert list(kept) == ["task-0001", "task-0002", "task-0003"]
@@ -97,7 +97,7 @@ def test_a_prototype_is_of_so_many_rows_at_most(
     assert {row.id for row in used} < {row.id for row in session.stream.train["one"]}
     expected = torch.stack([feature(plain(tiny_model), row) for row in used]).mean(0)
     assert isinstance(session.method, Router)
-    torch.testing.assert_close(session.method.prototypes["task-0001"], expected)
+    torch.testing.assert_close(session.method.prototypes["task-0001"].cpu(), expected)
 
 
 # -- the answer ----------------------------------------------------------------------------------------------------
@@ -106,7 +106,10 @@ def test_a_prototype_is_of_so_many_rows_at_most(
 def test_every_row_of_a_batch_is_computed_with_its_own_adapter(make_config: MakeConfig, tmp_path: Path) -> None:
     session, method = trained(make_config(method=ROUTER), tmp_path / "run")
     rows = mixed(session)
-    batch, model = collate(rows, pad=session.method.engine.pad), session.method.engine.model
+    batch, model = (
+        collate(rows, pad=session.method.engine.pad, device=session.method.engine.device),
+        session.method.engine.model,
+    )
     with torch.no_grad(), method.inference("one", "fast"):
         found = session.method.engine.forward(batch).logits
     chosen = [session.method.run.notes[row.id]["adapter"] for row in rows]
@@ -123,13 +126,13 @@ def test_every_row_of_a_batch_is_computed_with_its_own_adapter(make_config: Make
 def test_the_choice_does_not_depend_on_the_answer_or_on_the_batch(make_config: MakeConfig, tmp_path: Path) -> None:
     session, method = trained(make_config(method=ROUTER), tmp_path / "run")
     rows = mixed(session)
-    notes, pad = session.method.run.notes, session.method.engine.pad
+    notes, engine = session.method.run.notes, session.method.engine
     found = []
     for batches in ([rows], [[row] for row in rows], [[Example(r.task, r.id, r.prompt, []) for r in rows]]):
         notes.clear()
         with torch.no_grad(), method.inference("two", "fast"):
             for examples in batches:
-                session.method.engine.forward(collate(examples, pad=pad))
+                engine.forward(collate(examples, pad=engine.pad, device=engine.device))
         found.append({key: dict(value) for key, value in notes.items()})
     assert found[0] == found[1] == found[2]
     assert all(note["routed_right"] == float(note["adapter"] == "task-0002") for note in found[0].values())
@@ -210,7 +213,9 @@ def test_predictions_are_those_of_the_chosen_adapters(scoring: str, make_config:
             texts[name] = [record["prediction"] for record in records(session)]
     assert len({tuple(column) for column in texts.values()}) == 3  # the adapters can be told apart
     rows = session.stream.scored["two"].examples
-    features = session.method.engine.features(collate(rows[:3], pad=session.method.engine.pad))
+    features = session.method.engine.features(
+        collate(rows[:3], pad=session.method.engine.pad, device=session.method.engine.device)
+    )
     method.prototypes = dict(zip(method.prototypes, features, strict=True))  # so that this task's rows go to all three
     found = {}
     for merge in (False, True):

@@ -53,7 +53,7 @@ def test_trained_resumed_and_the_same_in_plain_peft(
     engine = session.method.engine
     engine.model.eval()
     with torch.no_grad(), session.method.inference("two", session.method.variants[0]):
-        ours = engine.model(ids).logits
+        ours = engine.model(ids.to(engine.device)).logits.cpu()
     assert float((ours - changed).abs().max()) <= 1e-4
 
 
