@@ -289,8 +289,10 @@ class TrainingConfig(Section):
     global_batch_size: PositiveInt = Field(
         16, description="new rows in an optimizer step, over all processes (replayed rows come on top)"
     )
-    micro_batch_size: PositiveInt = Field(
-        8, description="rows in a forward pass of one process; changes memory and speed, not the result"
+    micro_batch_size: PositiveInt | Literal["auto"] = Field(
+        8,
+        description="rows in a forward pass of one process, halved where memory ends; auto: by tokens, on a GPU as "
+        "many as fit; changes memory and speed, not the result (but for dropout's masks)",
     )
     learning_rate: float = Field(2e-4, gt=0, lt=1e30)
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -311,6 +313,11 @@ class TrainingConfig(Section):
         ge=0,
         description="save the adapters between so many parts of each task, in trajectory/ (for `connect`); 0: never",
     )
+
+    @property
+    def rows_at_once(self) -> int:
+        """The micro-batch's rows, where their number is asked for."""
+        return 8 if self.micro_batch_size == "auto" else self.micro_batch_size
 
 
 class EvaluationConfig(Section):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from ilora.data.examples import Example
+from ilora.data.examples import Batch, Example, Totals
+from ilora.errors import IloraError
 from ilora.methods import METHODS, Method
 from ilora.model import adapters
 from ilora.replay.memory import ReplayMemory
@@ -340,3 +341,61 @@ def test_gradient_checkpointing_changes_nothing_but_the_work(tiny_model: Path, n
     assert results[0].keys() == results[1].keys()
     for key, value in results[0].items():
         torch.testing.assert_close(results[1][key], value, rtol=1e-5, atol=1e-6)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def short_of_memory(method: Method[Any], tokens: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From now on a pass over more tokens fails, padding counted; the sizes in rows that went through."""
+    went: list[int] = []
+    loss = method.loss
+
+    def failing(batch: Batch, totals: Totals) -> torch.Tensor:
+        if batch.input_ids.numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much")
+        went.append(len(batch.examples))
+        return loss(batch, totals)
+
+    monkeypatch.setattr(method, "loss", failing)
+    return went
+
+
+@pytest.mark.parametrize("size", [100, "auto"])
+def test_out_of_memory_the_step_is_taken_in_smaller_parts(
+    tiny_model: Path, size: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make(tiny_model)
+    expected = step(whole, micro_batch_size=100)
+    method = make(tiny_model)
+    longest = max(map(len, ROWS))
+    went = short_of_memory(method, 3 * longest, monkeypatch)
+    report = step(method, micro_batch_size=size)
+    assert report.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert report.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    assert report.terms == pytest.approx(expected.terms, rel=1e-5)
+    engine = method.engine
+    if size == "auto":
+        assert engine.micro_batch_tokens is not None
+        assert engine.micro_batch_tokens // longest <= 3
+    else:
+        assert engine.micro_batch_size in (1, 2, 3)
+    went.clear()
+    step(method, micro_batch_size=engine.micro_batch_size)
+    assert sum(went) == len(ROWS)  # the next step begins with parts that fit
+
+
+def test_where_one_row_does_not_fit_the_message_says_so(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = make(tiny_model)
+    short_of_memory(method, 1, monkeypatch)
+    with pytest.raises(IloraError, match=r"single rows of up to \d+ tokens .*gradient_checkpointing"):
+        step(method, micro_batch_size=4)
+
+
+def test_tokens_are_counted_with_their_padding(tiny_model: Path) -> None:
+    engine = make(tiny_model).engine
+    engine.micro_batch_size, engine.micro_batch_tokens = "auto", 20
+    rows = [Example("one", f"{size}", list(range(2, 1 + size)), [1]) for size in (12, 9, 8, 5, 4, 4, 3)]
+    assert [[len(row) for row in part] for part in engine.split(rows)] == [[12], [9, 8], [5, 4, 4, 3]]
+    engine.micro_batch_tokens = None
+    assert len(list(engine.split(rows))) == 1

@@ -121,7 +121,7 @@ def _trained(
     curve: Curve, pair: Pair, landscape: Landscape, settings: Settings, display: Display
 ) -> tuple[Adapter, dict[str, Any]]:
     """The trained bend, and its training: the mean loss along the straight line and along the curve, on some rows."""
-    seed, size = landscape.config.seed, landscape.config.training.micro_batch_size
+    seed, size = landscape.config.seed, landscape.config.training.rows_at_once
     rows = [
         example
         for task in pair.tasks

@@ -89,10 +89,16 @@ def evaluate(
     texts: list[tuple[int, str, dict[str, Any]]] = []
     try:
         with torch.inference_mode():
-            for start in range(0, len(mine), batch_size):
-                rows = mine[start : start + batch_size]
+            while len(texts) < len(mine):
+                rows = mine[len(texts) : len(texts) + batch_size]
                 notes.clear()
-                made = predict(data, rows, engine, encoder)
+                try:
+                    made = predict(data, rows, engine, encoder)
+                except torch.OutOfMemoryError:
+                    if batch_size == 1:
+                        raise
+                    batch_size //= 2  # changes no answer
+                    continue
                 noted = [notes.get(data.examples[index].id, {}) for index in rows]
                 texts += zip(rows, made, noted, strict=True)
                 advance(len(rows) * accelerator.num_processes)

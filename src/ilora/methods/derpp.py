@@ -8,6 +8,7 @@ them:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,15 +64,14 @@ class DERpp(ExperienceReplay[DERppConfig]):
         """Logits of these rows and of no others."""
         kept = {example.id: example for example in examples}
         new = [example for key, example in kept.items() if key not in self.logits]
-        size = self.engine.micro_batch_size
-        for start in range(0, len(new), size):
-            self._store(new[start : start + size])
+        for rows in self.engine.split(new):
+            self._store(rows)
         for table in (self.logits, self.entries):
             for gone in table.keys() - kept.keys():
                 del table[gone]
 
     @torch.no_grad()
-    def _store(self, rows: list[Example]) -> None:
+    def _store(self, rows: Sequence[Example]) -> None:
         # Every process computes all of them: they are few, and must be the same everywhere.
         batch = collate(rows, pad=self.engine.pad, device=self.engine.device)
         logits = self.engine.forward(batch, dropout=False).answer_logits.float()

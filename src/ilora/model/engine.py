@@ -38,7 +38,8 @@ class Engine:
     """The model, and every way to compute with it: with the active adapter, a soft prompt, or an adapter for each row.
 
     pad: the token id that fills short rows.
-    micro_batch_size: rows in a forward pass of training, at most.
+    micro_batch_size: rows in a forward pass of training, at most; "auto": counted in tokens instead.
+    micro_batch_tokens: tokens in such a pass, padding included; None: no limit.
     merge: `Method.weights` merges adapters into the base's weights.
     adapted: the last so many layers carry the adapter; 0: all.
     below: the states of the layers under them, computed once.
@@ -50,7 +51,8 @@ class Engine:
     model: PeftModel
     accelerator: Accelerator
     pad: int
-    micro_batch_size: int = 8
+    micro_batch_size: int | Literal["auto"] = 8
+    micro_batch_tokens: int | None = None
     merge: bool = False
     adapted: int = 0
     below: Below | None = None
@@ -325,10 +327,35 @@ class Engine:
 
     def micro_batches(self, rows: Sequence[Example], *, size: int | None = None) -> Iterator[Batch]:
         """This process's part of the rows in micro-batches, longest first (little padding, the memory's peak first)."""
-        mine = sorted(rows, key=len, reverse=True)[self.accelerator.process_index :: self.accelerator.num_processes]
-        size = size or self.micro_batch_size
-        for start in range(0, len(mine), size):
-            yield collate(mine[start : start + size], pad=self.pad, device=self.device)
+        for part in self.split(self._mine(rows), size=size):
+            yield collate(part, pad=self.pad, device=self.device)
+
+    def _mine(self, rows: Sequence[Example]) -> list[Example]:
+        return sorted(rows, key=len, reverse=True)[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def split(self, rows: Sequence[Example], *, size: int | None = None) -> Iterator[Sequence[Example]]:
+        """The rows in parts that go through the model together. size: rows in each; None: as set."""
+        size = size or (len(rows) if self.micro_batch_size == "auto" else self.micro_batch_size)
+        start = 0
+        while start < len(rows):
+            count = size
+            if self.micro_batch_size == "auto" and self.micro_batch_tokens is not None:
+                longest = max(map(len, rows[start : start + size]))
+                count = min(size, max(1, self.micro_batch_tokens // longest))
+            yield rows[start : start + count]
+            start += count
+
+    def halve_micro_batches(self, rows: Sequence[Example]) -> bool:
+        """After a pass over this step's rows ran out of memory; False where single rows are the micro-batches."""
+        parts = list(self.split(self._mine(rows)))
+        most = max(map(len, parts))
+        if most == 1:
+            return False
+        if self.micro_batch_size == "auto":
+            self.micro_batch_tokens = max(len(part) * max(map(len, part)) for part in parts) // 2
+        else:
+            self.micro_batch_size = most // 2
+        return True
 
     @torch.no_grad()
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:

@@ -20,6 +20,7 @@ from ilora.progress import Display
 from ilora.settings import LEAST_LENGTH, DataConfig, ModelConfig
 from ilora.training.interrupt import StopRequest
 
+TOKENS_ON_CPU = 4096  # in a micro-batch: more are not faster there
 LARGE = 1_000_000_000  # parameters: from here on a GPU's kernels take longer than their launches
 
 
@@ -51,6 +52,8 @@ def load_engine(
         adapted=config.adapter.layers or 0,
         base=identity,
     )
+    if engine.micro_batch_size == "auto" and engine.device.type == "cpu":
+        engine.micro_batch_tokens = TOKENS_ON_CPU
     if config.evaluation.merge and (shared := adapters.tied(engine.model)):
         raise InputError(
             f"evaluation.merge: {', '.join(shared)} has an adapter and shares its weights with another layer, "

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ilora.data.examples import Example, Totals
+from ilora.errors import IloraError
 from ilora.methods.base import Method
 from ilora.methods.view import Position, RunView
 from ilora.training.divergence import diverged
@@ -72,20 +73,11 @@ def optimizer_step(method: Method[Any], optimizer: torch.optim.Optimizer, exampl
     Raises DivergenceError, the weights untouched, where the loss or a gradient is not finite.
     """
     run, parameters = method.run, method.trainable
-    engine, position = run.engine, run.position
+    position = run.position
     highest = method.config.learning_rate or run.training.learning_rate
     rate = highest * schedule(position.task_step, position.task_steps, run.training)
     rows = method.extend_batch(examples)
-    totals = Totals.of(rows)
-    run.terms.clear()
-    optimizer.zero_grad()
-    loss = torch.zeros((), device=engine.device)
-    for number, batch in enumerate(engine.micro_batches(rows)):
-        torch.manual_seed(position.key("dropout", position.step, number, engine.accelerator.process_index))
-        share = method.loss(batch, totals)
-        share.backward()  # type: ignore[no-untyped-call]
-        engine.passes["backward"] += len(batch.examples)
-        loss += share.detach()
+    loss = _gradients(method, optimizer, rows)
     terms = _sum_over_processes(parameters, loss, run)
     penalty = method.penalty()
     if penalty is not None:
@@ -103,6 +95,43 @@ def optimizer_step(method: Method[Any], optimizer: torch.optim.Optimizer, exampl
     optimizer.step()
     method.after_step()
     return StepReport(value, dict(zip(terms, numbers, strict=True)), length, rate, sum(map(len, rows)))
+
+
+def _gradients(method: Method[Any], optimizer: torch.optim.Optimizer, rows: list[Example]) -> Tensor:
+    """Add up the gradients of this process's rows; returns its share of the loss.
+
+    Out of memory, it begins again with micro-batches of half the size, which changes nothing else. Raises IloraError
+    where not even one row fits.
+    """
+    run, full = method.run, True
+    while full:
+        optimizer.zero_grad()
+        run.terms.clear()
+        try:
+            return _passes(method, rows)
+        except torch.OutOfMemoryError as error:
+            full = run.engine.halve_micro_batches(rows)
+            reason = str(error).partition("\n")[0]
+        if run.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+    longest = max(map(len, rows))
+    raise IloraError(
+        f"out of memory with single rows of up to {longest} tokens ({reason}); set model.gradient_checkpointing: true, "
+        "a smaller data.max_length, or model.quantization: 4bit"
+    )
+
+
+def _passes(method: Method[Any], rows: list[Example]) -> Tensor:
+    """Forward and backward over each micro-batch."""
+    engine, position, totals = method.engine, method.position, Totals.of(rows)
+    loss = torch.zeros((), device=engine.device)
+    for number, batch in enumerate(engine.micro_batches(rows)):
+        torch.manual_seed(position.key("dropout", position.step, number, engine.accelerator.process_index))
+        share = method.loss(batch, totals)
+        share.backward()  # type: ignore[no-untyped-call]
+        engine.passes["backward"] += len(batch.examples)
+        loss += share.detach()
+    return loss
 
 
 @torch.no_grad()

@@ -203,8 +203,10 @@ class Session:
 
     def _step(self, examples: list[Example]) -> str:
         """Take one optimizer step and log it; returns what the bar shows of it."""
-        began = time.perf_counter()
+        began, before = time.perf_counter(), self._division
         report = optimizer_step(self.method, self.state.optimizer, examples)
+        if self._division != before:
+            self.display.warn(f"out of memory: micro-batches of {before}; going on with {self._division}")
         counters, position = self.state.counters, self.method.position
         loss = report.terms.get("ce", report.loss)
         self.watch.check(loss, self.method.trainable, position, report.learning_rate)
@@ -214,6 +216,15 @@ class Session:
         counters.train_seconds += seconds
         self._log(report, seconds)
         return f"loss {report.loss:.3f}  {report.tokens / seconds:.0f} tokens/s"
+
+    @property
+    def _division(self) -> str:
+        """How a step is divided, in words."""
+        engine = self.method.engine
+        if engine.micro_batch_size == "auto":
+            tokens = engine.micro_batch_tokens
+            return "the whole step" if tokens is None else f"{tokens} tokens"
+        return f"{engine.micro_batch_size} rows"
 
     def _log(self, report: StepReport, seconds: float) -> None:
         position = self.method.position

@@ -23,7 +23,8 @@ _STEPS = 3
 def tokens_per_second(config: Config, lengths: Sequence[int]) -> list[float]:
     """Trained tokens (prompt and answer) in a second for rows of each length: plain fine-tuning, whole optimizer steps.
 
-    A step has one micro-batch; each figure is the median of three. Loads the model, with the adapter as configured.
+    A step has one micro-batch (`auto`: 8 rows); each figure is the median of three. Loads the model, with the adapter
+    as configured.
     """
     engine, _ = load_engine(config, Accelerator())
     plain = method_class("sequential")
@@ -32,7 +33,7 @@ def tokens_per_second(config: Config, lengths: Sequence[int]) -> list[float]:
     optimizer = make_optimizer(method.trainable, config.training)
 
     def step(length: int) -> float:
-        rows = [_row(length, engine.pad)] * config.training.micro_batch_size
+        rows = [_row(length, engine.pad)] * config.training.rows_at_once
         began = time.perf_counter()
         optimizer_step(method, optimizer, rows)
         return length * len(rows) / (time.perf_counter() - began)

@@ -21,6 +21,7 @@ from ilora.training.checkpoint import Checkpoint, split_tensors
 from ilora.training.divergence import DivergenceError
 from ilora.training.optim import make_optimizer
 
+_NO_LIMIT = 2**62  # tokens
 _PLACES = ("path", "train", "eval", "test", "dataset")  # settings of a task that say where its rows are
 
 
@@ -79,6 +80,7 @@ class State:
                 "config": self.config.dump(),
                 "fingerprints": [fingerprint(task) for task in self.tasks],
                 "base": self.base,
+                "micro_batches": self.micro_batches(),
                 "method": method_values,
                 "memory": memory_values,
             },
@@ -96,6 +98,21 @@ class State:
         base = self.method.engine.base
         return None if base is None else asdict(base)
 
+    def micro_batches(self) -> dict[str, Any]:
+        """How steps are divided, after all that ran out of memory: the smallest over processes, which all then take."""
+        engine = self.method.engine
+        rows = 0 if engine.micro_batch_size == "auto" else engine.micro_batch_size
+        now = torch.tensor([[rows, engine.micro_batch_tokens or _NO_LIMIT]], device=engine.device)
+        rows, tokens = engine.accelerator.gather(now).amin(0).tolist()
+        self.divide(rows, tokens)
+        return {"rows": rows, "tokens": tokens}
+
+    def divide(self, rows: int, tokens: int) -> None:
+        """Inverse of `micro_batches`."""
+        engine = self.method.engine
+        engine.micro_batch_size = rows or "auto"
+        engine.micro_batch_tokens = None if tokens == _NO_LIMIT else tokens
+
     def count_passes(self) -> None:
         """Take the rows that all processes have passed through the model since the last call into the counters."""
         engine = self.method.engine
@@ -110,6 +127,8 @@ class State:
         """Inverse of `checkpoint`. Raises InputError where the configuration or the data are not those of then."""
         values, tensors = found.values, found.tensors
         self.refuse_changes(found)
+        if "micro_batches" in values:  # not in those of the versions before
+            self.divide(**values["micro_batches"])
         self.progress = Progress(**values["position"])
         self.counters = Counters(**values["counters"])
         adapters.load_state(self.method.engine.model, tensors["adapters"], first="fast")
