@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo test lint check versions bench clean
+.PHONY: setup demo test lint check versions bench bench-gpu clean
 
 setup: $(STAMP)
 
@@ -21,7 +21,7 @@ demo: $(STAMP)
 	if [ -d runs/demo ]; then $(BIN)/ilora resume runs/demo; else $(BIN)/ilora run configs/demo.yaml --out runs/demo; fi
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -46,6 +46,10 @@ versions: .venv-lowest/.ready .venv-newest/.ready
 # Against the plain way, about 15 minutes on two cores; figures also in bench/results.json.
 bench: $(STAMP)
 	$(BIN)/python bench/speed.py
+
+# The same on a GPU: a few minutes on an H100; figures also in bench/gpu.json.
+bench-gpu: $(STAMP)
+	$(BIN)/python bench/gpu.py
 
 # What CI runs.
 check: lint test

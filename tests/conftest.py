@@ -24,10 +24,14 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick() -> Iterator[None]:
-    """Runs leave out report.html, which takes longer than a tiny run; `report` is for the tests that look at it."""
+    """Runs leave out what takes longer than a tiny run: report.html (`report` is for the tests that look at it), PEFT's
+    model cards, and the disk's confirmation of each file.
+    """
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ilora.runner.write_report", lambda _path: None)
+        patch.setattr("peft.PeftModel.create_or_update_model_card", lambda *_: None)
+        patch.setattr("os.fsync", lambda _file: None)
         yield
 
 

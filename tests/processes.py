@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -73,17 +73,22 @@ def outcome(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
-def _command(arguments: list[str], log: Path, environment: dict[str, str], broken: str | None) -> None:
-    """`ilora ...` with its output in `log.out` and `log.err`."""
+def _commands(commands: Sequence[Sequence[str]], log: Path, environment: dict[str, str], broken: str | None) -> None:
+    """`ilora ...`, one after the other, with their output in `log.out` and `log.err`."""
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    sys.argv = ["ilora", *arguments]
     os.environ.update(environment)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ilora.runner.write_report", lambda _path: None)  # as in the tests' own process
         if broken is not None:
             patch.setattr(broken, _break)
-        main()
+        for number, arguments in enumerate(commands, 1):
+            sys.argv = ["ilora", *arguments]
+            try:
+                main()
+            except SystemExit as end:
+                if end.code or number == len(commands):
+                    raise
 
 
 def _break(*_: object, **__: object) -> None:
@@ -92,7 +97,15 @@ def _break(*_: object, **__: object) -> None:
 
 def ilora_fork(*arguments: object, log: Path, broken: str | None = None, **environment: str) -> BaseProcess:
     """The command in a process of its own, which begins at once. broken: the name of a function that then fails."""
-    process = forks.Process(target=_command, args=([*map(str, arguments)], log, environment, broken), daemon=True)
+    return ilora_forks([arguments], log=log, broken=broken, **environment)
+
+
+def ilora_forks(
+    commands: Sequence[Sequence[object]], *, log: Path, broken: str | None = None, **environment: str
+) -> BaseProcess:
+    """Several commands, one after the other, in one process; the first that fails ends it."""
+    lines = [[*map(str, arguments)] for arguments in commands]
+    process = forks.Process(target=_commands, args=(lines, log, environment, broken), daemon=True)
     process.start()
     return process
 

@@ -35,7 +35,7 @@ from ilora.settings import TaskConfig
 from ilora.stream import load_tasks, refuse_duplicates, resolve
 from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
-from ilora.training.processes import naming_a_lost_process, on_main
+from ilora.training.processes import leave_group, naming_a_lost_process, on_main
 from ilora.training.session import Session
 
 
@@ -263,7 +263,7 @@ def _execute(
             on_main(accelerator, partial(_write_config, folder, settings))
             outcomes.append(_perform(session, path))
         on_main(accelerator, lambda: write_report(path))
-    accelerator.end_training()
+    leave_group(accelerator)
     return RunResult(path, outcomes[0], outcomes[1:], main_process=main)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from ilora import InputError, resume, run
 from ilora.methods import METHODS
 from ilora.model import adapters
-from tests.helpers import MakeConfig, begin, difference, plain, run_killed, settings, train, weights
+from tests.helpers import FEW_SCORES, MakeConfig, begin, difference, plain, run_killed, settings, train, weights
 
 SPECIAL: dict[str, dict[str, Any]] = {
     "rslora": {"use_rslora": True},
@@ -64,7 +64,12 @@ def test_every_method_supports_a_setting_or_refuses_it(
 ) -> None:
     def made() -> Any:
         return make_config(
-            "data.tasks=[one, two]", "training.epochs=1", method=settings(name), adapter=adapter(special)
+            *FEW_SCORES,
+            "data.tasks=[one, two]",
+            "data.limit.train=8",
+            "training.epochs=1",
+            method=settings(name),
+            adapter=adapter(special),
         )
 
     if set(SPECIAL[special]) & set(METHODS[name].without):

@@ -121,7 +121,11 @@ def test_examples_of_what_was_forgotten(tmp_path: Path) -> None:
     assert "Reference C Answer then C Answer now positive, I would say" in page.text
 
 
-def test_examples_are_capped_and_long_prompts_lose_their_middle(tmp_path: Path) -> None:
+def test_examples_are_capped_and_long_prompts_lose_their_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for figure in ("bars_svg", "curves_svg", "heatmap_svg"):  # of 28 tasks they take ten seconds
+        monkeypatch.setattr(f"ilora.report.html.{figure}", lambda *_, **__: None)
     count = 28
     rows = [[None if k < i else 0.9 if k == i else 0.1 for i in range(count)] for k in range(count)]
     main = results([f"task {i}" for i in range(count)], {"fast": rows})

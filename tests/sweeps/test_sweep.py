@@ -192,16 +192,16 @@ def test_killed_interrupted_and_finished_it_is_the_sweep_that_was_never_stopped(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    content["config"]["training"] |= {"epochs": 20, "checkpoint_every": 4}
+    content["config"]["training"] |= {"epochs": 10, "checkpoint_every": 4}
     file.write_text(yaml.safe_dump(content | {"seeds": 1}), encoding="utf-8")
     out = tmp_path / "s"
-    command_line = ("sweep", file, "--out", out, "--processes", 2)
-    first = ilora_fork(*command_line, log=tmp_path / "first")
+    command_line = ("sweep", file, "--out", out, "--processes")
+    first = ilora_fork(*command_line, 2, log=tmp_path / "first")
     wait_for(lambda _: len(list(out.glob("runs/*/*/checkpoints/0*"))) >= 3, out, first.is_alive)
     first.kill()
     first.join()
     before = steps_done(out)  # a resume may cut some of them off
-    second = ilora_fork(*command_line, log=tmp_path / "second")
+    second = ilora_fork(*command_line, 1, log=tmp_path / "second")
     wait_for(lambda _: steps_done(out) > before + 5, out, second.is_alive)
     assert second.pid is not None
     os.kill(second.pid, signal.SIGINT)

@@ -1,7 +1,7 @@
 """One process or two: the same weights, the same predictions, one voice.
 
-For every method two processes are forked with the environment that a launcher gives them; `torchrun` and
-`accelerate launch` themselves, which take many seconds to start, run once each.
+Two processes are forked with the environment that a launcher gives them, and run every method; a launcher itself,
+which takes many seconds to start, runs once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import MappingProxyType
@@ -21,10 +21,10 @@ from types import MappingProxyType
 import pytest
 
 from ilora import run
-from ilora.config import Config
+from ilora.config import Config, load_config
 from ilora.methods import METHODS
-from tests.helpers import MakeConfig, difference, settings, weights
-from tests.processes import Done, ilora_fork, steps, wait_for, write_config
+from tests.helpers import FEW_SCORES, MakeConfig, difference, settings, weights
+from tests.processes import Done, ilora_forks, steps, wait_for, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -41,10 +41,17 @@ def start_two(*arguments: object, log: Path, broken: Mapping[int, str] = Mapping
 
     broken: by process, the name of a function that fails there.
     """
+    return start_pair([arguments], log=log, broken=broken)
+
+
+def start_pair(
+    commands: Sequence[Sequence[object]], *, log: Path, broken: Mapping[int, str] = MappingProxyType({})
+) -> list[BaseProcess]:
+    """Several commands, one after the other, in two processes."""
     port = str(free_port())
     return [
-        ilora_fork(
-            *arguments,
+        ilora_forks(
+            commands,
             log=log.with_name(f"{log.name}-{rank}"),
             broken=broken.get(rank),
             RANK=str(rank),
@@ -61,13 +68,17 @@ def start_two(*arguments: object, log: Path, broken: Mapping[int, str] = Mapping
 
 def in_two(*arguments: object, log: Path) -> None:
     """The same, to a good end, in which the second process has said nothing."""
-    processes = start_two(*arguments, log=log)
+    finished(start_two(*arguments, log=log), log=log)
+
+
+def finished(processes: list[BaseProcess], *, log: Path, runs: int = 1) -> None:
+    """They come to a good end, and the second process has said nothing."""
     for process in processes:
-        process.join(120)
+        process.join(240)
     said = [log.with_name(f"{log.name}-{rank}.{kind}").read_text() for rank in range(2) for kind in ("out", "err")]
     assert [process.exitcode for process in processes] == [0, 0], said
     assert said[1:] == ["", "", ""]
-    assert said[0].count("report:") == 1
+    assert said[0].count("report:") == runs
 
 
 def launched(launcher: list[str], *arguments: object) -> Done:
@@ -81,10 +92,6 @@ def launched(launcher: list[str], *arguments: object) -> Done:
         check=False,
     )
     return Done(done.returncode, done.stdout, done.stderr)
-
-
-def torchrun() -> list[str]:
-    return ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
 
 
 def predictions(folder: Path) -> dict[str, str]:
@@ -107,26 +114,42 @@ def metrics(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-@pytest.fixture
-def config(make_config: MakeConfig) -> Config:
-    # 13 rows a task, 5 a step: batches that two processes cannot share equally. Dropout masks are per forward pass.
+def uneven(make_config: MakeConfig, **sections: object) -> Config:
+    """13 rows a task, 5 a step: batches that two processes cannot share equally. Dropout masks are per forward pass."""
     return make_config(
+        *FEW_SCORES,
         "adapter.dropout=0",
         "data.tasks=[one, two]",
         "data.limit={train: 13, eval: 2, test: 5}",
         "training.epochs=1",
         "training.global_batch_size=5",
         "training.micro_batch_size=2",
+        **sections,
     )
 
 
+@pytest.fixture
+def config(make_config: MakeConfig) -> Config:
+    return uneven(make_config)
+
+
+@pytest.fixture(scope="module")
+def by_two(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with each method's config-<name>.yaml and its run <name>, all by the same two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    commands = []
+    for name in METHODS:
+        file = write_config(folder / f"config-{name}.yaml", uneven(make_config, method=settings(name)))
+        commands.append(("run", file, "--out", folder / name))
+    finished(start_pair(commands, log=folder / "log"), log=folder / "log", runs=len(commands))
+    return folder
+
+
+@pytest.mark.xdist_group("two processes")
 @pytest.mark.parametrize("name", list(METHODS))
-def test_two_processes_equal_one(name: str, make_config: MakeConfig, config: Config, tmp_path: Path) -> None:
-    method = METHODS[name].Config(**settings(name))
-    config = config.model_copy(update={"method": method})
-    one = run(config, tmp_path / "one", quiet=True)
-    in_two("run", write_config(tmp_path / "config.yaml", config), "--out", tmp_path / "two", log=tmp_path / "log")
-    assert_equal(one.path, tmp_path / "two")
+def test_two_processes_equal_one(name: str, by_two: Path, tmp_path: Path) -> None:
+    one = run(load_config(by_two / f"config-{name}.yaml"), tmp_path / "one", quiet=True)
+    assert_equal(one.path, by_two / name)
 
 
 def test_two_processes_killed_and_resumed_give_the_same_bits(config: Config, tmp_path: Path) -> None:
@@ -144,15 +167,12 @@ def test_two_processes_killed_and_resumed_give_the_same_bits(config: Config, tmp
     assert predictions(tmp_path / "whole") == predictions(tmp_path / "killed")
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_real_launcher(launcher: str, config: Config, tmp_path: Path) -> None:
-    command = {
-        "torchrun": torchrun(),
-        "accelerate": [
-            *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())),
-        ],
-    }[launcher]
+def test_real_launcher(config: Config, tmp_path: Path) -> None:
+    """`accelerate launch`, which starts its processes by `torchrun`'s own code."""
+    command = [
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())),
+    ]
     one = run(config, tmp_path / "one", quiet=True)
     done = launched(command, "run", write_config(tmp_path / "config.yaml", config), "--out", tmp_path / "two")
     assert done.code == 0, done.err

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch.distributed import DistError
 
@@ -50,3 +51,11 @@ def naming_a_lost_process(accelerator: Accelerator) -> Iterator[None]:
         if accelerator.num_processes > 1 and (isinstance(error, DistError) or "gloo" in str(error)):
             raise IloraError("another process of this run has ended or is out of reach; it said why") from error
         raise
+
+
+def leave_group(accelerator: Accelerator) -> None:
+    """The run is over: close its trackers and its group of processes, so that another run can form a new one."""
+    several = accelerator.num_processes > 1
+    accelerator.end_training()
+    if several:  # accelerate would go on with the group that it has just closed
+        AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,28 @@
+"""The script behind the figures on a GPU is sound: with toy sizes it runs on a CPU, and both sides compute the same."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+def test_the_gpu_bench_runs_with_toy_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "gpu.json"
+    monkeypatch.syspath_prepend(str(BENCH))
+    arguments = ["--shapes", "135M,7B uneven", "--variants", "padded;packed", "--steps", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+    runpy.run_path(str(BENCH / "gpu.py"), run_name="__main__")
+    lines = json.loads(out.read_text(encoding="utf-8"))["lines"]
+    assert [line["variant"] for line in lines] == ["plain", "padded", "packed"] * 2
+    for first in (0, 3):
+        plain, *ours = lines[first : first + 3]
+        for line in ours:
+            assert line["loss"] == pytest.approx(plain["loss"], rel=1e-2)  # bfloat16's
+            assert line["norm"] == pytest.approx(plain["norm"], rel=2e-2)
+            assert line["seconds"] > 0
