@@ -143,6 +143,13 @@ def train(session: Session) -> Iterator[Phase]:
         yield phase
 
 
+def trained(config: Config, folder: Path) -> dict[str, Tensor]:
+    """Train the whole stream without evaluation; the weights that were saved."""
+    for _ in train(begin(config, folder)):
+        pass
+    return weights(folder)
+
+
 def logits(session: Session, asked: str, answered_as: str | None = None) -> Tensor:
     """Of the training rows of task `asked`, computed as the method answers task `answered_as`; on the CPU."""
     engine = session.method.engine

@@ -80,6 +80,7 @@ def _commands(commands: Sequence[Sequence[str]], log: Path, environment: dict[st
     os.environ.update(environment)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ilora.runner.write_report", lambda _path: None)  # as in the tests' own process
+        patch.setattr("peft.PeftModel.create_or_update_model_card", lambda *_: None)
         if broken is not None:
             patch.setattr(broken, _break)
         for number, arguments in enumerate(commands, 1):

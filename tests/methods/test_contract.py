@@ -17,14 +17,15 @@ import pytest
 import torch
 
 from ilora import resume, run
+from ilora.benchmarks.mini import mini8
 from ilora.config import load_config
 from ilora.evaluation.scoring import EvaluationSet, evaluate
 from ilora.methods import METHODS
 from ilora.training import evaluating
-from tests.helpers import FEW_SCORES, MakeConfig, WholeRun, difference, run_killed, settings, weights
+from tests.helpers import FEW_SCORES, MakeConfig, WholeRun, difference, run_killed, settings, trained, weights
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
-TASKS = [task.name for task in load_config(DEMO).data.tasks or []][:4]
+TASKS = [task.name for task in mini8(train=1, eval=1, test=1)[:4]]
 ALL = list(METHODS)
 TRAINED = [name for name in ALL if METHODS[name].trains]
 SEQUENTIAL, REPLAY = {"name": "sequential"}, {"name": "er", "memory_size": 20}
@@ -76,10 +77,10 @@ def test_resume_gives_the_same_bits(
 @pytest.mark.parametrize("name", ALL)
 def test_micro_batch_size_changes_nothing(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
     # Dropout draws one mask per forward pass, so it is off here.
-    short = (*FEW_SCORES, "adapter.dropout=0", "data.tasks=[one, two]", "training.epochs=1")
-    whole = run(make_config(*short, method=settings(name)), tmp_path / "8", quiet=True)
-    parts = run(make_config(*short, "training.micro_batch_size=2", method=settings(name)), tmp_path / "2", quiet=True)
-    assert difference(weights(whole.path), weights(parts.path)) <= 1e-5
+    short = ("adapter.dropout=0", "data.tasks=[one, two]", "training.epochs=1")
+    whole = trained(make_config(*short, method=settings(name)), tmp_path / "8")
+    parts = trained(make_config(*short, "training.micro_batch_size=2", method=settings(name)), tmp_path / "2")
+    assert difference(whole, parts) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -87,21 +88,18 @@ def test_same_seed_same_bits_other_seed_other_weights(
     name: str, whole_run: WholeRun, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     first = {key: value for key, value in weights(whole_run(name).path).items() if "/01-one/" in key}
-    again = run(make_config(*FEW_SCORES, "data.tasks=[one]", method=settings(name)), tmp_path / "again", quiet=True)
-    other = run(
-        make_config(*FEW_SCORES, "data.tasks=[one]", "seed=1", method=settings(name)), tmp_path / "other", quiet=True
-    )
-    assert difference(first, weights(again.path)) == 0.0  # whatever tasks follow
-    assert difference(first, weights(other.path)) > 1e-4
+    again = trained(make_config("data.tasks=[one]", method=settings(name)), tmp_path / "again")
+    other = trained(make_config("data.tasks=[one]", "seed=1", method=settings(name)), tmp_path / "other")
+    assert difference(first, again) == 0.0  # whatever tasks follow
+    assert difference(first, other) > 1e-4
 
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL))
 def test_strength_zero_equals_the_plainer_method(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
     neutral, plainer = NEUTRAL[name]
-    ours = run(make_config("training.epochs=1", method={"name": name} | neutral), tmp_path / "ours", quiet=True)
-    theirs = run(make_config("training.epochs=1", method=plainer), tmp_path / "theirs", quiet=True)
-    fast = {key: value for key, value in weights(ours.path).items() if "/fast:" in key}
-    assert difference(fast, weights(theirs.path)) == 0.0
+    ours = trained(make_config("training.epochs=1", method={"name": name} | neutral), tmp_path / "ours")
+    theirs = trained(make_config("training.epochs=1", method=plainer), tmp_path / "theirs")
+    assert difference({key: value for key, value in ours.items() if "/fast:" in key}, theirs) == 0.0
 
 
 def _newest(name: str, key: str, after: torch.Tensor, before: torch.Tensor) -> float:
