@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,13 +170,45 @@ def test_resume_after_damage_warns_and_gives_the_same_bits(
     killed = tmp_path / "killed"
     run_killed(config, killed, monkeypatch, at="step", count=11)
     for path in sorted((killed / "checkpoints").iterdir())[-damaged:]:
-        cut_off(path / "adapters.safetensors")
+        cut_off(path / "adapters-fast.safetensors")
     resumed = resume(killed)
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("is damaged (adapters.safetensors is cut off or altered") == damaged
+    assert said.count("is damaged (adapters-fast.safetensors is cut off or altered") == damaged
     assert ("going on from the one before" in said) == (damaged == 1)
     assert ("there is none before it, beginning again" in said) == (damaged == 2)
     assert difference(weights(whole.path), weights(killed)) == 0.0
     assert resumed.results["variants"] == whole.results["variants"]
     steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 13))
+
+
+def test_an_adapter_that_no_longer_changes_is_written_twice_alone(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file in a later checkpoint is another name of one that is dropped; no two that stay share a file."""
+    written: Counter[str] = Counter()
+    write = checkpoint.write_flushed
+
+    def counting(path: Path, data: bytes) -> None:
+        written[path.name] += 1
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_flushed", counting)
+    run(make_config("training.checkpoint_every=1", method="individual"), tmp_path / "run", quiet=True)
+    assert written["adapters-task-0001.safetensors"] == written["adapters-task-0002.safetensors"] == 2
+    assert written["adapters-fast.safetensors"] > 10
+    first, second = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert not any(file.samefile(second / file.name) for file in first.iterdir())
+
+
+def test_a_file_system_without_links_has_whole_checkpoints(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", link)
+    run(make_config("training.epochs=1", method="individual"), tmp_path / "run", quiet=True)
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        assert len(list(folder.glob("adapters-*.safetensors"))) >= 4
+    assert load_latest(tmp_path / "run" / "checkpoints")[1] == {}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ilora.errors import InputError
 from ilora.kernels.lora import fuse
 from ilora.model.identity import BaseModel
-from ilora.model.targets import last_layers, linear_layers, refuse_unknown, target_modules
+from ilora.model.targets import beside_the_text, last_layers, linear_layers, refuse_unknown, target_modules
 from ilora.settings import AdapterConfig
 
 _WRAPPER = "base_model.model."  # what PEFT puts before the base model's own module names
@@ -46,7 +46,7 @@ def attach(
         lora_dropout=config.dropout,
         target_modules=modules,
         layers_to_transform=last or config.layers_to_transform,
-        exclude_modules=config.exclude_modules or None,
+        exclude_modules=[*config.exclude_modules, *beside_the_text(model)] or None,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         rank_pattern=dict(config.rank_pattern),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from ilora.errors import InputError
@@ -153,8 +153,11 @@ def _read(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, **_where(config))
         model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        hint = _wheel_hint(config.name)
-        raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
+        reason, hint = _first_line(error), _wheel_hint(config.name)
+        if reason.startswith("Unrecognized configuration class"):
+            kind = AutoConfig.from_pretrained(source, **_where(config)).model_type
+            reason = f"its type is {kind}, which transformers does not load as a language model of text alone"
+        raise InputError(f"model '{config.name}': {reason}; give {_allowed()}{hint}") from error
     _refuse_incomplete(config.name, model, report)
     return model, tokenizer
 

@@ -41,6 +41,14 @@ def target_modules(model: nn.Module, wanted: list[str] | str) -> list[str] | str
     return list(wanted)
 
 
+def beside_the_text(model: nn.Module) -> list[str]:
+    """The linear layers outside the text decoder and its head: those of a model of images and text are never used."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()  # type: ignore[operator]
+    inside = {id(part) for part in (*decoder.modules(), head)}
+    found = [(key, part) for key, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)]
+    return [key for key, part in found if id(part) not in inside]
+
+
 def refuse_unknown(model: nn.Module, config: AdapterConfig) -> None:
     """Raises InputError for a layer in the adapter's other settings that the model does not have."""
     paths = [key for key, _ in model.named_modules()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,11 +48,14 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir()
-        files = {}
+        files, kept = {}, _complete(folder)
+        before = kept[-KEPT] if len(kept) >= KEPT else None  # never the newest: two that stay must not share a file
         for group, tensors in checkpoint.tensors.items():
             data = save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-            files[f"{group}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            write_flushed(scratch / f"{group}.safetensors", data)
+            name = f"{group}.safetensors"
+            files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            if before is None or not _linked(before / name, scratch / name, data):
+                write_flushed(scratch / name, data)
         state = {"format": FORMAT, "files": files, "values": checkpoint.values}
         state["sha256"] = _digest(state)
         write_flushed(scratch / "state.json", json.dumps(state, ensure_ascii=False, allow_nan=False).encode())
@@ -65,6 +69,20 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     for old in _complete(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _linked(earlier: Path, path: Path, data: bytes) -> bool:
+    """Make `path` another name of an earlier checkpoint's file, if that holds just these bytes: nothing is written.
+
+    A frozen adapter of a long stream is so written twice, not with every checkpoint.
+    """
+    if not earlier.is_file() or earlier.stat().st_size != len(data) or earlier.read_bytes() != data:
+        return False
+    try:
+        os.link(earlier, path)
+    except OSError:  # a file system without links
+        return False
+    return True
 
 
 def newest(folder: Path) -> Path | None:

@@ -21,6 +21,7 @@ from ilora.training.checkpoint import Checkpoint, split_tensors
 from ilora.training.divergence import DivergenceError
 from ilora.training.optim import make_optimizer
 
+_ADAPTERS = "adapters"  # what a checkpoint's files of adapters begin with; one for all in those of the versions before
 _NO_LIMIT = 2**62  # tokens
 _PLACES = ("path", "train", "eval", "test", "dataset")  # settings of a task that say where its rows are
 
@@ -84,8 +85,8 @@ class State:
                 "method": method_values,
                 "memory": memory_values,
             },
-            tensors={
-                "adapters": weights,
+            tensors=_by_adapter(weights)
+            | {
                 "method": method_tensors,
                 "memory": memory_tensors,
                 "optimizer": dict(_flat(self.optimizer)),
@@ -131,7 +132,10 @@ class State:
             self.divide(**values["micro_batches"])
         self.progress = Progress(**values["position"])
         self.counters = Counters(**values["counters"])
-        adapters.load_state(self.method.engine.model, tensors["adapters"], first="fast")
+        weights = {
+            key: value for group, part in tensors.items() if group.startswith(_ADAPTERS) for key, value in part.items()
+        }
+        adapters.load_state(self.method.engine.model, weights, first="fast")
         device = self.method.engine.device
         own = {name: tensor.to(device) for name, tensor in tensors["method"].items()}
         self.method.load_state_dict(values["method"] | own)
@@ -168,6 +172,14 @@ class State:
                     f"task '{task.name}': its data ({task.source}) changed since the run began. "
                     "Put it back, or start a new run"
                 )
+
+
+def _by_adapter(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A group, and so a file, for each adapter: those that no longer change need not be written again."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in weights.items():
+        groups.setdefault(f"{_ADAPTERS}-{key.partition(':')[0]}", {})[key] = value
+    return groups
 
 
 def _without_places(dump: dict[str, Any]) -> dict[str, Any]:
