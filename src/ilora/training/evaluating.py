@@ -20,7 +20,7 @@ from ilora.progress import Bar, Display
 from ilora.results.scores import BASE, perplexity_file, prediction_file
 from ilora.training.encoded import EncodedStream
 from ilora.training.interrupt import StopRequest
-from ilora.training.processes import agreed
+from ilora.training.processes import agreed, on_main
 
 
 @dataclass(frozen=True)
@@ -143,5 +143,4 @@ class StreamEvaluator:
         return agreed(self.accelerator, file.is_file())
 
     def _write(self, file: Path, content: str) -> None:
-        if self.accelerator.is_main_process:
-            write_atomic(file, content)
+        on_main(self.accelerator, lambda: write_atomic(file, content))
