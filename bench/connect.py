@@ -39,7 +39,8 @@ from ilora.connectivity.jobs import Settings
 from ilora.connectivity.landscape import Landscape, PointScores, RowScores, limited, open_landscape
 from ilora.connectivity.paths import Curve, grid, make_path
 from ilora.connectivity.sources import from_run, pair_of
-from ilora.data.examples import IGNORED, Encoder, collate
+from ilora.data.encoding import Encoder
+from ilora.data.examples import IGNORED, collate
 from ilora.data.task import Task
 from ilora.evaluation.scoring import EvaluationSet, answer_text, questions, record
 from ilora.model.load import load_model

@@ -33,10 +33,10 @@ from ilora.methods import method_class
 from ilora.methods.view import Position, RunView
 from ilora.model import adapters
 from ilora.model.engine import Engine
+from ilora.model.gpu import suit_the_device
 from ilora.model.load import prepare_model
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import ModelConfig
-from ilora.training.loading import suit_the_device
 from ilora.training.loop import optimizer_step
 from ilora.training.optim import make_optimizer
 

@@ -100,7 +100,7 @@ def make_config(tiny_model: Path, data: Path) -> MakeConfig:
             "name": "tiny",
             "model": {"name": str(tiny_model), "dtype": "float32"},
             "adapter": {"r": 4, "alpha": 8, "dropout": 0.1},
-            "data": {"path": str(data), "tasks": ["one", "two", "three"], "max_length": 64},
+            "data": {"path": str(data), "tasks": ["one", "two", "three"], "max_length": 64, "template": "none"},
             "training": {
                 "epochs": 2,
                 "global_batch_size": 8,

@@ -20,12 +20,13 @@ from rich.table import Table
 
 from ilora.config import Config, load_config, read_yaml
 from ilora.data.duplicates import warnings
+from ilora.data.encoding import with_template
 from ilora.data.task import Task, task_label
 from ilora.environment import note_environment, use_threads
 from ilora.errors import IloraError, InputError
 from ilora.files import locked, write_atomic
 from ilora.in_memory import given_tasks, write_files
-from ilora.model.load import GivenModel
+from ilora.model.load import GivenModel, load_tokenizer
 from ilora.progress import Display
 from ilora.report.html import write_report
 from ilora.report.tables import run_table
@@ -94,6 +95,9 @@ def run(
     else:
         config, loaded, files = given_tasks(tasks, config, path / "data")
     config = resolve(config, loaded)
+    if config.data.template == "auto":
+        own = given.tokenizer if given is not None else load_tokenizer(config.model)
+        config = config.model_copy(update={"data": with_template(config.data, own)})
     with ExitStack() as held:
 
         def begin() -> None:

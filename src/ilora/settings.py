@@ -253,8 +253,10 @@ class DataConfig(Section):
         description="names in the order of the stream, or whole sections; None: all tasks of the source",
     )
     limit: LimitConfig = LimitConfig()
-    template: Literal["none", "alpaca", "chat"] = Field(
-        "none", description="text around the prompt; chat: the model's own chat template"
+    template: Literal["auto", "none", "alpaca", "chat"] = Field(
+        "auto",
+        description="text around the prompt; chat: the model's own chat template; auto: chat where the model has one, "
+        "but none for a benchmark, whose prompts are defined",
     )
     separator: str = Field(
         " ",

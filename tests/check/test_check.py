@@ -13,7 +13,8 @@ from ilora import cli
 from ilora.check.audit import check_config, check_task, config_of, failed, summarised
 from ilora.check.table import bars, check_table
 from ilora.config import load_config
-from ilora.data.examples import Encoder, Example
+from ilora.data.encoding import Encoder
+from ilora.data.examples import Example
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import prepare, questions
@@ -186,7 +187,7 @@ def test_cut_rows_are_those_of_evaluation(tiny_model: Path, tmp_path: Path) -> N
     """A prompt has to leave room for the longest answer, not only for its own."""
     rows = [Row("red " * number + ":", "cat") for number in range(1, 60)]
     write_rows(tmp_path / "one", train=rows, eval=rows, test=rows)
-    settings = [f"model.name={tiny_model}", "data.max_length=40", "evaluation.max_new_tokens=20"]
+    settings = [f"model.name={tiny_model}", "data.max_length=40", "data.template=none", "evaluation.max_new_tokens=20"]
     config = config_of(tmp_path, settings)
     (report,) = check_config(config, near=False)
     encoder = Encoder(load_tokenizer(config.model), config.data)

@@ -41,7 +41,7 @@ def test_greedy_answers_equal_generation(landscape: Landscape, number: int, draf
     guesses = {"answers": answers, "none": [[] for _ in answers], "right": made, "long": [row * 5 for row in made]}
     with torch.inference_mode():
         reading = Reading(engine, own, SharedPrefix(engine, asked[0].prompt[:shared]), answers)
-        assert reading.greedy(guesses[drafts], limit=9, end=end) == made
+        assert reading.greedy(guesses[drafts], limit=9, ends=[end]) == made
 
 
 def test_losses_equal_those_of_a_plain_pass(landscape: Landscape) -> None:

@@ -11,7 +11,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ilora.data.examples import IGNORED, Count, Encoder, Example, Totals, collate, cut_prompt
+from ilora.data.encoding import Encoder, cut_prompt
+from ilora.data.examples import IGNORED, Count, Example, Totals, collate
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.settings import DataConfig

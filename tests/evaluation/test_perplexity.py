@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from tokenizers.processors import TemplateProcessing
 
-from ilora.data.examples import Batch, Encoder
+from ilora.data.encoding import Encoder
+from ilora.data.examples import Batch
 from ilora.evaluation.perplexity import perplexity, read_text
 from ilora.model import adapters
 from ilora.model.engine import Engine

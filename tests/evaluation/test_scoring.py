@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from ilora.data.examples import Batch, Encoder, Example, collate
+from ilora.data.encoding import Encoder
+from ilora.data.examples import Batch, Example, collate
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import EvaluationSet, evaluate, prepare

@@ -12,6 +12,7 @@ from ilora.data.examples import Totals
 from ilora.kernels.attention import GROUPED
 from ilora.kernels.graphs import CudaRecorder
 from ilora.methods import METHODS
+from ilora.model.gpu import record_passes
 from ilora.training.session import Session
 from tests.helpers import MakeConfig, begin, difference, run_killed, settings, train, weights
 
@@ -71,7 +72,7 @@ def test_a_graph_equals_the_eager_pass_in_float32(make_config: MakeConfig, tmp_p
         session.method.engine.core.set_attn_implementation(GROUPED)
         session.method.begin_task()
         if graphs:
-            session.method.engine.record_passes(CudaRecorder())
+            record_passes(session.method.engine, CudaRecorder())
         found.append(losses_and_gradients(session, 9))
     assert session.method.engine.graphs is not None
     assert session.method.engine.graphs.recordings
@@ -87,7 +88,7 @@ def test_every_method_trains_the_same_with_graphs(name: str, make_config: MakeCo
         session = begin(config, tmp_path / f"{graphs}")
         session.method.engine.core.set_attn_implementation(GROUPED)
         if graphs:
-            session.method.engine.record_passes(CudaRecorder())
+            record_passes(session.method.engine, CudaRecorder())
         for _ in train(session):
             pass
         results.append({f"{n}": value.detach() for n, value in enumerate(session.method.trainable)})

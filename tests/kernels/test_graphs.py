@@ -16,6 +16,7 @@ from ilora.kernels.packing import Packing, fill, round_up
 from ilora.methods import METHODS
 from ilora.model import adapters
 from ilora.model.engine import Engine
+from ilora.model.gpu import record_passes
 from ilora.training.loop import optimizer_step
 from ilora.training.session import Session
 from tests.helpers import MakeConfig, begin, difference, move, settings, snapshot, train
@@ -46,7 +47,7 @@ def recorded(engine: Engine) -> Again:
     """Give the engine our attention, and recorded passes."""
     engine.core.set_attn_implementation(GROUPED)
     recorder = Again()
-    engine.record_passes(recorder)
+    record_passes(engine, recorder)
     return recorder
 
 

@@ -14,7 +14,8 @@ from torch.nn import functional
 from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from ilora import run
-from ilora.data.examples import Batch, Encoder, Example, Totals, collate
+from ilora.data.encoding import Encoder
+from ilora.data.examples import Batch, Example, Totals, collate
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import evaluate, prepare

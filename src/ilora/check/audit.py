@@ -20,7 +20,7 @@ from ilora.benchmarks import BENCHMARKS, Stream
 from ilora.benchmarks.sources import normal
 from ilora.config import Config, load_config
 from ilora.data.duplicates import PAIRS, Repeats, complaints, find_repeats, key, leaks
-from ilora.data.examples import Encoder, answer_limit
+from ilora.data.encoding import Encoder, answer_limit
 from ilora.data.formats import split_files
 from ilora.data.near import THRESHOLD, near_duplicates
 from ilora.data.task import SPLITS, Row, Task
@@ -202,7 +202,7 @@ def _room(task: Task, encoder: Encoder, max_new_tokens: int | str, *, longest: i
     if task.scoring == "rank":
         choices = encoder.lengths([Row("?", choice) for choice in task.choices])
         return encoder.config.max_length - max(answer for _, answer in choices)
-    return encoder.room(answer_limit(task, max_new_tokens, longest))
+    return encoder.room(answer_limit(task, max_new_tokens, longest, positions=encoder.positions))
 
 
 def _part(task: Task, split: str) -> list[Row]:

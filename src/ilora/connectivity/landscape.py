@@ -17,14 +17,15 @@ from ilora.config import Config
 from ilora.connectivity import space
 from ilora.connectivity.reading import Reading, SharedPrefix, batches, shared_length
 from ilora.connectivity.space import Adapter
-from ilora.data.examples import IGNORED, Batch, Encoder, collate
+from ilora.data.encoding import Encoder
+from ilora.data.examples import IGNORED, Batch, collate
 from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import EvaluationSet, answer_text, evaluate, prepare, questions, record
 from ilora.kernels.losses import token_losses
 from ilora.model import adapters
 from ilora.model.engine import Engine
-from ilora.model.load import load_model
+from ilora.model.load import ends, load_model, positions
 from ilora.results.matrix import standard_error
 
 SLOT = "point"  # the name of the adapter whose tensors are exchanged
@@ -59,7 +60,7 @@ class Landscape:
         accelerator = Accelerator()
         base, tokenizer = load_model(config.model, max_length=config.data.max_length, device=accelerator.device)
         self.config, self.split = config, split
-        self.encoder = Encoder(tokenizer, config.data)
+        self.encoder = Encoder(tokenizer, config.data, ends=ends(base), positions=positions(base))
         self.engine = Engine(
             model=adapters.attach_slot(base, changed, name=SLOT),
             accelerator=accelerator,
@@ -108,7 +109,7 @@ class Landscape:
     ) -> list[RowScores]:
         if self._recurrent:
             return [self._evaluate_whole(data, point, advance) for point in points]
-        count, end = len(data.examples), self.encoder.end
+        count, ends_of_answers = len(data.examples), self.encoder.ends
         whole = exact if data.task.scoring != "rank" else set(range(len(points)))
         scores = [self._score(data, point) if n in whole else [0.0] * count for n, point in enumerate(points)]
         losses = [[0.0] * count for _ in points]
@@ -121,7 +122,7 @@ class Landscape:
                 for index, loss in zip(rows, reading.losses, strict=True):
                     losses[number][index] = loss
                 if number not in whole:
-                    drafts = reading.greedy(drafts, limit=data.max_new_tokens, end=end)
+                    drafts = reading.greedy(drafts, limit=data.max_new_tokens, ends=ends_of_answers)
                     for index, ids in zip(rows, drafts, strict=True):
                         scores[number][index] = record(data, index, answer_text(ids, self.encoder))["score"]
                 advance(len(rows))

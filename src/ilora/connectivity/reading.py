@@ -69,16 +69,16 @@ class SharedPrefix:
 
 @dataclass
 class Answer:
-    """A greedy answer as far as it is known: at least one token, at most `limit`, the last of all being `end`."""
+    """A greedy answer as far as it is known: at least one token, at most `limit`; one of `ends` is its last."""
 
     tokens: list[int]
     limit: int
-    end: int
+    ends: Sequence[int]
 
     @property
     def finished(self) -> bool:
         """Whether nothing is to be added."""
-        return self.tokens[-1] == self.end or len(self.tokens) >= self.limit
+        return self.tokens[-1] in self.ends or len(self.tokens) >= self.limit
 
     def continued(self, draft: Sequence[int]) -> list[int]:
         """The tokens, and the rest of the draft where it agrees with them so far."""
@@ -123,12 +123,13 @@ class Reading:
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, skipped:]
         return self._forward(fed, mask, positions, keep=width)
 
-    def greedy(self, drafts: Sequence[Sequence[int]], *, limit: int, end: int) -> list[list[int]]:
-        """Each row's greedy answer, up to `limit` tokens or end-of-text (included). It uses up the cache: call it once.
+    def greedy(self, drafts: Sequence[Sequence[int]], *, limit: int, ends: Sequence[int]) -> list[list[int]]:
+        """Each row's greedy answer, up to `limit` tokens or the first end (included).
 
+        It uses up the cache: call it once.
         drafts: a guess of each answer. It changes the time only, not the answer.
         """
-        answers = [Answer(said[:1], limit, end) for said in self._said]
+        answers = [Answer(said[:1], limit, ends) for said in self._said]
         for answer, tried, said in zip(answers, self._tried, self._said, strict=True):
             answer.accept(tried, said[1:], start=0)  # where the reference is right, no further pass is needed
         rows = list(range(len(answers)))
@@ -143,7 +144,7 @@ class Reading:
         start = min(len(answer.tokens) for answer in answers) - 1  # the cache holds all tokens before this column
         guesses = [answer.continued(draft) for answer, draft in zip(answers, drafts, strict=True)]
         width = min(max(map(len, guesses)) - start, _WINDOW, answers[0].limit - 1 - start)
-        fed = self._padded([guess[start : start + width] for guess in guesses], width, answers[0].end)
+        fed = self._padded([guess[start : start + width] for guess in guesses], width, answers[0].ends[0])
         said = self._continue(fed, start=start).argmax(-1).tolist()
         for answer, guess, tokens in zip(answers, guesses, said, strict=True):
             answer.accept(guess, tokens, start=start)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ilora.data.examples import Encoder, Example, collate
+from ilora.data.encoding import Encoder
+from ilora.data.examples import Example, collate
 from ilora.errors import InputError
 from ilora.kernels.losses import token_losses
 from ilora.model.engine import Engine

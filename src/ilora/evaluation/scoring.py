@@ -14,7 +14,8 @@ import torch
 from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
-from ilora.data.examples import Encoder, Example, answer_limit, collate
+from ilora.data.encoding import Encoder, answer_limit
+from ilora.data.examples import Example, collate
 from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.metrics.metrics import METRICS
@@ -49,7 +50,8 @@ def prepare(
     """Encode a split for evaluation. train: the task's encoded training rows, for `auto` answer length."""
     if split not in task.rows:
         raise InputError(f"task '{task.name}': no {split} split for evaluation.split; there are {', '.join(task.rows)}")
-    limit = answer_limit(task, max_new_tokens, max((len(example.answer) for example in train), default=0))
+    longest = max((len(example.answer) for example in train), default=0)
+    limit = answer_limit(task, max_new_tokens, longest, positions=encoder.positions)
     examples = encoder.encode(task, split)
     if task.scoring == "rank":
         # An over-long prompt is cut to what the longest choice leaves, so that all are asked the same.
@@ -129,7 +131,7 @@ def _generate(data: EvaluationSet, rows: list[int], engine: Engine, encoder: Enc
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=data.max_new_tokens,
-        eos_token_id=encoder.end,
+        eos_token_id=list(encoder.ends),
         pad_token_id=pad,
         use_cache=True,
     )
@@ -140,16 +142,18 @@ def questions(data: EvaluationSet, rows: Sequence[int], encoder: Encoder) -> lis
     """The rows' prompts without answers, cut so that the longest answer still fits."""
     room = encoder.room(data.max_new_tokens)
     chosen = [data.examples[index] for index in rows]
-    return [Example(example.task, example.id, encoder.cut(example.prompt, room), []) for example in chosen]
+    return [
+        Example(example.task, example.id, encoder.cut(example.prompt, room, example.body), []) for example in chosen
+    ]
 
 
 def answer_text(ids: list[int], encoder: Encoder) -> str:
-    """Generated token ids up to end-of-text, as text."""
-    return str(encoder.tokenizer.decode(_until(ids, encoder.end), skip_special_tokens=True)).strip()
+    """Generated token ids up to the first end, as text."""
+    return str(encoder.tokenizer.decode(_until(ids, encoder.ends), skip_special_tokens=True)).strip()
 
 
-def _until(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end)] if end in ids else ids
+def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def _rank(data: EvaluationSet, rows: list[int], engine: Engine, encoder: Encoder) -> list[str]:

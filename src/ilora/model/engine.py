@@ -18,18 +18,16 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from ilora.data.examples import IGNORED, Batch, Example, collate
-from ilora.kernels.attention import GROUPED, flash_serves
-from ilora.kernels.graphs import DecoderGraphs, Recorder
+from ilora.kernels.graphs import DecoderGraphs
 from ilora.kernels.losses import token_losses
-from ilora.kernels.packing import Packing, fill
+from ilora.kernels.packing import Packing
 from ilora.model import adapters
 from ilora.model.frozen import Below
 from ilora.model.identity import BaseModel
-from ilora.model.passes import Inputs, Output, ReadPrompts, attention_cache, rows_of, spread_cache
+from ilora.model.passes import Inputs, Output, ReadPrompts, attention_cache, pack, rows_of, spread_cache
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
 Route = Callable[[Batch], list[str]]  # the adapter for every row
-_FORMS = 64  # compiled forms of a layer, at most: one for each adapter, with and without gradient and dropout
 Layers = Literal["last", "all"]  # which layers' outputs; all: those that an adapter changes (not the embedding's)
 
 
@@ -44,7 +42,7 @@ class Engine:
     adapted: the last so many layers carry the adapter; 0: all.
     below: the states of the layers under them, computed once.
     base: which model this is.
-    graphs: replay the decoder's passes on a GPU.
+    graphs: replay the decoder's passes on a GPU. compiled: its layers are compiled (`model/gpu.py` sets both).
     passes: rows that went through the model in training, in this process.
     """
 
@@ -58,6 +56,7 @@ class Engine:
     below: Below | None = None
     base: BaseModel | None = None
     graphs: DecoderGraphs | None = None
+    compiled: bool = False
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
 
     def __post_init__(self) -> None:
@@ -66,7 +65,6 @@ class Engine:
         self._takes_positions = "position_ids" in signature.parameters
         self._prefix: Prefix | None = None
         self._route: Route | None = None
-        self._compiled = False
         self._listed: tuple[tuple[str, ...], list[nn.Module]] | None = None
 
     @property
@@ -119,7 +117,7 @@ class Engine:
     @contextmanager
     def _as_written(self) -> Iterator[None]:
         """Without compiled layers: with a cache of keys and values, each length would be compiled anew."""
-        with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
+        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
             yield
 
     @contextmanager
@@ -241,62 +239,10 @@ class Engine:
 
         alone: no cache is filled or read.
         """
-        arguments = inputs.arguments
-        ours = self.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
-        if not ours or "adapter_names" in arguments:
-            return None
-        weights = self.core.get_input_embeddings().weight  # type: ignore[operator]
-        flash = flash_serves(weights.device, weights.dtype)
-        mask, shown = inputs.mask, (inputs.mask.shape[0], inputs.mask.shape[1])
-        if alone and self.graphs is not None:
-            mask = fill(mask)
-            self._fill(arguments, mask)
-        # Rows with dropout masks of their own differ from their first token on; flash attention takes whole rows.
+        # Rows with dropout masks of their own differ from their first token on.
         own = getattr(self.core.config, "attention_dropout", 0.0)
         noisy = dropout and self.model.training and max(own, adapters.dropout(self.model)) > 0
-        shared = inputs.names is not None and not noisy and not flash and mask is inputs.mask
-        packing = Packing.of(mask, inputs.names if shared else None, shown=shown)
-        if not packing.saves and mask is inputs.mask and not flash:
-            return None
-        if self._takes_positions:
-            arguments["position_ids"] = packing.pack((mask.cumsum(1) - 1).clamp(min=0)).to(self.device)
-        packing = packing.with_tensors(lambda tensor: tensor.to(self.device, non_blocking=True))
-        for name in ("input_ids", "inputs_embeds"):
-            if name in arguments:
-                arguments[name] = packing.pack(arguments[name])
-        needed = weights.new_zeros(1, 1, 1, 1) if flash else packing.attention_mask(weights.dtype)
-        arguments |= {"attention_mask": needed, "packing": packing}
-        return packing
-
-    def _fill(self, arguments: dict[str, Any], mask: Tensor) -> None:
-        """Bring the inputs into the shape of the mask: rows of filling below, columns on the left."""
-        for name, value in (("input_ids", self.pad), ("inputs_embeds", 0.0)):
-            if name in arguments:
-                rows, columns = (want - there for want, there in zip(mask.shape, arguments[name].shape, strict=False))
-                behind = (0, 0) * (arguments[name].dim() - 2)
-                arguments[name] = nn.functional.pad(arguments[name], (*behind, columns, 0, 0, rows), value=value)
-
-    def compile_layers(self) -> None:
-        """Fuse the small operations of every layer, at its first pass, by torch.compile."""
-        torch._dynamo.config.recompile_limit = _FORMS
-        for layer in self.core.get_decoder().layers:  # type: ignore[operator]
-            layer.compile(dynamic=True)
-        # The first layer then is like the others, whose input has a gradient: one form less to compile.
-        self.core.get_input_embeddings().register_forward_hook(_asks_for_gradient)  # type: ignore[operator]
-        self._compiled = True
-
-    def record_passes(self, recorder: Recorder) -> None:
-        """Replay the decoder's passes from now on, instead of launching their kernels one by one."""
-        decoder = self.core.get_decoder()  # type: ignore[operator]
-
-        def parameters() -> list[nn.Parameter]:
-            names = adapters.active_names(self.model)
-            return [value for name in names for value in adapters.parameters(self.model, name).values()]
-
-        def state() -> tuple[Any, ...]:
-            return adapters.active_names(self.model), self.model.training, id(decoder.layers)
-
-        self.graphs = DecoderGraphs(decoder, recorder, state, parameters)
+        return pack(inputs, self.core, pad=self.pad, noisy=noisy, filled=alone and self.graphs is not None)
 
     @contextmanager
     def prefixed(self, prefix: Prefix | None) -> Iterator[None]:
@@ -393,7 +339,3 @@ class Engine:
         if self._listed is None or self._listed[0] != names:
             self._listed = names, list(self.model.modules())
         return self._listed[1]
-
-
-def _asks_for_gradient(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-    return output.requires_grad_() if torch.is_grad_enabled() else output

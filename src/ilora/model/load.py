@@ -112,7 +112,9 @@ def prepare_model(model: Any, tokenizer: Any, config: ModelConfig, *, max_length
     """
     _refuse(model, tokenizer, config, max_length=max_length)
     # A hub model's own sampling settings (temperature, repetition penalty) have no place in greedy evaluation.
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=list(dict.fromkeys([tokenizer.eos_token_id, *ends(model)])), pad_token_id=tokenizer.pad_token_id
+    )
     if config.attention == "auto" and _ours_is_faster(model, max_length):
         model.set_attn_implementation(GROUPED)
     if not config.dropout:
@@ -125,6 +127,18 @@ def prepare_model(model: Any, tokenizer: Any, config: ModelConfig, *, max_length
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
     model.eval()
+
+
+def ends(model: Any) -> list[int]:
+    """The tokens that end an answer, as the model's generation settings name them."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    return [] if found is None else [int(token) for token in (found if isinstance(found, list) else [found])]
+
+
+def positions(model: Any) -> int | None:
+    """Tokens that the model reads, at most; None where it has no limit."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 def _ours_is_faster(model: Any, length: int) -> bool:
@@ -190,9 +204,9 @@ def _refuse(model: Any, tokenizer: Any, config: ModelConfig, *, max_length: int)
             "resize it (resize_token_embeddings), and save the model"
         )
     _refuse_two_directions(model, config.name)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and max_length > positions:
-        raise InputError(f"data.max_length: {max_length}, but model '{config.name}' reads at most {positions} tokens")
+    most = positions(model)
+    if most is not None and max_length > most:
+        raise InputError(f"data.max_length: {max_length}, but model '{config.name}' reads at most {most} tokens")
 
 
 @torch.no_grad()

@@ -8,10 +8,11 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from ilora.kernels.packing import Packing, Spread
+from ilora.kernels.attention import GROUPED, flash_serves
+from ilora.kernels.packing import Packing, Spread, fill
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,47 @@ class ReadPrompts:
         for layer in layers:
             if layer.is_initialized:  # those below `keep_below` are never filled
                 layer.crop(-tokens)
+
+
+def pack(inputs: Inputs, core: nn.Module, *, pad: int, noisy: bool, filled: bool) -> Packing | None:
+    """Change the inputs into one long row, in place; None: left alone, since that is no gain or not possible.
+
+    core: the causal language model. pad: the token that fills. noisy: rows differ even where their tokens are the same.
+    filled: with rows and columns of filling, so that few shapes occur.
+    """
+    arguments = inputs.arguments
+    ours = core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
+    if not ours or "adapter_names" in arguments:
+        return None
+    weights = core.get_input_embeddings().weight  # type: ignore[operator]
+    flash = flash_serves(weights.device, weights.dtype)
+    mask, shown = inputs.mask, (inputs.mask.shape[0], inputs.mask.shape[1])
+    if filled:
+        mask = fill(mask)
+        _fill(arguments, mask, pad)
+    # Flash attention takes whole rows.
+    shared = inputs.names is not None and not (noisy or flash or filled)
+    packing = Packing.of(mask, inputs.names if shared else None, shown=shown)
+    if not packing.saves and not filled and not flash:
+        return None
+    if "position_ids" in arguments:
+        arguments["position_ids"] = packing.pack((mask.cumsum(1) - 1).clamp(min=0)).to(weights.device)
+    packing = packing.with_tensors(lambda tensor: tensor.to(weights.device, non_blocking=True))
+    for name in ("input_ids", "inputs_embeds"):
+        if name in arguments:
+            arguments[name] = packing.pack(arguments[name])
+    needed = weights.new_zeros(1, 1, 1, 1) if flash else packing.attention_mask(weights.dtype)
+    arguments |= {"attention_mask": needed, "packing": packing}
+    return packing
+
+
+def _fill(arguments: dict[str, Any], mask: Tensor, pad: int) -> None:
+    """Bring the inputs into the shape of the mask: rows of filling below, columns on the left."""
+    for name, value in (("input_ids", pad), ("inputs_embeds", 0.0)):
+        if name in arguments:
+            rows, columns = (want - there for want, there in zip(mask.shape, arguments[name].shape, strict=False))
+            behind = (0, 0) * (arguments[name].dim() - 2)
+            arguments[name] = nn.functional.pad(arguments[name], (*behind, columns, 0, 0, rows), value=value)
 
 
 def attention_cache(output: Any) -> Any:

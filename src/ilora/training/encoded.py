@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ilora.config import Config
-from ilora.data.examples import Encoder, Example
+from ilora.data.encoding import Encoder, control_tokens
+from ilora.data.examples import Example
 from ilora.data.task import Phase, Task, phases
 from ilora.evaluation.perplexity import read_text
 from ilora.evaluation.scoring import EvaluationSet, chance, prepare
@@ -49,6 +51,25 @@ class EncodedStream:
         digests = {task.name: training_digest(task) for task in tasks}
         chances = {task.name: chance(task, settings.split) for task in tasks}
         return EncodedStream(tasks, phases(tasks, config.stream), encoder, train, digests, chances, scored, text)
+
+    def warnings(self) -> Iterator[str]:
+        """What of the data will not train or score as its owner may think."""
+        for task in self.tasks:
+            scored, examples = self.scored[task.name], self.train[task.name]
+            length = self.encoder.config.max_length
+            if scored.unreachable:
+                yield (
+                    f"{task.name}: {scored.unreachable} of {len(scored.examples)} reference answers "
+                    f"are longer than max_new_tokens ({scored.max_new_tokens}); no answer can equal them"
+                )
+            cut = sum(example.cut for example in examples)
+            if 2 * cut > len(examples):
+                yield f"{task.name}: {cut} of {len(examples)} training prompts are cut to data.max_length ({length})"
+            for token, count in control_tokens(self.encoder.tokenizer, task.rows["train"]).items():
+                yield (
+                    f"{task.name}: the control token {token} stands in the text of {count} training rows; the model "
+                    "reads it as its own (an end in a prompt ends it): take it out, unless it is meant so"
+                )
 
     def rows(self, phase: Phase) -> list[Example]:
         """The training rows of a phase."""

@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from accelerate import Accelerator
 
 from ilora.config import Config
-from ilora.data.examples import Encoder, Example
+from ilora.data.encoding import Encoder
+from ilora.data.examples import Example
 from ilora.errors import InputError
-from ilora.kernels.attention import GROUPED
-from ilora.kernels.graphs import CudaRecorder
 from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.frozen import Below
+from ilora.model.gpu import suit_the_device
 from ilora.model.identity import BaseModel
-from ilora.model.load import GivenModel, cache_folder, load_model, prepare_model
+from ilora.model.load import GivenModel, cache_folder, ends, load_model, positions, prepare_model
 from ilora.progress import Display
-from ilora.settings import LEAST_LENGTH, DataConfig, ModelConfig
+from ilora.settings import LEAST_LENGTH, DataConfig
 from ilora.training.interrupt import StopRequest
 
 TOKENS_ON_CPU = 4096  # in a micro-batch: more are not faster there
-LARGE = 1_000_000_000  # parameters: from here on a GPU's kernels take longer than their launches
 
 
 def load_engine(
@@ -41,7 +40,10 @@ def load_engine(
         if config.model.quantization == "none":
             base.to(accelerator.device)
         prepare_model(base, tokenizer, config.model, max_length=length)
-    encoder = Encoder(tokenizer, _beside_prompts(config, tasks))
+    most = positions(base)
+    if most is not None:
+        most -= config.method.prompt_tokens(tasks)
+    encoder = Encoder(tokenizer, _beside_prompts(config, tasks), ends=ends(base), positions=most)
     identity = BaseModel.of(base, config.model)
     engine = Engine(
         model=adapters.attach(base, config.adapter, name="fast", seed=config.seed, base=identity),
@@ -64,17 +66,6 @@ def load_engine(
     suit_the_device(engine, config.model)
     engine.model.train()
     return engine, encoder
-
-
-def suit_the_device(engine: Engine, config: ModelConfig) -> None:
-    """Fuse a large model's kernels, record a small one's: what a pass waits for on a GPU."""
-    packed = engine.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
-    on_gpu = engine.device.type == "cuda"
-    large = sum(parameter.numel() for parameter in engine.core.parameters()) >= LARGE
-    if config.kernels == "compiled" or (config.kernels == "auto" and on_gpu and packed and large):
-        engine.compile_layers()
-    if config.graphs == "auto" and on_gpu and packed and not large and not config.gradient_checkpointing:
-        engine.record_passes(CudaRecorder())
 
 
 def _beside_prompts(config: Config, tasks: int) -> DataConfig:

@@ -67,12 +67,9 @@ class Session:
         display.say(f"{config.method.name}: loading {config.model.name}")
         engine, encoder = load_engine(config, accelerator, given, tasks=len(tasks))
         self.stream = EncodedStream.of(config, tasks, encoder)
-        for scored in self.stream.scored.values():
-            if scored.unreachable:
-                display.say(
-                    f"warning: {scored.task.name}: {scored.unreachable} of {len(scored.examples)} reference answers "
-                    f"are longer than max_new_tokens ({scored.max_new_tokens}); no answer can equal them"
-                )
+        display.say(f"{config.method.name}: {self.stream.encoder.described}")
+        for line in self.stream.warnings():
+            display.say(f"warning: {line}")
         memory = ReplayMemory(config.method.memory_capacity, seed=config.seed)
         run = RunView(engine, memory, config.training, Position(seed=config.seed))
         kind = method_class(config.method.name)

@@ -32,6 +32,7 @@ def summarise_run(config: Config, path: Path, stream: EncodedStream, state: Stat
         "base_model": state.base["name"] if state.base else config.model.name,
         "base": state.base,
         "seed": config.seed,
+        "template": stream.encoder.config.template,
         "stream": config.stream,
         "complete": complete,
         "tasks": [_task(task, stream) for task in stream.tasks],

@@ -1,0 +1,287 @@
+"""From rows of text to token ids: the template around a prompt, the end of an answer, and what is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from jinja2 import TemplateError
+
+from ilora.data.examples import Example
+from ilora.data.task import Row, Task
+from ilora.errors import InputError
+from ilora.settings import DataConfig
+
+_LONGEST_AUTO = 128
+_AT_ONCE = 1000  # rows tokenized together
+_ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{prompt}\n\n### Response:\n"
+)
+Body = tuple[int, int] | None  # a range of a prompt's tokens
+
+
+def with_template(config: DataConfig, tokenizer: Any) -> DataConfig:
+    """The data settings with `template: auto` decided: the model's chat template, where it has one.
+
+    A benchmark's prompts are as they are defined, without a template.
+    """
+    if config.template != "auto":
+        return config
+    chat = bool(tokenizer.chat_template) and config.benchmark is None
+    return config.model_copy(update={"template": "chat" if chat else "none"})
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token with which the chat template ends an assistant's turn; end-of-text where it has none of its own."""
+    question, answer = {"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}
+    try:
+        asked = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([question, answer], tokenize=False)
+    except TemplateError:
+        return int(tokenizer.eos_token_id)
+    behind = str(whole).partition(f"{asked}answer")[2]
+    special = set(tokenizer.all_special_ids) | {
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    ids = tokenizer(behind, add_special_tokens=False).input_ids
+    return next((int(number) for number in ids if number in special), int(tokenizer.eos_token_id))
+
+
+def control_tokens(tokenizer: Any, rows: Sequence[Row]) -> dict[str, int]:
+    """The tokenizer's control tokens that stand in people's own text, each with the number of rows that hold it.
+
+    The tokenizer cannot tell them from its own: an end within a prompt ends it.
+    """
+    names = {str(token) for token in tokenizer.all_special_tokens}
+    names |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    counts = {name: sum(name in row.prompt or name in row.answer for row in rows) for name in sorted(names)}
+    return {name: count for name, count in counts.items() if count}
+
+
+class Encoder:
+    """Rows of text to examples, by a tokenizer and the data settings.
+
+    ends: further tokens with which the model ends an answer. positions: tokens that the model reads, at most.
+    """
+
+    def __init__(
+        self, tokenizer: Any, config: DataConfig, *, ends: Sequence[int] = (), positions: int | None = None
+    ) -> None:
+        self.tokenizer, self.positions = tokenizer, positions
+        self.config = config = with_template(config, tokenizer)
+        if config.template == "chat" and not tokenizer.chat_template:
+            raise InputError("data.template: chat, but this model's tokenizer has no chat template; use none or alpaca")
+        if tokenizer.eos_token_id is None:
+            raise InputError("the model's tokenizer has no end-of-text token, so answers could never end")
+        text_end = int(tokenizer.eos_token_id)
+        self.end = (
+            end_of_turn(tokenizer) if config.template == "chat" else text_end
+        )  # what an answer is trained to end with
+        self.ends = tuple(dict.fromkeys([self.end, text_end, *ends]))  # what a generated one may end with
+        self.start = tokenizer.bos_token_id
+        closed: list[int] = tokenizer("a", verbose=False).input_ids
+        self._closes = closed[-1:] == [text_end]  # some tokenizers put end-of-text behind every text
+        # Any token may pad: masks and labels come from lengths, so end-of-text is still learnt where it pads.
+        self.pad = text_end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+    @property
+    def described(self) -> str:
+        """What stands around a prompt, in words."""
+        return {
+            "chat": "prompts stand in the model's own chat template (data.template: chat)",
+            "alpaca": "prompts stand in the Alpaca template (data.template: alpaca)",
+            "none": "prompts are used as they are, without a chat template (data.template: none)",
+        }[self.config.template]
+
+    def fitting(self, task: Task) -> Task:
+        """The task without rows whose answer does not fit into `max_length`, if `data.too_long` is `drop`.
+
+        Raises InputError where that leaves no row of a split.
+        """
+        if self.config.too_long == "error":
+            return task
+        rows, dropped = {}, {}
+        for split, every in task.rows.items():
+            lengths = self.lengths(every)
+            rows[split] = [
+                row for row, (_, answer) in zip(every, lengths, strict=True) if answer < self.config.max_length
+            ]
+            dropped[split] = len(every) - len(rows[split])
+            if every and not rows[split]:
+                raise InputError(
+                    f"task '{task.name}': no {split} row has an answer that fits into data.max_length "
+                    f"({self.config.max_length} tokens); raise it"
+                )
+        return replace(task, rows=rows, too_long={split: count for split, count in dropped.items() if count})
+
+    def encode(self, task: Task, split: str) -> list[Example]:
+        """Every row of a split. Raises InputError where an answer alone does not fit into `max_length`."""
+        found = self._pairs([(row, row.answer) for row in task.rows[split]])
+        return [self._example(task, f"{task.label}/{split}/{index}", *ids) for index, ids in enumerate(found)]
+
+    def lengths(self, rows: Sequence[Row]) -> list[tuple[int, int]]:
+        """(tokens of prompt and answer, tokens of the answer alone) of every row, before anything is cut.
+
+        Both count the end-of-text. Where a token would span the border between the two, the first may be one less than
+        what `encode` makes.
+        """
+        found: list[tuple[int, int]] = []
+        for start in range(0, len(rows), _AT_ONCE):
+            part = rows[start : start + _AT_ONCE]
+            heads = [self._prompt(row) for row in part]
+            tails = [self._separator(head) + row.answer for head, row in zip(heads, part, strict=True)]
+            wholes = self._ids([head + tail for head, tail in zip(heads, tails, strict=True)])
+            answers = self.tokenizer(tails, add_special_tokens=False, verbose=False).input_ids
+            found += [(len(whole) + 1, len(answer) + 1) for whole, answer in zip(wholes, answers, strict=True)]
+        return found
+
+    def choices(self, task: Task, split: str) -> list[list[Example]]:
+        """For every row of a split, one example per choice of the task: what likelihood ranking compares."""
+        rows, count = task.rows[split], len(task.choices)
+        found = self._pairs([(row, choice) for row in rows for choice in task.choices])
+        examples = [
+            self._example(task, f"{task.label}/{split}/{index // count}", *ids) for index, ids in enumerate(found)
+        ]
+        return [examples[start : start + count] for start in range(0, len(examples), count)]
+
+    def _example(self, task: Task, key: str, prompt: list[int], answer: list[int], body: Body) -> Example:
+        room = self.config.max_length - len(answer)
+        if room < 1:
+            raise InputError(
+                f"task '{task.name}', row {key}: the answer has {len(answer)} tokens with its end-of-text, "
+                f"data.max_length is {self.config.max_length}; answers are never cut: raise data.max_length, or leave "
+                "such rows out with data.too_long=drop"
+            )
+        if len(prompt) <= room:
+            return Example(task.name, key, prompt, answer, body=body)
+        kept = self.cut(prompt, room, body)
+        left = (body[0], body[1] - len(prompt) + len(kept)) if body and body[1] - body[0] > len(prompt) - room else None
+        return Example(task.name, key, kept, answer, cut=True, body=left)
+
+    def room(self, max_new_tokens: int) -> int:
+        """How many tokens a prompt may have in generation, so that the longest answer still fits."""
+        room = max(self.config.max_length - max_new_tokens, self.config.max_length // 2)
+        return room if self.positions is None else min(room, self.positions - max_new_tokens)
+
+    def cut(self, prompt: list[int], room: int, body: Body = None) -> list[int]:
+        """At most `room` tokens of a prompt.
+
+        body: what may be cut: the longest message, so that the turns of a template stay whole; where that is too short,
+        or None, anything but a begin-of-text token at the start.
+        """
+        excess = len(prompt) - room
+        if body is not None and body[1] - body[0] > excess > 0:
+            start, stop = body
+            return (
+                prompt[:start] + cut_prompt(prompt[start:stop], stop - start - excess, self.config.cut) + prompt[stop:]
+            )
+        front = prompt[:1] if room > 1 and prompt[:1] == [self.start] else []
+        return front + cut_prompt(prompt[len(front) :], room - len(front), self.config.cut)
+
+    def _pairs(self, pairs: Sequence[tuple[Row, str]]) -> list[tuple[list[int], list[int], Body]]:
+        """Prompt ids, answer ids, and what of the prompt may be cut.
+
+        Prompt and answer are tokenized together, as the model would see the finished text.
+        """
+        if not pairs:
+            return []
+        heads = [self._prompt(row) for row, _ in pairs]
+        tails = [self._separator(head) + answer for head, (_, answer) in zip(heads, pairs, strict=True)]
+        prompts = self._ids(heads)
+        bodies = self._bodies([row for row, _ in pairs], heads)
+        wholes = self._ids([head + tail for head, tail in zip(heads, tails, strict=True)])
+        found = []
+        for prompt, whole, tail, body in zip(prompts, wholes, tails, bodies, strict=True):
+            joined = whole[: len(prompt)] == prompt  # else a token spans the border: the answer is encoded alone
+            answer = whole[len(prompt) :] if joined else self._alone(tail)
+            found.append((prompt, [*answer, self.end], body))
+        return found
+
+    def _prompt(self, row: Row) -> str:
+        if self.config.template == "chat":
+            turns = _turns(row)
+            try:
+                return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            except TemplateError as error:
+                beginning = row.prompt[:60]
+                raise InputError(f"data.template: chat: the model's template: {error} (at {beginning!r})") from error
+        return _ALPACA.format(prompt=row.prompt) if self.config.template == "alpaca" else row.prompt
+
+    def _bodies(self, rows: Sequence[Row], prompts: Sequence[str]) -> list[Body]:
+        """Which tokens of each prompt belong to its longest message; None without a template around it."""
+        if self.config.template == "none" or not self.tokenizer.is_fast:
+            return [None] * len(rows)
+        special = self.config.template != "chat"
+        made = self.tokenizer(
+            list(prompts), add_special_tokens=special, return_offsets_mapping=True, verbose=False
+        ).offset_mapping
+        return [
+            _tokens_within(offsets, _longest(row, text)) for offsets, row, text in zip(made, rows, prompts, strict=True)
+        ]
+
+    def _separator(self, prompt: str) -> str:
+        return "" if self.config.template != "none" or prompt[-1:].isspace() else self.config.separator
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        special = self.config.template != "chat"  # a chat template writes its special tokens itself
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=special, verbose=False).input_ids
+        return [row[:-1] for row in ids] if special and self._closes else ids  # a prompt must stay open
+
+    def _alone(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return ids
+
+
+def answer_limit(task: Task, setting: int | str, longest: int, *, positions: int | None = None) -> int:
+    """The most tokens of a generated answer.
+
+    longest: tokens of the longest training answer, which `auto` uses. positions: tokens that the model reads, at most.
+    Raises InputError where they leave no room for a prompt.
+    """
+    limit = task.max_new_tokens or setting
+    if not isinstance(limit, int):
+        limit = min(_LONGEST_AUTO, int(1.5 * longest) + 4)
+        return limit if positions is None else min(limit, max(longest, positions // 2))
+    if positions is not None and limit >= positions:
+        raise InputError(
+            f"task '{task.name}': max_new_tokens is {limit}, but the model reads at most {positions} tokens, "
+            "the prompt included"
+        )
+    return limit
+
+
+def cut_prompt(prompt: list[int], room: int, cut: str) -> list[int]:
+    """At most `room` tokens of the prompt, dropping its start, middle or end."""
+    if len(prompt) <= room:
+        return prompt
+    if cut == "start":
+        return prompt[-room:]
+    if cut == "end":
+        return prompt[:room]
+    head = (room + 1) // 2
+    return prompt[:head] + prompt[len(prompt) - (room - head) :]
+
+
+def _turns(row: Row) -> list[dict[str, str]]:
+    """The messages before the answer; a plain prompt is one of the user's."""
+    return [dict(turn) for turn in row.messages] or [{"role": "user", "content": row.prompt}]
+
+
+def _longest(row: Row, text: str) -> tuple[int, int]:
+    """Where in the templated text the longest message stands; an empty range where the template has changed it."""
+    found, place = (0, 0), 0
+    for turn in _turns(row):
+        content = turn["content"].strip()
+        start = text.find(content, place)
+        if start >= 0:
+            place = start + len(content)
+            found = max(found, (start, place), key=lambda span: span[1] - span[0])
+    return found
+
+
+def _tokens_within(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> Body:
+    """The tokens whose characters lie within the span; None where there are none."""
+    inside = [n for n, (start, stop) in enumerate(offsets) if span[0] <= start < stop <= span[1]]
+    return (inside[0], inside[-1] + 1) if inside else None

@@ -1,0 +1,56 @@
+"""What suits an engine to a GPU: a large model's kernels are fused, a small one's passes recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilora.kernels.attention import GROUPED
+from ilora.kernels.graphs import CudaRecorder, DecoderGraphs, Recorder
+from ilora.model import adapters
+from ilora.model.engine import Engine
+from ilora.settings import ModelConfig
+
+LARGE = 1_000_000_000  # parameters: from here on kernels take longer than their launches
+FORMS = 64  # compiled forms of a layer, at most: one for each adapter, with and without gradient and dropout
+
+
+def suit_the_device(engine: Engine, config: ModelConfig) -> None:
+    """As `model.kernels` and `model.graphs` say; by themselves they leave a CPU as it is."""
+    packed = engine.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
+    on_gpu = engine.device.type == "cuda"
+    large = sum(parameter.numel() for parameter in engine.core.parameters()) >= LARGE
+    if config.kernels == "compiled" or (config.kernels == "auto" and on_gpu and packed and large):
+        compile_layers(engine)
+    if config.graphs == "auto" and on_gpu and packed and not large and not config.gradient_checkpointing:
+        record_passes(engine, CudaRecorder())
+
+
+def compile_layers(engine: Engine) -> None:
+    """Fuse the small operations of every layer, at its first pass, by torch.compile."""
+    torch._dynamo.config.recompile_limit = FORMS
+    for layer in engine.core.get_decoder().layers:  # type: ignore[operator]
+        layer.compile(dynamic=True)
+    # The first layer then is like the others, whose input has a gradient: one form less to compile.
+    engine.core.get_input_embeddings().register_forward_hook(_asks_for_gradient)  # type: ignore[operator]
+    engine.compiled = True
+
+
+def _asks_for_gradient(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() else output
+
+
+def record_passes(engine: Engine, recorder: Recorder) -> None:
+    """Replay the decoder's passes from now on, instead of launching their kernels one by one."""
+    model, decoder = engine.model, engine.core.get_decoder()  # type: ignore[operator]
+
+    def parameters() -> list[nn.Parameter]:
+        names = adapters.active_names(model)
+        return [value for name in names for value in adapters.parameters(model, name).values()]
+
+    def state() -> tuple[Any, ...]:
+        return adapters.active_names(model), model.training, id(decoder.layers)
+
+    engine.graphs = DecoderGraphs(decoder, recorder, state, parameters)
