@@ -327,3 +327,9 @@ def test_home_and_variables_are_written_out_in_every_place(monkeypatch: pytest.M
     assert (second.path, third.dataset) == (Path("/h/e"), "/h/f")
     monkeypatch.delenv("ROWS")
     assert refusal(data={"path": "$ROWS/x"})[1].startswith("  data.path: the variable $ROWS")
+
+
+@pytest.mark.parametrize("override", ["adapter.rank_pattern={q_proj: true}", "adapter.layers_to_transform=[true]"])
+def test_true_is_no_number_within_a_list_or_a_mapping_either(override: str) -> None:
+    with pytest.raises(InputError, match="true is neither a number nor a text"):
+        load_config({"data": {"path": "data"}}, [override])

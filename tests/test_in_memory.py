@@ -66,7 +66,9 @@ def test_a_run_is_that_of_the_same_rows_in_files(make_config: MakeConfig, tmp_pa
     values = make_config("training.epochs=1").dump()
     whole = run(make_config("training.epochs=1", "data.tasks=[one, two]"), tmp_path / "files", quiet=True)
     del values["data"]
-    made = run(values | {"data": {"max_length": 64, "template": "none"}}, tmp_path / "memory", tasks=given[:1], quiet=True)
+    made = run(
+        values | {"data": {"max_length": 64, "template": "none"}}, tmp_path / "memory", tasks=given[:1], quiet=True
+    )
     assert made.results["complete"]
     made = add(tmp_path / "memory", given[1:], quiet=True)
     assert difference(weights(whole.path), weights(made.path)) == 0.0

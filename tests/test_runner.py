@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -374,3 +375,63 @@ def test_prompts_count_against_the_length_of_a_row(make_config: MakeConfig, tmp_
     method = {"name": "progressive_prompts", "prompt_length": 20}
     with pytest.raises(InputError, match=r"data\.max_length: 64, of which .* take 60 in a stream of 3 tasks"):
         run(make_config(method=method), tmp_path / "run", quiet=True)
+
+
+# -- nothing is lost, and a resume is of the same run ------------------------------------------------------------------
+
+
+def test_a_finished_run_without_its_checkpoints_is_shown_and_never_begun_again(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    path = run(make_config("data.tasks=[one]", "training.epochs=1"), tmp_path / "run", quiet=True).path
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and "checkpoints" not in file.parts}
+    shutil.rmtree(path / "checkpoints")
+    assert resume(path, quiet=True).results["complete"]
+    with pytest.raises(InputError, match="checkpoints are missing, and to begin again would delete"):
+        resume(path, ["training.learning_rate=0.5"], quiet=True)
+    with pytest.raises(InputError, match="checkpoints are missing"):
+        add(path, [str(write_task(tmp_path / "more", "four"))], quiet=True)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_an_unfinished_run_without_its_checkpoints_is_not_begun_again(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_killed(make_config(), tmp_path / "run", monkeypatch, at="step", count=8)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(InputError, match="checkpoints are missing"):
+        resume(tmp_path / "run", quiet=True)
+
+
+def test_the_text_of_the_perplexity_must_be_the_same(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one small red cat " * 20)
+    config = make_config("data.tasks=[one]", f"evaluation.perplexity_file={text}")
+    run_killed(config, tmp_path / "run", monkeypatch, at="step", count=3)
+    text.write_text("two big old owls " * 20)
+    with pytest.raises(InputError, match=r"perplexity_file: .*text\.txt changed since the run began"):
+        resume(tmp_path / "run", quiet=True)
+
+
+def test_a_model_that_lies_elsewhere_now_is_the_same_by_its_weights(
+    make_config: MakeConfig, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(make_config("data.tasks=[one]"), tmp_path / "whole", quiet=True)
+    run_killed(make_config("data.tasks=[one]"), tmp_path / "run", monkeypatch, at="step", count=3)
+    moved = shutil.copytree(tiny_model, tmp_path / "model")
+    resumed = resume(tmp_path / "run", [f"model.name={moved}"], quiet=True)
+    assert difference(weights(whole.path), weights(resumed.path)) == 0.0
+
+
+def test_foreign_files_in_a_run_are_named_or_left_alone(make_config: MakeConfig, tmp_path: Path) -> None:
+    path = run(make_config("data.tasks=[one]", "training.epochs=1"), tmp_path / "run", quiet=True).path
+    foreign = path / "trajectory" / "mine.safetensors"
+    foreign.write_text("5")
+    assert resume(path, quiet=True).results["complete"]
+    assert foreign.read_text() == "5"
+    with (path / "predictions" / "after-01-one" / "one.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"one\.jsonl: not UTF-8 text"):
+        resume(path, quiet=True)

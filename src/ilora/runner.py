@@ -147,6 +147,8 @@ def resume(
     """
     path, overrides = _own_run(path), list(overrides)
     config, given = _with_model(_read_config(path, overrides), model, tokenizer)
+    if newest(path / "checkpoints") is None and not overrides and (finished := _finished(path, config)):
+        return finished
     try:
         tasks = load_tasks(config.data)
     except InputError as error:

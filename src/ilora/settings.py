@@ -28,6 +28,21 @@ def _takes_truth(annotation: Any) -> bool:
     return annotation in (bool, Any) or annotation is True or any(_takes_truth(part) for part in get_args(annotation))
 
 
+def _has_sections(annotation: Any) -> bool:
+    """Whether a field of this type holds sections, which look at their own values."""
+    parts = get_args(annotation)
+    return (
+        any(map(_has_sections, parts)) if parts else isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    )
+
+
+def _plain_parts(value: Any) -> list[Any]:
+    """A value, or those within a list or a mapping."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 class Section(BaseModel):
     """A frozen group of settings; unknown keys are errors."""
 
@@ -37,8 +52,10 @@ class Section(BaseModel):
     @classmethod
     def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuses `true` and `false` where a number is meant: Python counts them as 1 and 0."""
-        if isinstance(value, bool) and not _takes_truth(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError(f"{str(value).lower()} is neither a number nor a text")
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        found = [item for item in _plain_parts(value) if isinstance(item, bool)]
+        if found and not _takes_truth(annotation) and not _has_sections(annotation):
+            raise ValueError(f"{str(found[0]).lower()} is neither a number nor a text")
         return value
 
 

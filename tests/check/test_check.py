@@ -261,3 +261,16 @@ def test_the_table_shows_untrusted_text_as_it_is() -> None:
     assert "[bold]x[/bold]" in shown
     assert "\x1b" not in shown
     assert bars([0, 1, 100]) == " ▁█"
+
+
+@pytest.mark.parametrize(("too_long", "level"), [("error", "error"), ("drop", "note")])
+def test_answers_that_are_too_long_are_an_error_unless_they_are_left_out(
+    too_long: str, level: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [Row("red :", "cat"), Row("blue :", "cat " * 60)]
+    write_rows(tmp_path / "one", train=rows * 5, eval=rows, test=rows)
+    settings = [f"model.name={tiny_model}", "data.max_length=40", f"data.too_long={too_long}"]
+    (report,) = check_config(config_of(tmp_path, settings), near=False)
+    (found,) = [problem for problem in report["problems"] if "answers that alone do not fit" in problem["text"]]
+    assert found["level"] == level
+    assert ("leaves them out" in found["text"]) == (too_long == "drop")

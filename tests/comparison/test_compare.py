@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from ilora import InputError, run
 from ilora.commands.compare import compare
@@ -196,6 +197,20 @@ def test_runs_that_learnt_from_other_rows_are_refused(tmp_path: Path) -> None:
         results["tasks"] = [task | {"train": rows} for task in results["tasks"]]
         file.write_text(json.dumps(results), encoding="utf-8")
     with pytest.raises(InputError, match="different training rows of task 'one': 24 rows / 15 rows"):
+        compare([tmp_path], out=tmp_path / "out")
+
+
+def test_runs_of_one_limit_that_learnt_from_other_rows_are_refused_whatever_stands_before_them(tmp_path: Path) -> None:
+    for seed, (name, limit, rows) in enumerate((("a", None, 24), ("b", 15, 15), ("c", 15, 14))):
+        folder = write_run(tmp_path / name, "er", Method(), seed=seed)
+        file, config = folder / "results.json", folder / "config.yaml"
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results["tasks"] = [task | {"train": rows} for task in results["tasks"]]
+        file.write_text(json.dumps(results), encoding="utf-8")
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        settings["data"]["limit"] = {"train": limit}
+        config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with pytest.raises(InputError, match="different training rows of task 'one': 15 rows / 14 rows"):
         compare([tmp_path], out=tmp_path / "out")
 
 

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from ilora import run
 from ilora.cli import main
 from ilora.config import load_config
-from ilora.connectivity import connect, files, path_job, sources, space
+from ilora.connectivity import choose, connect, files, path_job, sources, space
 from ilora.connectivity import evaluate as evaluation
 from ilora.connectivity import landscape as landscapes
 from ilora.connectivity.landscape import Landscape
@@ -26,8 +26,9 @@ from ilora.connectivity.sources import file_name
 from ilora.errors import InputError
 from ilora.report.html import write_report
 from ilora.results.scores import read_records
+from ilora.training.checkpoint import load_latest
 from tests.connectivity.conftest import random_adapter
-from tests.helpers import MakeConfig
+from tests.helpers import MakeConfig, write_task
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -606,3 +607,27 @@ def test_interior_is_measured_against_both_ends() -> None:
     assert found["over_0"]["score"] == 0.5
     assert found["over_1"] == {"score": 0.25, "score_se": 0.25}
     assert path_job.interior([0.0, 1.0], scores[:2], ["x"]) is None
+
+
+def test_the_memory_of_a_run_that_left_rows_out_is_read_as_it_was_numbered(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Row 1 of the task has an answer that is too long: the rows behind it are numbered one less."""
+    folder = write_task(tmp_path, "four")
+    rows = json.loads((folder / "train.json").read_text())
+    rows[1]["answer"] = "cat " * 300
+    (folder / "train.json").write_text(json.dumps(rows))
+    tasks = [{"name": "four", "path": str(folder)}, {"name": "five", "path": str(write_task(tmp_path, "five"))}]
+    data = {"tasks": tasks, "max_length": 64, "template": "none", "too_long": "drop"}
+    result = run(
+        make_config("training.epochs=1", data=data, method={"name": "er", "memory_size": 24}),
+        tmp_path / "r",
+        quiet=True,
+    )
+    source = sources.from_run(result.path, pairs="last")
+    (four,) = (task for task in source.pairs[0].tasks if task.name == "four")
+    (kept,) = choose.remembered(result.path, choose.fitting(source, [four]))
+    checkpoint, _ = load_latest(result.path / "checkpoints")
+    numbers = sorted(int(key.rpartition("/")[2]) for name, key in checkpoint.values["memory"]["rows"] if name == "four")
+    used = [row for number, row in enumerate(rows) if number != 1]
+    assert [row.prompt for row in kept.rows[choose.MEMORY]] == [used[number]["prompt"] for number in numbers]

@@ -153,3 +153,9 @@ def test_a_problem_far_down_a_long_file_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"prompt": "q"}\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"a.jsonl:301: no 'answer'"):
         read_rows(path, selection=Selection("key", 5))
+
+
+def test_a_column_that_stands_twice_in_the_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,answer,answer\na,b,c\n")
+    with pytest.raises(InputError, match=r"rows\.csv:1: the column 'answer' stands twice"):
+        list(tables.entries(tmp_path / "rows.csv"))

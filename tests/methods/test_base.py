@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Generic
 
+import pytest
 from pydantic import Field
 from typing_extensions import TypeVar
 
-from ilora import Method, MethodConfig, load_config
+from ilora import InputError, Method, MethodConfig, load_config
+from ilora.methods import method_class
 from ilora.methods.er import ExperienceReplay, ReplayConfig
 from ilora.methods.ilora import ILoRA, ILoRAConfig
 
@@ -54,3 +57,13 @@ def test_a_configuration_takes_them() -> None:
     found = load_config(values).method
     assert isinstance(found, OwnConfig)
     assert (found.strength, found.memory_capacity) == (3, 500)
+
+
+def test_a_misspelled_hook_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from ilora import Method\n\nclass {name}(Method):\n    def {hook}(self): return None\n    def helper(self): ...\n"
+    text = source.format(name="Wrong", hook="penalti") + source.format(name="Right", hook="penalty")
+    (tmp_path / "hooks_of_mine.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match="nothing calls `penalti`; is `penalty` meant"):
+        method_class("hooks_of_mine:Wrong")
+    assert method_class("hooks_of_mine:Right").__name__ == "Right"

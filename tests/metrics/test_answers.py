@@ -12,6 +12,38 @@ TONES = ("very negative", "negative", "neutral", "positive", "very positive")
 STANCES = ("支持", "反对", "中立")
 
 
+TAKEN_BACK = """
+B cannot be correct|B can't be right|B. hawkish cannot be right|B is the wrong answer|B is a wrong answer
+B. hawkish is the wrong option|B. hawkish is the incorrect answer|B. hawkish isn't the answer|B is clearly wrong
+B. hawkish is clearly wrong|B is definitely not correct|B. hawkish is not quite correct|B is never right|B (wrong)
+B does not apply|B. hawkish. C is correct|B. hawkish; C is better|B. hawkish. I mean C|B. Sorry, C|B then C|B, then C
+B? C|B or maybe C|A. dovish - wrong|A, or maybe B
+"""
+
+
+@pytest.mark.parametrize("text", TAKEN_BACK.strip().replace("\n", "|").split("|"))
+def test_a_letter_that_is_taken_back_or_replaced_is_no_answer(text: str) -> None:
+    assert parse_choice(text, "ABC") is None
+
+
+@pytest.mark.parametrize("text", ["positive cannot be right", "positive doesn't fit", "positive is clearly wrong"])
+def test_a_text_that_is_taken_back_is_no_answer(text: str) -> None:
+    assert parse_choice(text, ["positive", "negative"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("B. The rate cannot be lower", "B"),
+        ("A. False positives", "A"),
+        ("B. C is a vitamin", "B"),
+        ("C is correct", "C"),
+    ],
+)
+def test_words_within_an_options_own_text_take_nothing_back(text: str, answer: str) -> None:
+    assert parse_choice(text, "ABC") == answer
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

@@ -122,11 +122,22 @@ def test_what_cannot_be_is_refused_with_the_reason(given: dict[str, Any], says: 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"exclude_modules": ["v_porj"]}, "adapter.exclude_modules: no layer is called 'v_porj'"),
-        ({"rank_pattern": {"o_porj": 2}}, "adapter.rank_pattern: no layer is called 'o_porj'"),
+        ({"exclude_modules": ["v_porj"]}, "adapter.exclude_modules: no layer with an adapter is called 'v_porj'"),
+        ({"rank_pattern": {"o_porj": 2}}, "adapter.rank_pattern: no layer with an adapter is called 'o_porj'"),
+        ({"alpha_pattern": {"down_proj": 2}}, "the layers with one are q_proj, v_proj"),
+        ({"rank_pattern": {"(": 2}}, r"adapter.rank_pattern: '\(' is no pattern of layer names"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "'embed_tokens' is no linear layer"),
+        ({"r": 3, "init_lora_weights": "orthogonal"}, "adapter: PEFT refuses .* rank to be even"),
         ({"layers_to_transform": [2]}, "adapter.layers_to_transform: 2, but this model's layers are 0 to 1"),
     ],
 )
 def test_layers_that_are_not_there(given: dict[str, Any], says: str, make_config: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=says):
         run(make_config(adapter=given), tmp_path / "run", quiet=True)
+
+
+def test_all_linear_layers_of_some_numbers(make_config: MakeConfig, tmp_path: Path) -> None:
+    given = {"r": 4, "alpha": 8, "target_modules": "all-linear", "layers_to_transform": [1]}
+    left = trained(make_config("data.tasks=[one]", "training.epochs=1", adapter=given), tmp_path / "run")
+    assert {key.partition("layers.")[2][0] for key in left} == {"1"}
+    assert len({key.split(".")[-3] for key in left}) == 7

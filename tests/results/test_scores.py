@@ -93,7 +93,7 @@ def test_what_was_left_out_and_cut_stands_in_the_results(
     (folder / "train.json").write_text(json.dumps([*rows, *rows[:5]]))
     long = [{"prompt": f"{number} " + "red " * number + ":", "answer": "cat"} for number in range(4, 24)]
     (folder / "test.json").write_text(json.dumps(long))
-    sections = {"data": {"path": str(tmp_path), "deduplicate": True, "max_length": 16}}
+    sections = {"data": {"path": str(tmp_path), "deduplicate": True, "max_length": 16, "template": "none"}}
     config = make_config("training.epochs=1", "evaluation.max_new_tokens=8", "evaluation.zero_shot=false", **sections)
     (task,) = run(config, tmp_path / "run").results["tasks"]
     assert task["dropped"]["train"] >= 5

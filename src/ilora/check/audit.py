@@ -187,6 +187,7 @@ def _tokens(task: Task, encoder: Encoder, max_new_tokens: int | str) -> Report:
 
     return {
         "max_length": limit,
+        "drops": encoder.config.too_long == "drop",
         "counted": {split: len(pairs) for split, pairs in lengths.items()},
         "whole": _spread(wholes),
         "median": _spread([whole for whole, _ in lengths["train"]])["median"],
@@ -232,7 +233,9 @@ def _problems(task: Task, repeats: Repeats, report: Mapping[str, Any]) -> list[d
     if tokens := report["tokens"]:
         limit = f"max_length {tokens['max_length']:,}"
         if any(tokens["answer_too_long"].values()):
-            found.append(("error", f"answers that alone do not fit into {limit}: {_listed(tokens['answer_too_long'])}"))
+            level, more = ("note", "; data.too_long: drop leaves them out") if tokens["drops"] else ("error", "")
+            text = f"answers that alone do not fit into {limit}: {_listed(tokens['answer_too_long'])}{more}"
+            found.append((level, text))
         if any(tokens["cut"].values()):
             found.append(("note", f"prompts cut to {limit}: {_listed(tokens['cut'])}"))
     if any((report["near"] or {}).values()):

@@ -45,6 +45,9 @@ def gather(places: Sequence[Path], only: Sequence[str] = ()) -> Gathered:
         raise InputError(f"no finished run to compare ({named})")
     runs = _chosen(runs, only)
     runs = _told_apart([runs[0], *(_comparable(runs[0], run) for run in runs[1:])])
+    like: dict[Any, Run] = {}  # the first run of each limit: runs of one limit learnt from the same rows
+    for run in runs:
+        _refuse_other_training(like.setdefault(run.settings.get("data.limit.train"), run), run)
     _refuse_twins(runs)
     return Gathered(runs, left_out)
 
@@ -139,8 +142,6 @@ def _comparable(first: Run, run: Run) -> Run:
             sizes = [f"{len(one.items.ids[label])} rows" for one in (first, run)]
             sizes[1] += ", with different ids, prompts or references" if sizes[0] == sizes[1] else ""
             raise _other(first, run, f"different test rows of task {label!r}", *sizes)
-    if first.settings.get("data.limit.train") == run.settings.get("data.limit.train"):  # else the setting is shown
-        _refuse_other_training(first, run)
     return replace(run, items=first.items)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 from ilora.connectivity import files, paths, space
 from ilora.connectivity.landscape import Landscape, PointScores, average, gain, limited, open_landscape
 from ilora.connectivity.sources import Origins, Pair, Source
+from ilora.data.encoding import Encoder
 from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import EvaluationSet
+from ilora.model.load import load_tokenizer
 from ilora.progress import Display
 from ilora.stream import fingerprint
 from ilora.training.checkpoint import load_latest
@@ -52,13 +54,13 @@ def select(
     assert source.run is not None  # the caller has refused anything else
     if kind in paths.BENT:
         raise InputError(
-            f"--select goes along factors, delta or spherical: the bend of a {kind} is trained on the tasks' training "
-            "rows, which are no longer at hand when the point is chosen"
+            f"--select goes along factors, delta or spherical: of the old tasks it sees the replay memory alone, and "
+            f"the bend of a {kind} would be trained on the same rows that then choose the point"
         )
     curve, ts = paths.make_path(kind, pair.ends, space=where), paths.grid(points)
     name = f"{pair.name}-{curve.name}"
     folder, file = out / f"selected-{name}", out / f"selection-{name}.json"
-    chosen_on = [(task, MEMORY) for task in remembered(source.run, pair.old)]
+    chosen_on = [(task, MEMORY) for task in remembered(source.run, fitting(source, pair.old))]
     chosen_on += [(limited(task, "eval", rows), "eval") for task in pair.new]
     tests = [limited(task, "test", rows) for task in pair.tasks]
     used = [task for task, _ in chosen_on] + tests
@@ -75,6 +77,14 @@ def select(
         adapter = curve.at(result["t"])
         space.write(replace(adapter, base=adapter.base or source.config.model.name), folder)
     return {**result, "folder": folder}
+
+
+def fitting(source: Source, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks as the run trained on them: rows are numbered without those that `data.too_long: drop` left out."""
+    if source.config.data.too_long == "error":
+        return list(tasks)
+    encoder = Encoder(load_tokenizer(source.config.model), source.config.data)
+    return [encoder.fitting(task) for task in tasks]
 
 
 def _selection(

@@ -163,6 +163,9 @@ def _csv(path: Path) -> Iterator[Entry]:
         (line for _, line in _lines(path)), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
     )
     try:
+        names = list(reader.fieldnames or ())
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise InputError(f"{path}:1: the column {twice[0]!r} stands twice in the header; name each once")
         for row in reader:
             place = f"{path}:{reader.line_num}"
             if None in row:

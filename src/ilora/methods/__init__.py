@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from difflib import get_close_matches
 
 from ilora.errors import InputError
 from ilora.methods import (
@@ -50,6 +51,23 @@ __all__ = [
 ]
 
 
+# What the loop calls or reads; a misspelled one would be passed over without a word.
+HOOKS = (
+    "begin_task",
+    "extend_batch",
+    "loss",
+    "penalty",
+    "before_step",
+    "after_step",
+    "end_task",
+    "inference",
+    "trainable",
+    "variants",
+    "state_dict",
+    "load_state_dict",
+)
+
+
 def method_class(name: str) -> type[Method]:
     """A registered method, or `module:Class` for one outside the package."""
     if ":" not in name:
@@ -61,4 +79,8 @@ def method_class(name: str) -> type[Method]:
         raise InputError(f"method '{name}': {type(error).__name__}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise InputError(f"method '{name}': not a subclass of ilora.methods.Method")
+    for written in {key for part in found.__mro__ if not part.__module__.startswith("ilora.") for key in vars(part)}:
+        near = get_close_matches(written, HOOKS, n=1, cutoff=0.85)
+        if near and written not in dir(Method):
+            raise InputError(f"method '{name}': nothing calls `{written}`; is `{near[0]}` meant?")
     return found

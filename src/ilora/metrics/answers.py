@@ -34,18 +34,24 @@ _NO_LABEL = re.compile(
     r"|n['’]t\b|[错误不非]",
     re.IGNORECASE,
 )
-_WRONG = r"(?:wrong|incorrect|not\s+(?:correct|right|true)|错误?|不对|不正确)"
+_SURELY = r"(?:\s+(?:clearly|definitely|certainly|obviously|really|simply|just|quite|probably|surely|plainly))*"
+_WRONG = rf"(?:wrong|incorrect|not{_SURELY}\s+(?:correct|right|true)|never\s+(?:correct|right|true)|错误?|不对|不正确)"
+_WRONG_ONE = r"(?:the|a|an)\s+(?:wrong|incorrect|false)\s+(?:answer|option|choice|one)"
+_CANNOT = r"can(?:not|\s+not|['’]t)\s+be"
 _DENIED = re.compile(
-    r"\W*(?:(?:is|was|are)\s+(?:not|wrong|incorrect|false)|(?:is|was|are)n['’]t)\b"
-    rf"|\W+{_WRONG}\s*(?:[.,;!。、]|$)|\?\W*(?:no|not)\b"
+    rf"\W*(?:(?:is|was|are){_SURELY}\s+(?:not|never|wrong|incorrect|false|{_WRONG_ONE})|(?:is|was|are)n['’]t)\b"
+    rf"|\W*(?:{_CANNOT}|(?:does|do|did)(?:n['’]t|\s+not))\b"
+    rf"|\W+{_WRONG}\s*(?:[.,;!)\]。、]|$)|\?\W*(?:no|not)\b"
     r"|\s*(?:选项|答案|并|也|都|显然|肯定)*"
     r"(?:不是|并非|是(?:错|不)|(?:不(?:对|正确|成立)|错误?|有误)(?:的(?!\w)|(?=因为|所以|应|故|\W|$)))",
     re.IGNORECASE,
 )
 _DENIED_TEXT = re.compile(  # of a letter with its option's own text: 'A. dovish is wrong'
-    r"(?<!\bnone )(?<!\bnothing )\b(?:is|was|are|would be|must be)\s+"
-    r"(?:wrong|incorrect|not\s+(?:correct|right|the\s+(?:right\s+|correct\s+)?(?:answer|option|choice)))\b"
-    r"|\b(?:is|was|are)n['’]t\s+(?:correct|right)\b"
+    rf"(?<!\bnone )(?<!\bnothing )\b(?:is|was|are|would be|must be){_SURELY}\s+"
+    rf"(?:wrong|incorrect|{_WRONG_ONE}|"
+    rf"(?:not|never){_SURELY}\s+(?:correct|right|true|the\s+(?:right\s+|correct\s+)?(?:answer|option|choice)))\b"
+    r"|\b(?:is|was|are)n['’]t\s+(?:correct|right|the\s+(?:right\s+|correct\s+)?(?:answer|option|choice))\b"
+    rf"|\b{_CANNOT}\s+(?:correct|right|true)\b|\s[-–—]\s*{_WRONG}\s*(?:[.,;!]|$)"
     r"|(?:是错的|是错误的|不对|不正确)\s*(?:[.,;!。、，]|$)",
     re.IGNORECASE,
 )
@@ -57,12 +63,15 @@ _VERDICT = (
     r"|答案(?:应该?)?(?:是|为|选)?|选择?|选项)"
     r"\s*:?\s*(?:option\s+)?[(\[\"'*]*"
 )
-_RIVAL = r"(?:\b(?:or|nor|not|either)|或者?|不是|不选)\s*(?:option\s+)?[(\[\"'*]*"
+_RIVAL = (
+    r"(?:\b(?:or|nor|not|either)|或者?|不是|不选)\s*(?:(?:maybe|perhaps|possibly|even)\s+)?(?:option\s+)?[(\[\"'*]*"
+)
 _INSTEAD = (
-    r"(?:\b(?:no|wait|actually|instead|rather|but|so|thus|hence|therefore)|不|所以|因此|而是|应该?选?为?|故选)"
+    r"(?:\b(?:no|wait|actually|instead|rather|but|so|thus|hence|therefore|then|sorry|mean)|不|所以|因此|而是|应该?选?为?|故选)"
     r"[\s,]*[(\[\"'*]*"
 )
-_JOINT = r"[,&/、;+|\\=·→–—-]+>?|\.{2,}|(?:and|und|vs|versus)\b\.?|和|与|以及|及|跟|與"
+_PREFERRED = r"\s+(?:is|seems|fits)\s+(?:the\s+|more\s+)?(?:correct|right|true|better|best|answer|likely|likelier)\b"
+_JOINT = r"[,&/、;+|\\=·→–—?-]+>?|\.{2,}|(?:and|und|vs|versus)\b\.?|和|与|以及|及|跟|與"
 
 
 def parse_choice(text: str, choices: Sequence[str]) -> str | None:
@@ -220,7 +229,8 @@ def _rival(line: str, letter: str, others: str) -> bool:
     joined = rf"(?<![{_LATIN}]){letter}[)\]\"']?(?:\s*(?:{_JOINT})|\s)\s*[(\[\"']*{other}"
     marked = rf"\({other}\)|{other}[).:]\s*\w"
     instead = rf"(?i:{_INSTEAD}){other}(?=\s*(?:[.,;!?)\]。]|$|is\b|是))"
-    for pattern in (joined, marked.replace("?P<x>", ""), f"(?i:{_RIVAL}){other}", instead):
+    better = f"{other}(?i:{_PREFERRED})"
+    for pattern in (joined, marked.replace("?P<x>", ""), f"(?i:{_RIVAL}){other}", instead, better):
         for hit in re.finditer(pattern, line):
             name = hit.groupdict().get("x") or "-"
             if not _is_word(name, line[hit.end() :]):

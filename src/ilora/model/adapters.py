@@ -1,8 +1,9 @@
 """LoRA adapters on one frozen model: add, activate, copy, average, merge, save.
 
-The only file that knows PEFT's internals. The trap it exists for: `set_adapter` and `disable_adapter` move activity
-and trainability together, so activating "slow" freezes "fast", and its gradient silently stays away. Here activity
-is changed alone, and restored.
+Where PEFT's internals are known, but for the layer itself (`kernels/lora.py`), adapter folders (`connectivity/`) and
+the names lora_A and lora_B, which two methods ask for. The trap it exists for: `set_adapter` and `disable_adapter`
+move activity and trainability together, so activating "slow" freezes "fast", and its gradient silently stays away.
+Here activity is changed alone, and restored.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ def attach(
     base: what adapter folders name as their base model.
     """
     modules, last = target_modules(model, config.target_modules), last_layers(model, config.layers)
-    if last is not None and modules == "all-linear":  # PEFT takes its own name for all of them in all layers only
+    some = last is not None or config.layers_to_transform is not None
+    if some and modules == "all-linear":  # PEFT takes its own name for all of them in all layers only
         modules = linear_layers(model, head=False)
-    refuse_unknown(model, config)
+    refuse_unknown(model, config, modules)
     lora = LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
@@ -59,9 +61,8 @@ def attach(
             wrapped = get_peft_model(model, fuse(lora), adapter_name=name)
         except ValueError as error:
             raise InputError(
-                f"adapter.target_modules: {config.target_modules} do not fit this model "
-                f"({str(error).splitlines()[0]}); "
-                f"its linear layers are {', '.join(linear_layers(model))}; 'all-linear' takes them all"
+                f"adapter: PEFT refuses these settings for this model: {str(error).splitlines()[0]} "
+                f"(its linear layers are {', '.join(linear_layers(model))})"
             ) from error
     if base is not None:
         wrapped.peft_config[name].base_model_name_or_path = base.name

@@ -33,7 +33,13 @@ def target_modules(model: nn.Module, wanted: list[str] | str) -> list[str] | str
     if wanted == "auto":
         return next((names for names in _QUERY_AND_VALUE if set(names) <= set(linear)), "all-linear")
     for name in wanted:
-        if not any(key == name or key.endswith(f".{name}") for key, _ in model.named_modules()):
+        parts = [part for key, part in model.named_modules() if key == name or key.endswith(f".{name}")]
+        if parts and not all(isinstance(part, nn.Linear | Conv1D) for part in parts):
+            raise InputError(
+                f"adapter.target_modules: '{name}' is no linear layer ({type(parts[0]).__name__}); "
+                f"this model's linear layers are {', '.join(linear)}"
+            )
+        if not parts:
             raise InputError(
                 f"adapter.target_modules: no layer is called '{name}'{did_you_mean(name, linear)}; "
                 f"this model's linear layers are {', '.join(linear)}; 'all-linear' takes them all"
@@ -49,15 +55,22 @@ def beside_the_text(model: nn.Module) -> list[str]:
     return [key for key, part in found if id(part) not in inside]
 
 
-def refuse_unknown(model: nn.Module, config: AdapterConfig) -> None:
-    """Raises InputError for a layer in the adapter's other settings that the model does not have."""
-    paths = [key for key, _ in model.named_modules()]
+def refuse_unknown(model: nn.Module, config: AdapterConfig, targets: list[str] | str) -> None:
+    """Raises InputError for a layer in the adapter's other settings that gets no adapter. targets: those that do."""
+    linear = [key for key, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)]
+    paths = [
+        key for key in linear if targets == "all-linear" or any(f".{key}".endswith(f".{name}") for name in targets)
+    ]
     for setting in ("exclude_modules", "rank_pattern", "alpha_pattern"):
         for name in getattr(config, setting):
-            if not any(re.fullmatch(rf"(.*\.)?({name})", path) for path in paths):
+            try:
+                found = any(re.fullmatch(rf"(.*\.)?({name})", path) for path in paths)
+            except re.error as error:
+                raise InputError(f"adapter.{setting}: '{name}' is no pattern of layer names: {error}") from None
+            if not found:
                 raise InputError(
-                    f"adapter.{setting}: no layer is called '{name}'; this model's linear layers are "
-                    f"{', '.join(linear_layers(model))}"
+                    f"adapter.{setting}: no layer with an adapter is called '{name}'; the layers with one are "
+                    f"{', '.join(sorted({path.rpartition('.')[2] for path in paths}))}"
                 )
     there = _layer_count(model)
     for number in config.layers_to_transform or ():

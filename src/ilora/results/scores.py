@@ -37,7 +37,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a prediction file. Raises InputError naming the line that is not JSON."""
     records = []
     # Not splitlines: a prediction may hold U+2028 and its like.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); move it away") from None
+    for number, line in enumerate(text.split("\n"), 1):
         if not line:
             continue
         try:

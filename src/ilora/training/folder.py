@@ -10,9 +10,10 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ilora.errors import IloraError
+from ilora.errors import IloraError, InputError
 from ilora.files import append_line, flush_tree, write_atomic
 from ilora.methods.base import Method
+from ilora.results.reader import read_results
 from ilora.results.scores import BASE, prediction_folder
 from ilora.training import checkpoint as checkpoints
 from ilora.training import trajectory
@@ -77,6 +78,20 @@ class RunFolder:
     def load_checkpoint(self) -> tuple[Checkpoint | None, dict[Path, str]]:
         """The newest sound checkpoint (None: there is none), and what is wrong with each one passed over."""
         return checkpoints.load_latest(self.path / "checkpoints")
+
+    def refuse_to_lose_results(self, *, damaged: bool) -> None:
+        """Raises InputError where beginning again, without a checkpoint, would delete what a run has left.
+
+        damaged: there are checkpoints, and none is sound. A run that is not finished then makes the same again.
+        """
+        file = self.path / "results.json"
+        finished = file.is_file() and bool(read_results(self.path).get("complete"))
+        if finished or (not damaged and any((self.path / "adapters").glob("*"))):
+            raise InputError(
+                f"{self.path}: its checkpoints are {'damaged' if damaged else 'missing'}, and to begin again would "
+                "delete its results and adapters. Put checkpoints/ back, or start a new run; what is there can be used "
+                "and compared"
+            )
 
     def go_back(self, steps: int, damaged: list[Path]) -> None:
         """Set damaged checkpoints aside, and drop what was written of later steps, which will be done again."""

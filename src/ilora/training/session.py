@@ -106,8 +106,10 @@ class Session:
 
     def refuse_changes(self) -> None:
         """Raises InputError if the configuration or the data differ from those of the folder's checkpoint."""
-        found, _ = self.folder.load_checkpoint()
-        if found is not None:
+        found, damaged = self.folder.load_checkpoint()
+        if found is None:
+            self.folder.refuse_to_lose_results(damaged=bool(damaged))
+        else:
             try:
                 self.state.refuse_changes(found)
             except InputError as error:

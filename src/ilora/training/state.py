@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,7 @@ class State:
                 "config": self.config.dump(),
                 "fingerprints": [fingerprint(task) for task in self.tasks],
                 "base": self.base,
+                "perplexity_text": self.text_digest,
                 "micro_batches": self.micro_batches(),
                 "method": method_values,
                 "memory": memory_values,
@@ -98,6 +101,12 @@ class State:
         """Which base model the engine has, as plain JSON; None where it does not say."""
         base = self.method.engine.base
         return None if base is None else asdict(base)
+
+    @cached_property
+    def text_digest(self) -> str | None:
+        """Of the text of `evaluation.perplexity_file`; None without one."""
+        file = self.config.evaluation.perplexity_file
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
     def micro_batches(self) -> dict[str, Any]:
         """How steps are divided, after all that ran out of memory: the smallest over processes, which all then take."""
@@ -154,9 +163,17 @@ class State:
                 f"model '{self.config.model.name}': its weights changed since the run began. "
                 "Put them back, or start a new run"
             )
+        text = found.values.get("perplexity_text")
+        if text and self.text_digest and text != self.text_digest:
+            raise InputError(
+                f"evaluation.perplexity_file: {self.config.evaluation.perplexity_file} changed since the run began. "
+                "Put it back, or start a new run"
+            )
         before = load_config(found.values["config"]).dump()  # with defaults for settings that are newer than the run
         now = self.config.dump()
         before, now = _without_places(before), _without_places(now)
+        if then and present:  # the same weights, wherever they lie
+            now["model"] = now["model"] | {key: before["model"][key] for key in ("name", "revision")}
         old, new = before["data"]["tasks"], now["data"]["tasks"]
         if self.config.stream == "sequential" and new[: len(old)] == old:
             before = before | {"data": before["data"] | {"tasks": new}}

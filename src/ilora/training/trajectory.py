@@ -75,7 +75,8 @@ def cut(folder: Path, step: int) -> None:
     for file in folder.glob(".*-writing"):
         file.unlink()
     for file in folder.glob("*.safetensors"):
-        if int(file.stem.rpartition("-")[2]) > step:
+        number = file.stem.rpartition("-")[2]
+        if number.isdigit() and int(number) > step:  # others are no snapshots, and not ours to delete
             file.unlink()
 
 
