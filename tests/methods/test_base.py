@@ -60,8 +60,8 @@ def test_a_configuration_takes_them() -> None:
 
 
 def test_a_misspelled_hook_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "from ilora import Method\n\nclass {name}(Method):\n    def {hook}(self): return None\n    def helper(self): ...\n"
-    text = source.format(name="Wrong", hook="penalti") + source.format(name="Right", hook="penalty")
+    source = "class {}(Method):\n    def {}(self): return None\n    def helper(self): ...\n"
+    text = "from ilora import Method\n" + source.format("Wrong", "penalti") + source.format("Right", "penalty")
     (tmp_path / "hooks_of_mine.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(InputError, match="nothing calls `penalti`; is `penalty` meant"):
