@@ -392,7 +392,7 @@ BAD: dict[str, tuple[list[object], str]] = {
     "select nothing": (["connect", "RUN", "--select", "--paths", ""], "--select goes along one path; --paths names 0"),
     "select two": (["connect", "RUN", "--select", "--paths", "factors,delta"], "--paths names 2"),
     "select a bend": (["connect", "RUN", "--select", "--paths", "bezier"], "--select goes along factors, delta or"),
-    "select a chain": (["connect", "RUN", "--select", "--paths", "chain:delta"], "the bend of a chain would be trained on"),
+    "select a chain": (["connect", "RUN", "--select", "--paths", "chain:delta"], "the bend of a chain would be"),
     "select plane": (["connect", "RUN", "--select", "--plane"], "--plane: it has no part in --select"),
     "select similarity": (["connect", "RUN", "--select", "--similarity"], "--similarity: it has no part in"),
     "select data": (["connect", "RUN", "--select", "--data", "x"], "--data: it has no part in --select"),
