@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import Field
 
-from ilora.config import Config, load_config
+from ilora.config import INSTEAD, Config, load_config
 from ilora.errors import InputError
 from ilora.methods import METHODS, Method
 from ilora.settings import MethodConfig
@@ -333,3 +333,46 @@ def test_home_and_variables_are_written_out_in_every_place(monkeypatch: pytest.M
 def test_true_is_no_number_within_a_list_or_a_mapping_either(override: str) -> None:
     with pytest.raises(InputError, match="true is neither a number nor a text"):
         load_config({"data": {"path": "data"}}, [override])
+
+
+# -- words that people type --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "value"),
+    [
+        ({"lr": 1e-3}, "training.learning_rate", 1e-3),
+        ({"learning_rate": 1e-3}, "training.learning_rate", 1e-3),
+        ({"training": {"lr": 1e-3, "epochs": 2}}, "training.learning_rate", 1e-3),
+        ({"num_train_epochs": 2}, "training.epochs", 2),
+        ({"lora_rank": 4}, "adapter.r", 4),
+        ({"adapter": {"rank": 4}}, "adapter.r", 4),
+        ({"adapter": {"lora_r": 4}, "lora_alpha": 8}, "adapter.alpha", 8),
+        ({"max_seq_length": 64}, "data.max_length", 64),
+        ({"model": "smollm2-135m"}, "model.name", "smollm2-135m"),
+        ({"adapter": {"target_modules": "q_proj"}}, "adapter.target_modules", ["q_proj"]),
+    ],
+)
+def test_a_word_with_one_meaning_is_taken(typed: dict[str, Any], key: str, value: object) -> None:
+    section, name = key.split(".")
+    assert load_config({"data": {"path": "data"}} | typed).dump()[section][name] == value
+
+
+def test_a_setting_under_two_words_is_refused() -> None:
+    with pytest.raises(InputError, match=r"lr and training\.learning_rate are the same setting"):
+        load_config({"data": {"path": "data"}, "lr": 1e-3, "training": {"learning_rate": 1e-4}})
+
+
+@pytest.mark.parametrize("word", sorted(INSTEAD))
+@pytest.mark.parametrize("section", [None, "training"])
+def test_a_word_without_a_counterpart_is_named_with_what_to_use(word: str, section: str | None) -> None:
+    given = {section: {word: 1}} if section else {word: 1}
+    with pytest.raises(InputError, match="1 problem") as caught:
+        load_config({"data": {"path": "data"}} | given)
+    assert INSTEAD[word] in str(caught.value)
+
+
+def test_yes_without_quotes_is_named() -> None:
+    with pytest.raises(InputError, match="quote a word that YAML takes for it") as caught:
+        load_config({"data": {"tasks": [{"name": "a", "path": "a", "choices": [True, False]}]}})
+    assert "1 problem" in str(caught.value)

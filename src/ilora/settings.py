@@ -55,7 +55,10 @@ class Section(BaseModel):
         annotation = cls.model_fields[str(info.field_name)].annotation
         found = [item for item in _plain_parts(value) if isinstance(item, bool)]
         if found and not _takes_truth(annotation) and not _has_sections(annotation):
-            raise ValueError(f"{str(found[0]).lower()} is neither a number nor a text")
+            raise ValueError(
+                f"{str(found[0]).lower()} is neither a number nor a text; "
+                "quote a word that YAML takes for it (yes, no, on, off)"
+            )
         return value
 
 
@@ -176,6 +179,9 @@ class AdapterConfig(Section):
         init = values.get("init_lora_weights")
         if isinstance(init, str) and init.startswith(_REFUSED_INITS):
             raise ValueError(f"init_lora_weights: {init} is not supported: it {_SHARED_BASE}")
+        targets = values.get("target_modules")
+        if isinstance(targets, str) and targets not in ("auto", "all-linear"):
+            values = {**values, "target_modules": [targets]}
         twice = [name for name in ("alpha", "dropout") if {name, f"lora_{name}"} <= values.keys()]
         if twice:
             raise ValueError(f"{twice[0]} and lora_{twice[0]} are the same setting; give one of them")

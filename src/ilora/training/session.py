@@ -125,9 +125,11 @@ class Session:
             self.state.restore(found)
             done = self.state.progress
             where = "after" if done.ended else f"after step {done.task_step} of"
-            self.display.say(
-                f"{self.config.method.name}: going on {where} task {done.phase} of {len(self.stream.phases)}"
-            )
+            last = len(self.stream.phases)
+            name = self.config.method.name
+            finished = f"{name}: all {last} tasks are trained; what is missing is measured, nothing is trained again"
+            going_on = f"{name}: going on {where} task {done.phase} of {last}"
+            self.display.say(finished if done.finished == last else going_on)
         self.accelerator.wait_for_everyone()
         self.folder.go_back(self.state.counters.steps, list(damaged))
         if found is None:
