@@ -23,13 +23,13 @@ from pydantic import (
 
 from ilora.errors import InputError
 from ilora.registry import did_you_mean
+from ilora.section import Section
 from ilora.settings import (
     AdapterConfig,
     DataConfig,
     EvaluationConfig,
     MethodConfig,
     ModelConfig,
-    Section,
     TaskConfig,
     TrainingConfig,
     method_label,

@@ -89,11 +89,8 @@ def run(
     path = Path(out) if out is not None else Path("runs") / config.name
     accelerator = _accelerator(config, path)
     on_main(accelerator, lambda: _refuse_existing(path))
-    files: dict[Path, str] = {}
-    if tasks is None:
-        loaded = load_tasks(config.data)
-    else:
-        config, loaded, files = given_tasks(tasks, config, path / "data")
+    given_rows = () if tasks is None else given_tasks(tasks, config, path / "data")
+    config, loaded, files = given_rows or (config, load_tasks(config.data), {})
     config = resolve(config, loaded)
     if config.data.template == "auto":
         own = given.tokenizer if given is not None else load_tokenizer(config.model)
@@ -143,16 +140,16 @@ def resume(
 
     overrides: where the data lies now, as `data.path=...` or `data.tasks.0.path=...`; its content must be the same.
     model, tokenizer: as for `run`, where the run's model was given as an object.
-    A finished run whose data is gone is shown as it is.
+    A finished run whose data or checkpoints are gone is shown as it is.
     """
     path, overrides = _own_run(path), list(overrides)
     config, given = _with_model(_read_config(path, overrides), model, tokenizer)
-    if newest(path / "checkpoints") is None and not overrides and (finished := _finished(path, config)):
+    finished = _finished(path, config)
+    if finished is not None and newest(path / "checkpoints") is None and not overrides:
         return finished
     try:
         tasks = load_tasks(config.data)
     except InputError as error:
-        finished = _finished(path, config)
         if finished is None:
             raise InputError(f"{error}\n(if the data lies elsewhere now: ilora resume {path} data.path=...)") from None
         return finished

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ilora.files import expanded
+from ilora.section import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -21,45 +22,6 @@ Name = Annotated[str, AfterValidator(expanded)]  # of a hub, or a place
 def method_label(name: str) -> str:
     """A method's name in paths: `er` stays `er`, `my_module:MyMethod` becomes `my_module-mymethod`."""
     return re.sub(r"[^\w+-]+", "-", name.lower())[-64:].strip("-") or "method"
-
-
-def _takes_truth(annotation: Any) -> bool:
-    """Whether a field of this type may be true or false."""
-    return annotation in (bool, Any) or annotation is True or any(_takes_truth(part) for part in get_args(annotation))
-
-
-def _has_sections(annotation: Any) -> bool:
-    """Whether a field of this type holds sections, which look at their own values."""
-    parts = get_args(annotation)
-    return (
-        any(map(_has_sections, parts)) if parts else isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    )
-
-
-def _plain_parts(value: Any) -> list[Any]:
-    """A value, or those within a list or a mapping."""
-    if isinstance(value, Mapping):
-        return list(value.values())
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-class Section(BaseModel):
-    """A frozen group of settings; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses `true` and `false` where a number is meant: Python counts them as 1 and 0."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        found = [item for item in _plain_parts(value) if isinstance(item, bool)]
-        if found and not _takes_truth(annotation) and not _has_sections(annotation):
-            raise ValueError(
-                f"{str(found[0]).lower()} is neither a number nor a text; "
-                "quote a word that YAML takes for it (yes, no, on, off)"
-            )
-        return value
 
 
 class MethodConfig(Section):

@@ -16,7 +16,8 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from ilora.config import Config, apply_override, load_config, problems, read_yaml
 from ilora.errors import InputError
-from ilora.settings import PositiveInt, Section, method_label
+from ilora.section import Section
+from ilora.settings import PositiveInt, method_label
 from ilora.stream import load_tasks, resolve
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
