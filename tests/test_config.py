@@ -376,3 +376,9 @@ def test_yes_without_quotes_is_named() -> None:
     with pytest.raises(InputError, match="quote a word that YAML takes for it") as caught:
         load_config({"data": {"tasks": [{"name": "a", "path": "a", "choices": [True, False]}]}})
     assert "1 problem" in str(caught.value)
+
+
+def test_an_override_replaces_a_setting_under_either_word() -> None:
+    base = {"data": {"path": "data"}}
+    assert load_config(base | {"training": {"learning_rate": 1e-4}}, ["lr=2e-4"]).training.learning_rate == 2e-4
+    assert load_config(base | {"lr": 1e-4}, ["training.learning_rate=2e-4"]).training.learning_rate == 2e-4

@@ -185,10 +185,13 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         place, values = "configuration", dict(source)
     else:
         place, values = str(source), read_yaml(Path(source))
+    if not all(isinstance(key, str) for key in values):
+        raise InputError(f"{place}: expected a mapping of settings by name")
+    values = translated(values)
     for override in overrides:
         apply_override(values, override)
     try:
-        return Config(**translated(values))
+        return Config(**values)
     except ValidationError as error:
         lines = [f"  {line}" for line in problems(error, values, Config)]
         raise InputError(f"{place}: {len(lines)} problem(s)\n" + "\n".join(lines)) from None
@@ -229,7 +232,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise InputError(f"override {override!r}: expected key=value, for example training.epochs=2")
-    *parents, leaf = key.strip().split(".")
+    *parents, leaf = SAME.get(key.strip(), key.strip()).split(".")
     section = values
     if parents == ["method"]:
         values.setdefault("method", Config.model_fields["method"].default)

@@ -12,9 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ilora import InputError, run
 from ilora.config import load_config
-from ilora.data.encoding import Encoder, control_tokens, end_of_turn, with_template
+from ilora.data.encoding import Encoder, control_tokens, with_template
 from ilora.data.examples import Example
 from ilora.data.task import Row, Task
+from ilora.data.template import end_of_turn, in_template
 from ilora.evaluation.scoring import answer_text
 from ilora.settings import DataConfig
 from tests.helpers import FEW_SCORES, MakeConfig, write_task
@@ -120,10 +121,53 @@ def test_the_alpaca_frame_stays(tokens: Any) -> None:
     row = Row(" ".join(WORDS[1:30]), "w2")
     long = encoded(encoder(tokens, template="alpaca"), row)
     short = encoded(encoder(tokens, template="alpaca", max_length=len(long) - 10), row)
-    assert short.body is not None
-    assert long.body is not None
-    assert short.prompt[: short.body[0]] == long.prompt[: long.body[0]]
-    assert short.prompt[short.body[1] :] == long.prompt[long.body[1] :]
+    ((start, stop),), ((begin, end),) = short.body, long.body
+    assert short.prompt[:start] == long.prompt[:begin]
+    assert short.prompt[stop:] == long.prompt[end:]
+
+
+@pytest.mark.parametrize("cut", ["start", "middle", "end"])
+def test_of_several_long_messages_each_keeps_its_frame(tokens: Any, cut: str) -> None:
+    roles = ["user", "assistant", "user", "assistant", "user"]
+    turns = tuple({"role": role, "content": " ".join(WORDS[5 * n : 5 * n + 9 + n])} for n, role in enumerate(roles))
+    example = encoded(encoder(tokens, max_length=42, cut=cut), Row("as text", "w2", messages=turns))
+    said = words(tokens, example.prompt).split()
+    assert len(example) == 42
+    assert said.count("<|im_end|>") == 5
+    assert [said[n + 1] for n, word in enumerate(said) if word == "<|im_start|>"] == [*roles, "assistant"]
+    sizes = [stop - start for start, stop in example.body]
+    assert max(sizes) - min(sizes) <= 1  # the longest gave most
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (CHATML.replace("{{ m.content | trim }}", "<think>\n\n</think>\n\n{{ m.content }}"), "<|im_end|>"),
+        ("{% for m in messages %}[INST] {{ m.content | upper }} [/INST] <|im_end|> {% endfor %}", "<|im_end|>"),
+    ],
+)
+def test_the_end_of_a_turn_is_found_in_other_templates(tokens: Any, template: str, end: str) -> None:
+    tokens.chat_template = template
+    assert end_of_turn(tokens) == tokens.convert_tokens_to_ids(end)
+
+
+def test_a_template_that_writes_the_date_gives_the_same_rows_every_day(tokens: Any) -> None:
+    tokens.chat_template = "Today {{ strftime_now('%d %b %Y %S %f') }} " + CHATML
+    made = encoder(tokens)
+    assert encoded(made, Row("w1", "w2")) == encoded(made, Row("w1", "w2"))
+    assert "26 Jul 2024" in in_template(tokens, [{"role": "user", "content": "w1"}])
+
+
+def test_a_template_that_shows_no_text_is_refused(tokens: Any) -> None:
+    tokens.chat_template = "{% for m in messages %}{% for p in m.content %}{{ p['text'] }}{% endfor %}{% endfor %}"
+    with pytest.raises(InputError, match="leaves out the text of a message"):
+        encoder(tokens)
+
+
+def test_a_template_that_fails_is_named_with_the_row(tokens: Any) -> None:
+    tokens.chat_template = "{% for m in messages %}{{ m.content + m.get('x') }}{% endfor %}"
+    with pytest.raises(InputError, match="chat: the model's template: TypeError"):
+        encoded(encoder(tokens), Row("w1", "w2"))
 
 
 # -- in a run ----------------------------------------------------------------------------------------------------------

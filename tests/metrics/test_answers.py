@@ -44,6 +44,25 @@ def test_words_within_an_options_own_text_take_nothing_back(text: str, answer: s
     assert parse_choice(text, "ABC") == answer
 
 
+OWN_TEXTS = """
+D. Cannot be determined|D) cannot be determined|C. Does not change|D. did not occur|B. Do not resuscitate
+C. Both statements are wrong|D. All of the above are wrong|B) Lying is wrong|A. It is wrong to lie
+B. The first premise is not true|B. Only statement 1 is correct; statement 2 is wrong.|A. Don't know
+B. The other options are incorrect.|B is correct, the others are not correct|D. 以上都不对|D. 以上说法都不正确
+B. 只有②是错误的
+"""
+
+
+@pytest.mark.parametrize("text", OWN_TEXTS.strip().replace("\n", "|").split("|"))
+def test_an_options_own_text_may_deny_something_else(text: str) -> None:
+    assert parse_choice(text, "ABCD") == text[0]
+
+
+@pytest.mark.parametrize("text", ["No, incorrect.", "No. Incorrect.", "No, wrong.", "No, not true.", "No, it does not"])
+def test_a_no_that_is_affirmed_is_a_no(text: str) -> None:
+    assert parse_choice(text, ["Yes", "No"]) == "No"
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

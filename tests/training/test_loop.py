@@ -399,3 +399,21 @@ def test_tokens_are_counted_with_their_padding(tiny_model: Path) -> None:
     assert [[len(row) for row in part] for part in engine.split(rows)] == [[12], [9, 8], [5, 4, 4, 3]]
     engine.micro_batch_tokens = None
     assert len(list(engine.split(rows))) == 1
+
+
+def test_halving_ends_whatever_the_longest_row(tiny_model: Path) -> None:
+    """One row that is longer than all the others together is no part that could be halved."""
+    engine = make(tiny_model).engine
+    rows = [Example("one", "long", [2] * 5000, [1]), *(Example("one", f"{n}", [2] * 100, [1]) for n in range(10))]
+    engine.micro_batch_size = "auto"
+    for _ in range(20):
+        if not engine.halve_micro_batches(rows):
+            break
+    assert [len(part) for part in engine.split(rows)] == [1] * 11
+
+
+def test_a_step_that_is_taken_again_counts_its_rows_once(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = make(tiny_model)
+    short_of_memory(method, 2 * max(map(len, ROWS)), monkeypatch)
+    step(method, micro_batch_size=100)
+    assert method.engine.passes == {"forward": len(ROWS), "backward": len(ROWS)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +12,7 @@ from jinja2 import TemplateError
 
 from ilora.data.examples import Example
 from ilora.data.task import Row, Task
+from ilora.data.template import end_of_turn, in_template, refuse_without_text
 from ilora.errors import InputError
 from ilora.settings import DataConfig
 
@@ -19,7 +22,7 @@ _ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{prompt}\n\n### Response:\n"
 )
-Body = tuple[int, int] | None  # a range of a prompt's tokens
+Body = tuple[tuple[int, int], ...]  # ranges of a prompt's tokens: its messages; empty without a template
 
 
 def with_template(config: DataConfig, tokenizer: Any) -> DataConfig:
@@ -33,22 +36,6 @@ def with_template(config: DataConfig, tokenizer: Any) -> DataConfig:
     return config.model_copy(update={"template": "chat" if chat else "none"})
 
 
-def end_of_turn(tokenizer: Any) -> int:
-    """The token with which the chat template ends an assistant's turn; end-of-text where it has none of its own."""
-    question, answer = {"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}
-    try:
-        asked = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([question, answer], tokenize=False)
-    except TemplateError:
-        return int(tokenizer.eos_token_id)
-    behind = str(whole).partition(f"{asked}answer")[2]
-    special = set(tokenizer.all_special_ids) | {
-        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    ids = tokenizer(behind, add_special_tokens=False).input_ids
-    return next((int(number) for number in ids if number in special), int(tokenizer.eos_token_id))
-
-
 def control_tokens(tokenizer: Any, rows: Sequence[Row]) -> dict[str, int]:
     """The tokenizer's control tokens that stand in people's own text, each with the number of rows that hold it.
 
@@ -56,8 +43,11 @@ def control_tokens(tokenizer: Any, rows: Sequence[Row]) -> dict[str, int]:
     """
     names = {str(token) for token in tokenizer.all_special_tokens}
     names |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    counts = {name: sum(name in row.prompt or name in row.answer for row in rows) for name in sorted(names)}
-    return {name: count for name, count in counts.items() if count}
+    if not names:
+        return {}
+    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+    counts = Counter(name for row in rows for name in {*pattern.findall(row.prompt), *pattern.findall(row.answer)})
+    return dict(sorted(counts.items()))
 
 
 class Encoder:
@@ -75,6 +65,8 @@ class Encoder:
             raise InputError("data.template: chat, but this model's tokenizer has no chat template; use none or alpaca")
         if tokenizer.eos_token_id is None:
             raise InputError("the model's tokenizer has no end-of-text token, so answers could never end")
+        if config.template == "chat":
+            refuse_without_text(tokenizer)
         text_end = int(tokenizer.eos_token_id)
         self.end = (
             end_of_turn(tokenizer) if config.template == "chat" else text_end
@@ -156,8 +148,7 @@ class Encoder:
             )
         if len(prompt) <= room:
             return Example(task.name, key, prompt, answer, body=body)
-        kept = self.cut(prompt, room, body)
-        left = (body[0], body[1] - len(prompt) + len(kept)) if body and body[1] - body[0] > len(prompt) - room else None
+        kept, left = self._cut(prompt, room, body)
         return Example(task.name, key, kept, answer, cut=True, body=left)
 
     def room(self, max_new_tokens: int) -> int:
@@ -165,18 +156,31 @@ class Encoder:
         room = max(self.config.max_length - max_new_tokens, self.config.max_length // 2)
         return room if self.positions is None else min(room, self.positions - max_new_tokens)
 
-    def cut(self, prompt: list[int], room: int, body: Body = None) -> list[int]:
+    def cut(self, prompt: list[int], room: int, body: Body = ()) -> list[int]:
         """At most `room` tokens of a prompt.
 
-        body: what may be cut: the longest message, so that the turns of a template stay whole; where that is too short,
-        or None, anything but a begin-of-text token at the start.
+        body: its messages, of which the longest are cut, so that a template's turns stay whole; where they are too
+        short for that, or there are none, anything is cut but a begin-of-text token at the start.
         """
-        excess = len(prompt) - room
-        if body is not None and body[1] - body[0] > excess > 0:
-            start, stop = body
-            return (
-                prompt[:start] + cut_prompt(prompt[start:stop], stop - start - excess, self.config.cut) + prompt[stop:]
-            )
+        return self._cut(prompt, room, body)[0]
+
+    def _cut(self, prompt: list[int], room: int, body: Body) -> tuple[list[int], Body]:
+        """What is left, and where its messages are."""
+        if len(prompt) <= room:
+            return prompt, body
+        sizes = _levelled([stop - start for start, stop in body], len(prompt) - room)
+        if sizes is None:
+            return self._cut_anything(prompt, room), ()
+        kept: list[int] = []
+        ranges, place = [], 0
+        for (start, stop), size in zip(body, sizes, strict=True):
+            kept += prompt[place:start]
+            ranges.append((len(kept), len(kept) + size))
+            kept += cut_prompt(prompt[start:stop], size, self.config.cut)
+            place = stop
+        return [*kept, *prompt[place:]], tuple(ranges)
+
+    def _cut_anything(self, prompt: list[int], room: int) -> list[int]:
         front = prompt[:1] if room > 1 and prompt[:1] == [self.start] else []
         return front + cut_prompt(prompt[len(front) :], room - len(front), self.config.cut)
 
@@ -201,25 +205,22 @@ class Encoder:
 
     def _prompt(self, row: Row) -> str:
         if self.config.template == "chat":
-            turns = _turns(row)
             try:
-                return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+                return in_template(self.tokenizer, _turns(row))
             except TemplateError as error:
                 beginning = row.prompt[:60]
                 raise InputError(f"data.template: chat: the model's template: {error} (at {beginning!r})") from error
         return _ALPACA.format(prompt=row.prompt) if self.config.template == "alpaca" else row.prompt
 
     def _bodies(self, rows: Sequence[Row], prompts: Sequence[str]) -> list[Body]:
-        """Which tokens of each prompt belong to its longest message; None without a template around it."""
+        """Which tokens of each prompt belong to its messages; none without a template around them."""
         if self.config.template == "none" or not self.tokenizer.is_fast:
-            return [None] * len(rows)
+            return [()] * len(rows)
         special = self.config.template != "chat"
         made = self.tokenizer(
             list(prompts), add_special_tokens=special, return_offsets_mapping=True, verbose=False
         ).offset_mapping
-        return [
-            _tokens_within(offsets, _longest(row, text)) for offsets, row, text in zip(made, rows, prompts, strict=True)
-        ]
+        return [_tokens_of(offsets, _spans(row, text)) for offsets, row, text in zip(made, rows, prompts, strict=True)]
 
     def _separator(self, prompt: str) -> str:
         return "" if self.config.template != "none" or prompt[-1:].isspace() else self.config.separator
@@ -269,19 +270,39 @@ def _turns(row: Row) -> list[dict[str, str]]:
     return [dict(turn) for turn in row.messages] or [{"role": "user", "content": row.prompt}]
 
 
-def _longest(row: Row, text: str) -> tuple[int, int]:
-    """Where in the templated text the longest message stands; an empty range where the template has changed it."""
-    found, place = (0, 0), 0
-    for turn in _turns(row):
-        content = turn["content"].strip()
-        start = text.find(content, place)
-        if start >= 0:
-            place = start + len(content)
-            found = max(found, (start, place), key=lambda span: span[1] - span[0])
-    return found
+def _spans(row: Row, text: str) -> list[tuple[int, int]]:
+    """Where in the templated text each message stands, in its order there; one that the template changed is missing."""
+    found: list[tuple[int, int]] = []
+    for turn in sorted(_turns(row), key=lambda turn: -len(turn["content"])):
+        content, start = turn["content"].strip(), -1
+        while content and (start := text.find(content, start + 1)) >= 0:
+            if all(start + len(content) <= begin or end <= start for begin, end in found):
+                found.append((start, start + len(content)))
+                break
+    return sorted(found)
 
 
-def _tokens_within(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> Body:
-    """The tokens whose characters lie within the span; None where there are none."""
-    inside = [n for n, (start, stop) in enumerate(offsets) if span[0] <= start < stop <= span[1]]
-    return (inside[0], inside[-1] + 1) if inside else None
+def _tokens_of(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> Body:
+    """The tokens whose characters lie within each span."""
+    ranges = []
+    for begin, end in spans:
+        inside = [n for n, (start, stop) in enumerate(offsets) if begin <= start < stop <= end]
+        if inside:
+            ranges.append((inside[0], inside[-1] + 1))
+    return tuple(ranges)
+
+
+def _levelled(sizes: Sequence[int], excess: int) -> list[int] | None:
+    """The sizes less `excess` in all, taken from the largest; None where less than one would be left of each."""
+    if not sizes or sum(sizes) - len(sizes) < excess:
+        return None
+    low, high = 1, max(sizes)
+    while low < high:  # the highest level to which cutting all takes enough
+        level = (low + high + 1) // 2
+        low, high = (level, high) if sum(max(size - level, 0) for size in sizes) >= excess else (low, level - 1)
+    left = [min(size, low) for size in sizes]
+    spare = sum(sizes) - excess - sum(left)
+    for n, size in enumerate(sizes):
+        if spare and size > left[n]:
+            left[n], spare = left[n] + 1, spare - 1
+    return left

@@ -19,7 +19,7 @@ IGNORED = -100  # the label that cross-entropy passes over
 class Example:
     """Token ids of one row. `answer` ends with end-of-text; `id` is `<task label>/<split>/<index>`.
 
-    body: the tokens of the prompt that may be cut, from and to; None: all of them.
+    body: the prompt's messages, as ranges of its tokens, of which the longest are cut; empty: anything may be cut.
     replayed: drawn from the memory. pseudo: made up by rehearsal, so that its answer is no reference.
     """
 
@@ -30,7 +30,7 @@ class Example:
     replayed: bool = False
     pseudo: bool = False
     cut: bool = False
-    body: tuple[int, int] | None = None
+    body: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)

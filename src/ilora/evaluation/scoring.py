@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from ilora.data.encoding import Encoder, answer_limit
 from ilora.data.examples import Example, collate
 from ilora.data.task import Task
-from ilora.errors import InputError
+from ilora.errors import IloraError, InputError
 from ilora.metrics.metrics import METRICS
 from ilora.model.engine import Engine
 
@@ -96,9 +96,12 @@ def evaluate(
                 notes.clear()
                 try:
                     made = predict(data, rows, engine, encoder)
-                except torch.OutOfMemoryError:
+                except torch.OutOfMemoryError as error:
                     if batch_size == 1:
-                        raise
+                        raise IloraError(
+                            f"task '{data.task.name}': out of memory with a single row to answer; a smaller "
+                            "data.max_length or model.quantization: 4bit helps"
+                        ) from error
                     batch_size //= 2  # changes no answer
                     continue
                 noted = [notes.get(data.examples[index].id, {}) for index in rows]

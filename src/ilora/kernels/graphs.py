@@ -197,7 +197,7 @@ class DecoderGraphs:
     def _recording(
         self, inputs: dict[str, Tensor], rest: dict[str, Any], packing: Packing, parameters: Sequence[nn.Parameter]
     ) -> Recording | None:
-        """That of this shape: made the second time that the shape is met, as long as there is room."""
+        """That of this shape: made the second time that the shape is met."""
         key = (
             self.state(),
             torch.is_grad_enabled(),
@@ -207,10 +207,14 @@ class DecoderGraphs:
             tuple((parameter.data_ptr(), parameter.requires_grad) for parameter in parameters),
         )
         self._met[key] += 1
-        if key not in self.recordings and self._met[key] > 1 and len(self.recordings) < self.limit:
+        if key not in self.recordings and self._met[key] > 1:
+            if len(self.recordings) >= self.limit:  # the one that was used least lately, of an earlier task perhaps
+                self.recordings.pop(next(iter(self.recordings)))
             device = next(iter(inputs.values())).device
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 self.recordings[key] = self._record(inputs, rest, packing, parameters)
+        elif key in self.recordings:
+            self.recordings[key] = self.recordings.pop(key)
         return self.recordings.get(key)
 
     def _record(

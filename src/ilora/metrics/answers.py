@@ -38,9 +38,15 @@ _SURELY = r"(?:\s+(?:clearly|definitely|certainly|obviously|really|simply|just|q
 _WRONG = rf"(?:wrong|incorrect|not{_SURELY}\s+(?:correct|right|true)|never\s+(?:correct|right|true)|错误?|不对|不正确)"
 _WRONG_ONE = r"(?:the|a|an)\s+(?:wrong|incorrect|false)\s+(?:answer|option|choice|one)"
 _CANNOT = r"can(?:not|\s+not|['’]t)\s+be"
+_RIGHT_ONE = r"the\s+(?:right\s+|correct\s+)?(?:answer|option|choice)"
+# Of a choice that stands alone: no mark is in between but a quote ('B is never right', '"B" cannot be').
+_DENIED_VERB = re.compile(
+    rf"[\"'”’]*\s+(?:(?:is|was|are){_SURELY}\s+(?:not|never|wrong|incorrect|false|{_WRONG_ONE})"
+    rf"|(?:is|was|are)n['’]t|{_CANNOT}|(?:does|do|did)(?:n['’]t|\s+not))\b",
+    re.IGNORECASE,
+)
 _DENIED = re.compile(
-    rf"\W*(?:(?:is|was|are){_SURELY}\s+(?:not|never|wrong|incorrect|false|{_WRONG_ONE})|(?:is|was|are)n['’]t)\b"
-    rf"|\W*(?:{_CANNOT}|(?:does|do|did)(?:n['’]t|\s+not))\b"
+    r"\W*(?:(?:is|was|are)\s+(?:not|wrong|incorrect|false)|(?:is|was|are)n['’]t)\b"
     rf"|\W+{_WRONG}\s*(?:[.,;!)\]。、]|$)|\?\W*(?:no|not)\b"
     r"|\s*(?:选项|答案|并|也|都|显然|肯定)*"
     r"(?:不是|并非|是(?:错|不)|(?:不(?:对|正确|成立)|错误?|有误)(?:的(?!\w)|(?=因为|所以|应|故|\W|$)))",
@@ -48,13 +54,18 @@ _DENIED = re.compile(
 )
 _DENIED_TEXT = re.compile(  # of a letter with its option's own text: 'A. dovish is wrong'
     rf"(?<!\bnone )(?<!\bnothing )\b(?:is|was|are|would be|must be){_SURELY}\s+"
-    rf"(?:wrong|incorrect|{_WRONG_ONE}|"
-    rf"(?:not|never){_SURELY}\s+(?:correct|right|true|the\s+(?:right\s+|correct\s+)?(?:answer|option|choice)))\b"
-    r"|\b(?:is|was|are)n['’]t\s+(?:correct|right|the\s+(?:right\s+|correct\s+)?(?:answer|option|choice))\b"
-    rf"|\b{_CANNOT}\s+(?:correct|right|true)\b|\s[-–—]\s*{_WRONG}\s*(?:[.,;!]|$)"
+    rf"(?:wrong|incorrect|{_WRONG_ONE}|(?:not|never){_SURELY}\s+(?:correct|right|{_RIGHT_ONE}))\b"
+    rf"|\b(?:is|was|are)n['’]t\s+(?:correct|right|{_RIGHT_ONE})\b"
+    rf"|\b{_CANNOT}\s+(?:correct|right)\b|\s[-–—]\s*{_WRONG}\s*(?:[.,;!]|$)"
     r"|(?:是错的|是错误的|不对|不正确)\s*(?:[.,;!。、，]|$)",
     re.IGNORECASE,
 )
+# What is denied is not the option, but something that its text speaks of.
+_OTHER_SUBJECT = re.compile(
+    r"\b(?:both|all|others?|rest|neither|statements?|premises?|claims?|options|it|lying|only)\b|以上|只有|[①-⑩]",
+    re.IGNORECASE,
+)
+_NEGATION = re.compile(r"(?:no|not|false|incorrect|wrong|never|none|contradiction)\b|错|否|不", re.IGNORECASE)
 _DENYING = re.compile(r"(?:\b(?:not|not the|no|wrong|incorrect|false|isn['’]t the)|[错误不非])\s*$", re.IGNORECASE)
 _WORD_AFTER = re.compile(rf"\s+(?!(?:because|since|as|is|and|or)\b)[{_LATIN}]", re.IGNORECASE)
 _GLUED = re.compile(r"['’+#&/@-]\w|\.[A-Z]\.|\+")
@@ -216,7 +227,10 @@ def _letter(line: str, known: _Known, *, labelled: bool) -> str | None:
 def _denied(rest: str, one: str) -> bool:
     """Whether what follows a letter takes it back, at once or behind its option's text. one: pattern of any letter."""
     own = re.split(rf"\b(?:because|since)\b|因为|{one}", rest, maxsplit=1, flags=re.IGNORECASE)[0]
-    return bool(_DENIED.match(rest) or _DENIED_TEXT.search(own))
+    if _DENIED.match(rest) or _DENIED_VERB.match(rest):
+        return True
+    found = _DENIED_TEXT.search(own)
+    return found is not None and not _OTHER_SUBJECT.search(own[: found.start()])
 
 
 def _at_word(hit: re.Match[str]) -> bool:
@@ -244,7 +258,8 @@ def _word(line: str, known: _Known) -> str | None:
     if not found:
         return None
     rest = line[found.end() :]
-    if _DENIED.match(rest) or (len(found[0]) == 1 and _is_word(found[0], rest)):
+    denied = _DENIED_VERB.match(rest) or (_DENIED.match(rest) and not _NEGATION.match(found[0]))
+    if denied or (len(found[0]) == 1 and _is_word(found[0], rest)):
         return None
     key = _fold(found[0])
     if any(_fold(hit[0]) != key for hit in known.pattern.finditer(rest)):

@@ -298,7 +298,8 @@ class Engine:
         if most == 1:
             return False
         if self.micro_batch_size == "auto":
-            self.micro_batch_tokens = max(len(part) * max(map(len, part)) for part in parts) // 2
+            several = [len(part) * max(map(len, part)) for part in parts if len(part) > 1]  # one row cannot be halved
+            self.micro_batch_tokens = min(max(several), self.micro_batch_tokens or max(several)) // 2
         else:
             self.micro_batch_size = most // 2
         return True

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from ilora.config import Config, apply_override, load_config, problems, read_yaml
+from ilora.config import Config, apply_override, load_config, problems, read_yaml, translated
 from ilora.errors import InputError
 from ilora.section import Section
 from ilora.settings import PositiveInt, method_label
@@ -150,8 +150,8 @@ def expand(sweep: SweepConfig, home: Path) -> list[Job]:
 
 
 def _shared(sweep: SweepConfig, home: Path) -> dict[str, Any]:
-    base = read_yaml(home / sweep.base) if sweep.base else {}
-    values = _merged({"training": {"trajectory": 0}}, _merged(base, sweep.config))
+    base = translated(read_yaml(home / sweep.base)) if sweep.base else {}
+    values = _merged({"training": {"trajectory": 0}}, _merged(base, translated(sweep.config)))
     values["method"] = "sequential"  # a base file's own method and contrast have no part in a sweep
     values["contrast"] = []
     resolved = resolve(config := load_config(values), load_tasks(config.data))  # absolute paths, tasks by name

@@ -76,11 +76,11 @@ def _linked(earlier: Path, path: Path, data: bytes) -> bool:
 
     A frozen adapter of a long stream is so written twice, not with every checkpoint.
     """
-    if not earlier.is_file() or earlier.stat().st_size != len(data) or earlier.read_bytes() != data:
-        return False
     try:
+        if earlier.stat().st_size != len(data) or earlier.read_bytes() != data:
+            return False
         os.link(earlier, path)
-    except OSError:  # a file system without links
+    except OSError:  # it is missing or damaged, or the file system knows no links
         return False
     return True
 

@@ -20,7 +20,8 @@ from ilora.progress import Display
 from ilora.settings import LEAST_LENGTH, DataConfig
 from ilora.training.interrupt import StopRequest
 
-TOKENS_ON_CPU = 4096  # in a micro-batch: more are not faster there
+TOKENS_ON_CPU = 4096  # in a micro-batch of `auto`: more are not faster there
+TOKENS_ON_GPU = 65536  # a bound for passes over a whole memory; what does not fit is halved
 
 
 def load_engine(
@@ -54,8 +55,8 @@ def load_engine(
         adapted=config.adapter.layers or 0,
         base=identity,
     )
-    if engine.micro_batch_size == "auto" and engine.device.type == "cpu":
-        engine.micro_batch_tokens = TOKENS_ON_CPU
+    if engine.micro_batch_size == "auto":
+        engine.micro_batch_tokens = TOKENS_ON_CPU if engine.device.type == "cpu" else TOKENS_ON_GPU
     if config.evaluation.merge and (shared := adapters.tied(engine.model)):
         raise InputError(
             f"evaluation.merge: {', '.join(shared)} has an adapter and shares its weights with another layer, "

@@ -103,16 +103,20 @@ def _gradients(method: Method[Any], optimizer: torch.optim.Optimizer, rows: list
     Out of memory, it begins again with micro-batches of half the size, which changes nothing else. Raises IloraError
     where not even one row fits.
     """
-    run, full = method.run, True
+    run, engine, full = method.run, method.engine, True
     while full:
         optimizer.zero_grad()
         run.terms.clear()
+        counted = dict(engine.passes)
         try:
             return _passes(method, rows)
         except torch.OutOfMemoryError as error:
-            full = run.engine.halve_micro_batches(rows)
+            full = engine.halve_micro_batches(rows)
             reason = str(error).partition("\n")[0]
-        if run.engine.device.type == "cuda":
+        engine.passes.update(counted)  # a step counts once
+        if engine.graphs is not None:
+            engine.graphs.recordings.clear()  # of shapes that were too large
+        if engine.device.type == "cuda":
             torch.cuda.empty_cache()
     longest = max(map(len, rows))
     raise IloraError(
