@@ -162,7 +162,7 @@ class TaskConfig(Section):
     """A task of the stream: where its rows are, and how its answers are scored."""
 
     name: str
-    path: Place | None = Field(None, description="folder with {train,eval,test}.json or .jsonl")
+    path: Place | None = Field(None, description="folder with train, eval and test as .json, .jsonl, .csv, .tsv, .xlsx or .parquet")
     train: Place | None = None
     eval: Place | None = None
     test: Place | None = None

@@ -631,3 +631,14 @@ def test_the_memory_of_a_run_that_left_rows_out_is_read_as_it_was_numbered(
     numbers = sorted(int(key.rpartition("/")[2]) for name, key in checkpoint.values["memory"]["rows"] if name == "four")
     used = [row for number, row in enumerate(rows) if number != 1]
     assert [row.prompt for row in kept.rows[choose.MEMORY]] == [used[number]["prompt"] for number in numbers]
+
+
+@pytest.mark.parametrize("ending", ["json", "csv"])
+def test_a_task_folder_is_known_by_any_of_its_forms(ending: str, tmp_path: Path) -> None:
+    folder = tmp_path / "task"
+    folder.mkdir()
+    for split in ("train", "eval", "test"):
+        text = '[{"prompt": "a", "answer": "b"}]' if ending == "json" else "prompt,answer\na,b\n"
+        (folder / f"{split}.{ending}").write_text(text)
+    (task,) = sources.data_of(folder, "smollm2-135m").data.tasks or []
+    assert task.name == "task"

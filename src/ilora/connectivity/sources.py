@@ -15,6 +15,7 @@ from typing import Any
 from ilora.config import Config, load_config
 from ilora.connectivity import space
 from ilora.connectivity.space import Adapter
+from ilora.data.formats import split_files
 from ilora.data.task import Phase, Task, phases
 from ilora.errors import InputError
 from ilora.stream import fingerprint, load_tasks
@@ -264,7 +265,7 @@ def data_of(data: Path | None, base: str) -> Config:
     if (data / "config.yaml").is_file() or data.is_file():
         config = load_config(data / "config.yaml" if data.is_dir() else data)
         return config.model_copy(update={"model": config.model.model_copy(update={"name": base})})
-    if any((data / f"train.{ending}").is_file() for ending in ("json", "jsonl")):
+    if split_files(data, "train"):
         rows: dict[str, Any] = {"tasks": [{"name": data.resolve().name, "path": str(data)}]}
     else:
         rows = {"path": str(data)}
