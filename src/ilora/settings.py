@@ -162,7 +162,9 @@ class TaskConfig(Section):
     """A task of the stream: where its rows are, and how its answers are scored."""
 
     name: str
-    path: Place | None = Field(None, description="folder with train, eval and test as .json, .jsonl, .csv, .tsv, .xlsx or .parquet")
+    path: Place | None = Field(
+        None, description="folder with train, eval and test, each as .json, .jsonl, .csv, .tsv, .xlsx or .parquet"
+    )
     train: Place | None = None
     eval: Place | None = None
     test: Place | None = None
@@ -221,7 +223,7 @@ class DataConfig(Section):
     benchmark: str | None = Field(None, description="a name from `ilora list benchmarks`")
     path: Place | None = Field(
         None,
-        description="a folder of task folders, <Task>/{train,eval,test}.json or .jsonl, or of a benchmark's files",
+        description="a folder of task folders, <Task>/{train,eval,test} in any of those forms, or of a benchmark's files",
     )
     prompts: Literal["trace-1"] = Field(
         "trace-1",
