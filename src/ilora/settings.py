@@ -223,7 +223,7 @@ class DataConfig(Section):
     benchmark: str | None = Field(None, description="a name from `ilora list benchmarks`")
     path: Place | None = Field(
         None,
-        description="a folder of task folders, <Task>/{train,eval,test} in any of those forms, or of a benchmark's files",
+        description="a folder of task folders, <Task>/{train,eval,test} in those forms, or of a benchmark's files",
     )
     prompts: Literal["trace-1"] = Field(
         "trace-1",
