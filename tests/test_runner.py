@@ -403,6 +403,12 @@ def test_an_unfinished_run_without_its_checkpoints_is_not_begun_again(
         resume(tmp_path / "run", quiet=True)
 
 
+def test_a_damaged_results_file_is_made_again_from_the_predictions(make_config: MakeConfig, tmp_path: Path) -> None:
+    made = run(make_config("data.tasks=[one]", "training.epochs=1"), tmp_path / "run", quiet=True)
+    (made.path / "results.json").write_text("{")
+    assert resume(made.path, quiet=True).results["variants"] == made.results["variants"]
+
+
 def test_the_text_of_the_perplexity_must_be_the_same(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

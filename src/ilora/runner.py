@@ -144,12 +144,12 @@ def resume(
     """
     path, overrides = _own_run(path), list(overrides)
     config, given = _with_model(_read_config(path, overrides), model, tokenizer)
-    finished = _finished(path, config)
-    if finished is not None and newest(path / "checkpoints") is None and not overrides:
+    if newest(path / "checkpoints") is None and not overrides and (finished := _finished(path, config)):
         return finished
     try:
         tasks = load_tasks(config.data)
     except InputError as error:
+        finished = _finished(path, config)
         if finished is None:
             raise InputError(f"{error}\n(if the data lies elsewhere now: ilora resume {path} data.path=...)") from None
         return finished

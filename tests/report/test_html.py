@@ -204,7 +204,7 @@ def test_adapter_and_base_model_as_code_that_runs(tmp_path: Path) -> None:
     main, _ = three_tasks()
     run = write_run(tmp_path / 'de"mo', main | {"base_model": "HuggingFaceTB/SmolLM2-135M"})
     source = Page(write_report(run)).text
-    code = source[source.index("model = PeftModel.from_pretrained") :].split(" It was trained with")[0]
+    code = source[source.index("model = PeftModel.from_pretrained") :].split(" Rows that were cut")[0]
     seen: list[object] = []
 
     class PeftModel:

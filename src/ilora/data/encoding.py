@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from ilora.data.examples import Example
 from ilora.data.task import Row, Task
-from ilora.data.template import end_of_turn, in_template, refuse_without_text
+from ilora.data.template import end_of_turn, in_template, refuse_without_text, special_tokens
 from ilora.errors import InputError
 from ilora.settings import DataConfig
 
@@ -41,8 +41,7 @@ def control_tokens(tokenizer: Any, rows: Sequence[Row]) -> dict[str, int]:
 
     The tokenizer cannot tell them from its own: an end within a prompt ends it.
     """
-    names = {str(token) for token in tokenizer.all_special_tokens}
-    names |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = special_tokens(tokenizer).values()
     if not names:
         return {}
     pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
@@ -68,9 +67,8 @@ class Encoder:
         if config.template == "chat":
             refuse_without_text(tokenizer)
         text_end = int(tokenizer.eos_token_id)
-        self.end = (
-            end_of_turn(tokenizer) if config.template == "chat" else text_end
-        )  # what an answer is trained to end with
+        # What an answer is trained to end with.
+        self.end = end_of_turn(tokenizer) if config.template == "chat" else text_end
         self.ends = tuple(dict.fromkeys([self.end, text_end, *ends]))  # what a generated one may end with
         self.start = tokenizer.bos_token_id
         closed: list[int] = tokenizer("a", verbose=False).input_ids

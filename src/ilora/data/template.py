@@ -34,6 +34,15 @@ def in_template(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, asks: boo
     return str(text)
 
 
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """The control tokens of the tokenizer, by id."""
+    added = {int(number): str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | {
+        int(number): str(token)
+        for number, token in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    }
+
+
 def end_of_turn(tokenizer: Any) -> int:
     """The token with which the chat template ends an assistant's turn; end-of-text where it has none of its own."""
     text_end = int(tokenizer.eos_token_id)
@@ -42,9 +51,7 @@ def end_of_turn(tokenizer: Any) -> int:
     except TemplateError:
         return text_end
     behind = whole[whole.lower().rfind("answer") + len("answer") :]
-    special = set(tokenizer.all_special_ids) | {
-        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
+    special = special_tokens(tokenizer)
     ids = tokenizer(behind, add_special_tokens=False).input_ids
     return next((int(number) for number in ids if number in special), text_end)
 

@@ -94,10 +94,8 @@ def pack(inputs: Inputs, core: nn.Module, *, pad: int, noisy: bool, filled: bool
     packing = Packing.of(mask, inputs.names if shared else None, shown=shown)
     if not packing.saves and not filled and not flash:
         return None
-    if "position_ids" in arguments:
-        arguments["position_ids"] = packing.pack((mask.cumsum(1) - 1).clamp(min=0)).to(weights.device)
     packing = packing.with_tensors(lambda tensor: tensor.to(weights.device, non_blocking=True))
-    for name in ("input_ids", "inputs_embeds"):
+    for name in ("input_ids", "inputs_embeds", "position_ids"):
         if name in arguments:
             arguments[name] = packing.pack(arguments[name])
     needed = weights.new_zeros(1, 1, 1, 1) if flash else packing.attention_mask(weights.dtype)
@@ -107,7 +105,7 @@ def pack(inputs: Inputs, core: nn.Module, *, pad: int, noisy: bool, filled: bool
 
 def _fill(arguments: dict[str, Any], mask: Tensor, pad: int) -> None:
     """Bring the inputs into the shape of the mask: rows of filling below, columns on the left."""
-    for name, value in (("input_ids", pad), ("inputs_embeds", 0.0)):
+    for name, value in (("input_ids", pad), ("inputs_embeds", 0.0), ("position_ids", 0)):
         if name in arguments:
             rows, columns = (want - there for want, there in zip(mask.shape, arguments[name].shape, strict=False))
             behind = (0, 0) * (arguments[name].dim() - 2)

@@ -98,7 +98,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "results": results,
         "figures": _figures(results, contrast, metrics),
         "lost": _lost_answers([run_dir, *folders], [results, *contrast], titles),
-        "prompt_template": results.get("template", "none"),
+        "prompt_template": results.get("template"),  # a run of an older version does not say
         "base": results.get("base_model") or results.get("model", "?"),
         "adapter": (run_dir / str(results["adapter"])).as_posix() if results.get("adapter") else None,
         "titles": titles,
