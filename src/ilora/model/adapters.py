@@ -80,7 +80,10 @@ def tied(model: PeftModel) -> list[str]:
 
 
 def add(model: PeftModel, name: str, *, like: str, seed: int = 0) -> None:
-    """Add one more adapter of the same form, frozen, without dropout, initialised from `seed`. Activity stays."""
+    """Add one more adapter of the same form, frozen, without dropout, initialised from `seed`.
+
+    The active adapter stays active; of several PEFT leaves the last one.
+    """
     with _initialising(seed):
         model.add_adapter(name, replace(model.peft_config[like], lora_dropout=0.0))
     for parameter in parameters(model, name).values():

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from ilora.errors import IloraError, InputError
-from ilora.files import append_line, flush_tree, write_atomic
+from ilora.files import append_line, flush_folder, flush_tree, write_atomic
 from ilora.methods.base import Method
 from ilora.results.reader import read_results
 from ilora.results.scores import BASE, prediction_folder
@@ -62,6 +62,7 @@ class RunFolder:
                 flush_tree(scratch)
                 shutil.rmtree(final, ignore_errors=True)
                 scratch.rename(final)
+                flush_folder(final.parent)
             except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise IloraError(f"{final}: cannot write the adapters: {error}") from error
@@ -118,6 +119,7 @@ class RunFolder:
             flush_tree(scratch)
             (self.path / "predictions").mkdir()
             scratch.rename(prediction_folder(self.path, BASE))
+            flush_folder(self.path / "predictions")
 
 
 def _cut_metrics(path: Path, steps: int) -> None:
