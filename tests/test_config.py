@@ -106,7 +106,7 @@ def test_all_problems_are_in_one_message() -> None:
         ("data.benchmark=null", r"data: no data: give"),
         ("data.tasks=[]", r"data\.tasks: .*at least 1"),
         ("data.tasks=[{name: a, path: x, dataset: y}]", r"data\.tasks\.0: give one source"),
-        ("data.tasks=[{name: a, train: x}]", r"data\.tasks\.0: .*at least `train` and `test`"),
+        ("data.tasks=[{name: a, test: x}]", r"data\.tasks\.0: .*at least `train`"),
         ("data.tasks=[{name: a, dataset: x, splits: {test: test}}]", r"data\.tasks\.0: `splits` needs at least"),
         ("trackers=[wandbb]", r"trackers\.0: .*'wandb'"),
         ("name=a/b", r"name: .*pattern"),

@@ -80,7 +80,7 @@ def test_a_run_is_that_of_the_same_rows_in_files(make_config: MakeConfig, tmp_pa
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no test": ({"train": rows("a")["train"]}, "task 'a': no 'test' split"),
+    "no train": ({"test": rows("a")["test"]}, "task 'a': no 'train' split"),
     "a split of another name": (rows("a") | {"validation": []}, "task 'a': unknown split 'validation'"),
     "no rows": (rows("a") | {"train": []}, "task 'a', train: no rows"),
     "no answer": (rows("a") | {"test": [{"prompt": "x"}]}, "task 'a', test, row 0: no 'answer'"),

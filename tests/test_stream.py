@@ -108,8 +108,7 @@ def test_a_benchmark_and_own_tasks_in_one_stream(tmp_path: Path) -> None:
         ({"benchmark": "mini9"}, r"unknown benchmark 'mini9' \(did you mean 'mini8'\?\)"),
         ({"benchmark": "mini8", "tasks": ["nothing like it"]}, r"unknown task 'nothing like it'; known: .*,"),
         ({"tasks": ["alone"]}, "unknown task 'alone'; known: none: give the task a path, files or a dataset"),
-        ({"path": "DATA/one"}, "it is a task folder itself: give its parent"),
-        ({"path": "DATA/none"}, "no such folder"),
+        ({"path": "DATA/none"}, "no such file or folder"),
         ({"path": "DATA", "tasks": [{"name": "one", "metric": "accurcy"}]}, r"unknown metric .*mean 'accuracy'\?"),
     ],
 )

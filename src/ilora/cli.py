@@ -74,7 +74,7 @@ def add(
     path: RunFolder,
     tasks: Annotated[
         list[str],
-        typer.Argument(metavar="TASK...", help="Task folders, or names of further tasks of the run's own source."),
+        typer.Argument(metavar="TASK...", help="Files or folders of rows, or names of tasks of the run's own source."),
     ],
     quiet: Quiet = False,
 ) -> None:

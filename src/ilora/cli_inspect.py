@@ -10,7 +10,10 @@ import typer
 config_app = typer.Typer(no_args_is_help=True, help="Show configurations.")
 data_app = typer.Typer(no_args_is_help=True, help="Check data before training on it.")
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to run; see configs/.")]
+ConfigFile = Annotated[
+    Path,
+    typer.Argument(metavar="CONFIG.yaml|DATA", help="A configuration (see configs/), or a file or folder of rows."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -55,9 +58,7 @@ def schema() -> None:
 def check(
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="PATH|CONFIG.yaml", help="A folder of task folders, one task folder, or a configuration."
-        ),
+        typer.Argument(metavar="CONFIG.yaml|DATA", help="A configuration, or a file or folder of rows."),
     ],
     overrides: Overrides = None,
     json_file: Annotated[

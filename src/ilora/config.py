@@ -5,6 +5,7 @@ Every problem of a file is reported in one message, each with its key, what is w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from ilora.data.tables import SUFFIXES
 from ilora.errors import InputError
 from ilora.registry import did_you_mean
 from ilora.section import Section
@@ -142,6 +144,9 @@ SAME = {
     "max_length": "data.max_length",
     "max_seq_length": "data.max_length",
     "data.max_seq_length": "data.max_length",
+    "columns": "data.columns",
+    "marker": "data.marker",
+    "template": "data.template",
 }
 # Those without a counterpart of the same meaning: what to use.
 INSTEAD = {
@@ -179,10 +184,14 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
 def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
     """Read YAML (or take a mapping), apply `a.b=value` overrides, validate. Raises InputError with all problems.
 
+    A file or folder of rows is the configuration of a run on them, with every other setting at its default.
+
     Relative paths in a file count from the working directory, like paths on the command line.
     """
     if isinstance(source, Mapping):
         place, values = "configuration", dict(source)
+    elif is_data(Path(source)):
+        place, values = str(source), {"name": _run_name(Path(source)), "data": {"path": str(source)}}
     else:
         place, values = str(source), read_yaml(Path(source))
     if not all(isinstance(key, str) for key in values):
@@ -195,6 +204,17 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     except ValidationError as error:
         lines = [f"  {line}" for line in problems(error, values, Config)]
         raise InputError(f"{place}: {len(lines)} problem(s)\n" + "\n".join(lines)) from None
+
+
+def is_data(path: Path) -> bool:
+    """Whether a path names rows and not a configuration."""
+    return path.is_dir() or path.suffix in SUFFIXES
+
+
+def _run_name(path: Path) -> str:
+    """A run's name after the place of its rows, in the characters that are allowed."""
+    name = path.resolve().name if path.is_dir() else path.resolve().stem
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:64] or "run"
 
 
 class _Loader(yaml.SafeLoader):
@@ -232,7 +252,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise InputError(f"override {override!r}: expected key=value, for example training.epochs=2")
-    *parents, leaf = SAME.get(key.strip(), key.strip()).split(".")
+    *parents, leaf = _our_name(key.strip()).split(".")
     section = values
     if parents == ["method"]:
         values.setdefault("method", Config.model_fields["method"].default)
@@ -249,6 +269,12 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         section[leaf] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"override {override!r}: {text!r} is not a YAML value") from None
+
+
+def _our_name(key: str) -> str:
+    """A setting's name here: `columns.prompt` is `data.columns.prompt`."""
+    head, dot, rest = key.partition(".")
+    return SAME.get(key) or f"{SAME.get(head, head)}{dot}{rest}"
 
 
 def _override_item(items: list[Any], keys: list[str], override: str, text: str) -> None:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ilora.config import Config
-from ilora.data.rows import collect, field_names, row
+from ilora.data.formats import named_labels
+from ilora.data.forms import RowReader
+from ilora.data.rows import collect
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
 from ilora.files import write_atomic
-from ilora.metrics.metrics import check_references, infer_task
+from ilora.metrics.metrics import infer_task
 from ilora.settings import TaskConfig
-from ilora.stream import prepared, refuse_duplicates
+from ilora.stream import checked, prepared, refuse_duplicates
 
 
 def given_tasks(tasks: Sequence[Task], config: Config, folder: Path) -> tuple[Config, list[Task], dict[Path, str]]:
@@ -30,21 +32,18 @@ def given_tasks(tasks: Sequence[Task], config: Config, folder: Path) -> tuple[Co
     folder: where the files are to be written; nothing is written here.
     Raises InputError naming the task, split and row that cannot be used.
     """
-    checked = [_checked(task) for task in tasks]
-    refuse_duplicates([task.name for task in checked])
-    places = {task.name: (folder / task.label).absolute() for task in checked}
-    sections = [_section(task, places[task.name]) for task in checked]
+    whole = [_with_rows(task) for task in tasks]
+    refuse_duplicates([task.name for task in whole])
+    places = {task.name: (folder / task.label).absolute() for task in whole}
+    sections = [_section(task, places[task.name]) for task in whole]
     data = config.data.model_copy(update={"tasks": sections, "path": None, "benchmark": None})
     files = {
         places[task.name] / f"{split}.jsonl": "".join(map(_line, rows))
-        for task in checked
+        for task in whole
         for split, rows in task.rows.items()
     }
-    used = [prepared(replace(task, source=str(places[task.name])), data) for task in checked]
-    for task in used:
-        for split in task.rows:
-            check_references(task, split)
-    return config.model_copy(update={"data": data}), used, files
+    used = [prepared(replace(task, source=str(places[task.name])), data) for task in whole]
+    return config.model_copy(update={"data": data}), [checked(task, data) for task in used], files
 
 
 def write_files(files: Mapping[Path, str]) -> None:
@@ -54,13 +53,12 @@ def write_files(files: Mapping[Path, str]) -> None:
         write_atomic(path, content)
 
 
-def _checked(task: Task) -> Task:
+def _with_rows(task: Task) -> Task:
     """The task with its rows as `Row`s, and with metric and choices."""
     unknown = sorted(set(task.rows) - set(SPLITS))
-    missing = [split for split in ("train", "test") if split not in task.rows]
-    if unknown or missing:
-        what = f"unknown split '{unknown[0]}'" if unknown else f"no '{missing[0]}' split"
-        raise InputError(f"task '{task.name}': {what}; a task has train and test, and may have eval")
+    if unknown or "train" not in task.rows:
+        what = f"unknown split '{unknown[0]}'" if unknown else "no 'train' split"
+        raise InputError(f"task '{task.name}': {what}; a task has train, and may have eval and test")
     rows = {split: _rows(task.rows[split], f"task '{task.name}', {split}") for split in SPLITS if split in task.rows}
     metric, choices = task.metric, task.choices
     if metric == "accuracy" and not choices:
@@ -69,9 +67,9 @@ def _checked(task: Task) -> Task:
 
 
 def _rows(given: Iterable[Any], place: str) -> list[Row]:
-    names = field_names(None, place)
-    entries = ((f"{place}, row {number}", _entry(item)) for number, item in enumerate(given))
-    return collect(entries, lambda entry: row(entry, names), place)
+    items = named_labels(given) if hasattr(given, "features") else given
+    entries = ((f"{place}, row {number}", _entry(item)) for number, item in enumerate(items))
+    return collect(entries, RowReader(place=place), place)
 
 
 def _entry(item: Any) -> Any:
@@ -79,7 +77,8 @@ def _entry(item: Any) -> Any:
     if not isinstance(item, Row):
         return item
     if item.messages:
-        return {"messages": [*map(dict, item.messages), {"role": "assistant", "content": item.answer}]}
+        messages = [*map(dict, item.messages), {"role": "assistant", "content": item.answer}]
+        return {"messages": messages, **({"tools": list(item.tools)} if item.tools else {})}
     return {"prompt": item.prompt, "answer": item.answer}
 
 

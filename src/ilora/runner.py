@@ -21,6 +21,7 @@ from rich.table import Table
 from ilora.config import Config, load_config, read_yaml
 from ilora.data.duplicates import warnings
 from ilora.data.encoding import with_template
+from ilora.data.tables import SUFFIXES
 from ilora.data.task import Task, task_label
 from ilora.environment import note_environment, use_threads
 from ilora.errors import IloraError, InputError
@@ -33,7 +34,7 @@ from ilora.report.tables import run_table
 from ilora.results.reader import read_results
 from ilora.results.scores import BASE, contrast_folder, prediction_folder
 from ilora.settings import TaskConfig
-from ilora.stream import load_tasks, refuse_duplicates, resolve
+from ilora.stream import load_tasks, reading_lines, refuse_duplicates, resolve
 from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
 from ilora.training.processes import leave_group, naming_a_lost_process, on_main
@@ -218,15 +219,17 @@ def _with_new_tasks(
 
 
 def _new_task(item: str, config: Config) -> TaskConfig:
-    folder = Path(item)
-    if folder.is_dir():
-        task_label(folder.resolve().name)
-        return TaskConfig(name=folder.resolve().name, path=folder.absolute())
-    if os.sep in item:
-        raise InputError(f"{item}: no such task folder")
+    place = Path(item)
+    if place.exists():
+        name = place.resolve().name if place.is_dir() else place.resolve().stem
+        task_label(name)
+        earlier = config.data.tasks[-1] if config.data.tasks else TaskConfig(name=name)
+        return TaskConfig(name=name, path=place.absolute(), columns=earlier.columns, marker=earlier.marker)
+    if os.sep in item or place.suffix in SUFFIXES:
+        raise InputError(f"{item}: no such file or task folder")
     if config.data.path is None and config.data.benchmark is None:
         raise InputError(
-            f"{item}: no such task folder, and the run has no `data.path` or `data.benchmark` to look it up in"
+            f"{item}: no such file or task folder, and the run has no `data.path` or `data.benchmark` to look it up in"
         )
     return TaskConfig(name=item)
 
@@ -253,7 +256,7 @@ def _execute(
         session.refuse_changes()
         if begin is not None:
             on_main(accelerator, begin)
-            for line in warnings(tasks):
+            for line in [*reading_lines(tasks), *warnings(tasks)]:
                 display.say(line)
         on_main(accelerator, lambda: note_environment(path, accelerator, display))
         outcomes = [_perform(session, path)]

@@ -158,12 +158,21 @@ class AdapterConfig(Section):
         return self
 
 
+Columns = dict[Literal["prompt", "answer", "messages"], str]
+_COLUMNS = (
+    "our name of a field: the file's column; '{title} {text}' puts columns together (default: known forms and usual "
+    "names)"
+)
+
+
 class TaskConfig(Section):
     """A task of the stream: where its rows are, and how its answers are scored."""
 
     name: str
     path: Place | None = Field(
-        None, description="folder with train, eval and test, each as .json, .jsonl, .csv, .tsv, .xlsx or .parquet"
+        None,
+        description="a file (.json, .jsonl, .csv, .tsv, .xlsx or .parquet), or a folder with train, eval and test, or "
+        "with files that are read as one",
     )
     train: Place | None = None
     eval: Place | None = None
@@ -177,8 +186,9 @@ class TaskConfig(Section):
         {"train": "train", "eval": "validation", "test": "test"},
         description="our name of a split: the data set's name of it",
     )
-    columns: dict[Literal["prompt", "answer", "messages"], str] = Field(
-        {}, description="our name of a field: the file's column"
+    columns: Columns = Field({}, description=_COLUMNS)
+    marker: str | None = Field(
+        None, min_length=1, description="for rows that are one text: what stands in it before the answer"
     )
     metric: str | None = Field(
         None, description="a name from `ilora list metrics`; None: accuracy with `choices`, else inferred"
@@ -197,10 +207,10 @@ class TaskConfig(Section):
         files = self.train is not None or self.eval is not None or self.test is not None
         if (self.path is not None) + files + (self.dataset is not None) > 1:
             raise ValueError("give one source: `path`, or the files `train`/`eval`/`test`, or `dataset`")
-        if files and (self.train is None or self.test is None):
-            raise ValueError("a task from files needs at least `train` and `test`")
-        if not {"train", "test"} <= set(self.splits):
-            raise ValueError("`splits` needs at least `train` and `test`")
+        if files and self.train is None:
+            raise ValueError("a task from files needs at least `train`")
+        if "train" not in self.splits:
+            raise ValueError("`splits` needs at least `train`")
         return self
 
     @property
@@ -217,13 +227,36 @@ class LimitConfig(Section):
     test: PositiveInt | None = None
 
 
+class SplitConfig(Section):
+    """What is taken from train for a task without a test split: by a hash of the prompt, so no row changes sides."""
+
+    test: float = Field(0.1, gt=0, lt=0.9, description="share of the training rows that are held out for testing")
+    eval: float | None = Field(
+        None, ge=0, lt=0.9, description="share held out for tuning; None: as `test`, but 0 beside a test split"
+    )
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> SplitConfig:
+        if self.test + (self.test if self.eval is None else self.eval) >= 1:
+            raise ValueError("`test` and `eval` together leave nothing to train on")
+        return self
+
+
 class DataConfig(Section):
     """Where the tasks come from, and how a row becomes tokens."""
 
     benchmark: str | None = Field(None, description="a name from `ilora list benchmarks`")
     path: Place | None = Field(
         None,
-        description="a folder of task folders, <Task>/{train,eval,test} in those forms, or of a benchmark's files",
+        description="a file, a task folder, or a folder of those, one for each task; or a benchmark's files",
+    )
+    columns: Columns = Field({}, description=_COLUMNS)
+    marker: str | None = Field(None, min_length=1, description="as of a task, for all tasks that have none")
+    split: SplitConfig = SplitConfig()
+    train_on: Literal["last", "assistant"] = Field(
+        "last",
+        description="of a conversation: its last answer, or every turn of the assistant (each as a training row)",
     )
     prompts: Literal["trace-1"] = Field(
         "trace-1",
@@ -268,6 +301,8 @@ class DataConfig(Section):
     def _some_source(self) -> DataConfig:
         if self.benchmark is None and self.path is None and not self.tasks:
             raise ValueError("no data: give `benchmark`, `path` or `tasks`")
+        if self.benchmark is not None and (self.columns or self.marker):
+            raise ValueError("columns, marker: a benchmark knows its own; give them to a task with a place of its own")
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +14,10 @@ from typing import Any
 from ilora.benchmarks import BENCHMARKS, Stream
 from ilora.config import Config
 from ilora.data import formats
+from ilora.data.chat import every_turn
 from ilora.data.duplicates import deduplicated
 from ilora.data.rows import Selection
+from ilora.data.split import split_off
 from ilora.data.task import SPLITS, Row, Task, task_label
 from ilora.errors import InputError
 from ilora.metrics.metrics import METRICS, check_references, infer_task
@@ -24,12 +27,20 @@ from ilora.settings import DataConfig, LimitConfig, TaskConfig
 
 def load_tasks(config: DataConfig) -> list[Task]:
     """All tasks in stream order, checked. Raises InputError naming the file, row or task."""
-    tasks = []
-    for task in read_tasks(config):
-        for split in task.rows:
-            check_references(task, split)
-        tasks.append(task)
-    return tasks
+    return [checked(task, config) for task in read_tasks(config)]
+
+
+def checked(task: Task, config: DataConfig) -> Task:
+    """The task with a training row for every turn that is to be trained.
+
+    Raises InputError naming a row whose last answer the metric cannot judge.
+    """
+    for split in task.rows:
+        check_references(task, split)
+    if config.train_on == "last":
+        return task
+    turns = [turn for row in task.rows["train"] for turn in every_turn(row)]
+    return replace(task, rows={**task.rows, "train": turns})
 
 
 def read_tasks(config: DataConfig) -> Iterator[Task]:
@@ -53,8 +64,35 @@ def readers(config: DataConfig, *, whole: bool = False) -> list[tuple[str, Calla
 
 
 def prepared(task: Task, config: DataConfig) -> Task:
-    """The task with the rows that a run works on: without repeated ones where so configured, and within the limit."""
+    """The task with a test split, without repeated rows where so configured, and with the rows of the limit."""
+    task = split_off(task, config.split)
     return _limited(deduplicated(task) if config.deduplicate else task, config.limit)
+
+
+def reading_notes(task: Task) -> list[tuple[str, str]]:
+    """What was decided while reading a task, each with its level (note or warning): its form, and splits made here."""
+    notes = [("note", f"read as {task.read_as}")] if task.read_as else []
+    if task.split_off:
+        parts = " and ".join(f"{rows:,} rows for {split}" for split, rows in task.split_off.items())
+        notes.append(("note", f"{parts} were taken out of train by a hash of the prompt (data.split)"))
+    if count := task.split_off.get("test"):
+        notes.append(
+            (
+                "warning",
+                f"no test split of its own: a score on {count:,} of its training rows tells about rows like these, "
+                f"to about ±{100 / math.sqrt(count):.0f} points of 100",
+            )
+        )
+    return notes
+
+
+def reading_lines(tasks: Sequence[Task]) -> list[str]:
+    """`reading_notes` of every task, for the start of a run."""
+    return [
+        f"{'warning: ' if level == 'warning' else ''}{task.name}: {text}"
+        for task in tasks
+        for level, text in reading_notes(task)
+    ]
 
 
 def resolve(config: Config, tasks: list[Task]) -> Config:
@@ -95,7 +133,11 @@ def training_digest(task: Task) -> str:
 
 
 def _plain(rows: Sequence[Row]) -> list[Any]:
-    return [[row.prompt, row.answer, [dict(turn) for turn in row.messages]] for row in rows]
+    """The rows as JSON. Tools are left out where there are none, so that the digests of older runs hold."""
+    return [
+        [row.prompt, row.answer, [dict(turn) for turn in row.messages], *([list(row.tools)] if row.tools else [])]
+        for row in rows
+    ]
 
 
 def _digest(content: list[Any]) -> str:
@@ -119,7 +161,7 @@ def _source(config: DataConfig) -> _Source:
     if config.benchmark is None:
         if config.path is None or config.tasks is not None:
             return _Source()
-        return _Source(tuple(formats.list_task_folders(config.path)))
+        return _Source(tuple(formats.task_places(config.path)))
     benchmark = BENCHMARKS[config.benchmark]
     if isinstance(benchmark, Stream):
         if config.path is not None and not config.path.is_dir():
@@ -143,52 +185,63 @@ def _load(chosen: TaskConfig, config: DataConfig, source: _Source, *, whole: boo
         raise InputError(
             f"data.resplit: only a benchmark's rows can be split again; task '{chosen.name}' is not of one"
         )
-    # Only the rows of the limit are kept while reading, unless repeated ones are to be dropped before.
-    sizes = {split: None if config.deduplicate or whole else getattr(config.limit, split) for split in SPLITS}
-    selections = {split: Selection(f"limit/{chosen.name}/{split}", sizes[split]) for split in SPLITS}
-    rows, place = _read(chosen, config, source, selections)
+    files, place = _files(chosen, config, source)
+    there = chosen.splits if files is None else files
+    # Only the rows of the limit are kept while reading, unless repeated ones are dropped or other splits taken first.
+    every = whole or config.deduplicate or "test" not in there or bool(config.split.eval)
+    selections = {
+        split: Selection(f"limit/{chosen.name}/{split}", None if every else getattr(config.limit, split))
+        for split in SPLITS
+    }
+    rows = _read(chosen, config, files, selections)
     metric, choices = infer_task(selections["train"].answers)
-    return Task(chosen.name, rows, metric=metric, choices=choices, source=place)
+    read_as = "; ".join(dict.fromkeys(form for selection in selections.values() for form in selection.read_as))
+    return Task(chosen.name, rows, metric=metric, choices=choices, source=place, read_as=read_as)
+
+
+def _files(chosen: TaskConfig, config: DataConfig, source: _Source) -> tuple[dict[str, list[Path]] | None, str]:
+    """The files of a task that is of no benchmark, by split (None: it is a data set of the hub), and their place."""
+    if chosen.path is not None:
+        return formats.task_files(chosen.path), str(chosen.path)
+    if chosen.train is not None:
+        return {split: [path] for split in SPLITS if (path := getattr(chosen, split)) is not None}, str(chosen.train)
+    if chosen.dataset is not None:
+        return None, chosen.dataset
+    if source.read is None and config.path is not None:
+        known = formats.task_places(config.path)
+        if chosen.name not in known:
+            near = did_you_mean(chosen.name, list(known))
+            raise InputError(f"{config.path}: no task '{chosen.name}'{near}; there are {', '.join(known)}")
+        return formats.task_files(known[chosen.name]), str(known[chosen.name])
+    names = ", ".join(source.known) or "none: give the task a path, files or a dataset"
+    raise InputError(f"unknown task '{chosen.name}'{did_you_mean(chosen.name, list(source.known))}; known: {names}")
 
 
 def _read(
-    chosen: TaskConfig, config: DataConfig, source: _Source, selections: Mapping[str, Selection]
-) -> tuple[dict[str, list[Row]], str]:
-    """The rows of a task that is of no benchmark, and their place."""
-    if chosen.path is not None:
-        rows = formats.read_folder(chosen.path, columns=chosen.columns, selections=selections)
-        return rows, str(chosen.path)
-    if chosen.train is not None:
-        files = {split: path for split in SPLITS if (path := getattr(chosen, split)) is not None}
-        found = {
-            split: formats.read_rows(path, columns=chosen.columns, selection=selections[split])
-            for split, path in files.items()
+    chosen: TaskConfig,
+    config: DataConfig,
+    files: Mapping[str, Sequence[Path]] | None,
+    selections: Mapping[str, Selection],
+) -> dict[str, list[Row]]:
+    """The rows of the files, or of the data set where there are none."""
+    columns, marker = chosen.columns or config.columns, chosen.marker or config.marker
+    if files is not None:
+        return {
+            split: [
+                row
+                for path in paths
+                for row in formats.read_rows(path, columns=columns, marker=marker, selection=selections[split])
+            ]
+            for split, paths in files.items()
         }
-        return found, str(chosen.train)
-    if chosen.dataset is not None:
-        return _from_hub(chosen, selections), chosen.dataset
-    if source.read is None and config.path is not None:
-        return _from_folder(chosen, config.path, selections), str(config.path / chosen.name)
-    known = ", ".join(source.known) or "none: give the task a path, files or a dataset"
-    raise InputError(f"unknown task '{chosen.name}'{did_you_mean(chosen.name, list(source.known))}; known: {known}")
-
-
-def _from_folder(chosen: TaskConfig, path: Path, selections: Mapping[str, Selection]) -> dict[str, list[Row]]:
-    known = formats.list_task_folders(path)
-    if chosen.name not in known:
-        near = did_you_mean(chosen.name, known)
-        raise InputError(f"{path}: no task '{chosen.name}'{near}; there are {', '.join(known)}")
-    return formats.read_folder(path / chosen.name, columns=chosen.columns, selections=selections)
-
-
-def _from_hub(chosen: TaskConfig, selections: Mapping[str, Selection]) -> dict[str, list[Row]]:
     assert chosen.dataset is not None
     return {
         split: formats.read_hub(
             chosen.dataset,
             subset=chosen.subset,
             split=theirs,
-            columns=chosen.columns,
+            columns=columns,
+            marker=marker,
             revision=chosen.revision,
             selection=selections[split],
         )

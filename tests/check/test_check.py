@@ -179,7 +179,7 @@ def test_rows_that_cannot_be_used_are_a_finding(
 
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:
     for data in ({"path": str(tmp_path / "none")}, {"path": str(tmp_path / "none"), "benchmark": "trace8"}):
-        with pytest.raises(InputError, match="none: no such folder"):
+        with pytest.raises(InputError, match="none: no such f"):
             list(check_config(load_config({"data": data}), tokens=False))
 
 
@@ -223,7 +223,8 @@ def test_one_folder_of_a_benchmark_is_judged_as_the_benchmark_does(tmp_path: Pat
 
 def test_one_task_folder_and_a_configuration(tmp_path: Path) -> None:
     folder = write_task(tmp_path, "one")
-    assert [task.name for task in config_of(folder, []).data.tasks or []] == ["one"]
+    assert [task.name for task in load_tasks(config_of(folder, []).data)] == ["one"]
+    assert [task.name for task in load_tasks(config_of(folder / "train.json", []).data)] == ["train"]
     assert config_of(tmp_path, ["data.limit.train=3"]).data.limit.train == 3
     file = tmp_path / "c.yaml"
     file.write_text(f"data: {{path: {tmp_path}}}\n")

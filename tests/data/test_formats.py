@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ilora.data.formats import list_task_folders, listed, read_folder, read_hub, read_rows
+from ilora.data.formats import read_hub, read_rows, task_files, task_places
+from ilora.data.rows import listed
 from ilora.data.task import Row
 from ilora.errors import InputError
 
@@ -95,7 +96,7 @@ def test_chat_rows(tmp_path: Path) -> None:
         (None, "the row is null"),
         ([], "the row is a list"),
         ({}, "no 'prompt' and no 'answer'; the row has nothing"),
-        ({"prompt": "q", "output": "x"}, "no 'answer'; the row has 'prompt', 'output'"),
+        ({"prompt": "q", "output": "x"}, "no 'answer'; the row has 'prompt', 'output'"),  # not as the rows before
         ({"prompt": "q", "answer": ""}, "'answer' is empty"),
         ({"prompt": "q", "answer": " \n"}, "'answer' is blank"),
         ({"prompt": "", "answer": "x"}, "'prompt' is empty"),
@@ -109,10 +110,13 @@ def test_chat_rows(tmp_path: Path) -> None:
         ({"prompt": "q", "messages": [USER, REPLY]}, "both 'messages' and 'prompt'"),
         ({"messages": []}, "'messages' must be a list of at least two"),
         ({"messages": [REPLY]}, "at least two"),
-        ({"messages": "Hi"}, "must be a list"),
+        ({"messages": "Hi"}, "must be a list, found a text"),
         ({"messages": [USER, "Hello"]}, r"'messages[2]' must be an object with 'role' and 'content'"),
         ({"messages": [USER, {"role": "assistant"}]}, "'messages[2]' must be an object"),
-        ({"messages": [{"role": "human", "content": "Hi"}, REPLY]}, "the role 'human'; allowed are system, user"),
+        ({"messages": [{"role": "human", "content": "Hi"}, REPLY]}, "the role 'human'; allowed are system"),
+        ({"messages": [USER, {"role": "assistant", "content": [{"type": "image"}]}]}, "[2].content[1]' is 'image'"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "only calls a tool"),
+        ({"messages": "[{"}, "'messages' is not valid JSON"),
         ({"messages": [USER, {"role": ["user"], "content": "Hi"}]}, "'messages[2]' has the role ['user']"),
         ({"messages": [USER, REPLY, USER]}, "the last of 'messages' is from the user; it must be the assistant's"),
         ({"messages": [REPLY, REPLY]}, "no message of the user"),
@@ -144,7 +148,8 @@ def test_half_a_surrogate_pair(tmp_path: Path) -> None:
         ("a.json", '{"prompt": "q"}', ": the top level is an object; expected a list of rows"),
         ("a.json", "3", ": the top level is a number"),
         ("a.json", '[\n  {"prompt": "q",}\n]', ":2:18: not JSON: "),
-        ("a.json", '{"prompt": "q"}\n{"prompt": "q"}', ":2:1: not JSON: Extra data; one object a line is .jsonl"),
+        ("a.json", '{"prompt": "q", "answer": "x"}\n{"prompt": "q"}', ":2: no 'answer'"),
+        ("a.json", "[1]\n[2]", ":2:1: not JSON: Extra data"),
         ("a.jsonl", '{"prompt": "q", "answer": "x"}\n\n{"prompt": ', ":3:12: not JSON: "),
         ("a.jsonl", "[" * 200_000, ":1: not usable JSON: "),
         ("a.json", "[" * 200_000, ": not usable JSON: "),
@@ -156,10 +161,10 @@ def test_half_a_surrogate_pair(tmp_path: Path) -> None:
         ("a.csv", "prompt,answer\nq,x,y\n", ":2: more cells than the 2 columns of the header"),
         ("a.csv", "prompt,answer\n\nq\n", ":3: fewer cells than the 2 columns of the header"),
         ("a.csv", 'prompt,answer\n"q"x,y\n', ":2: not usable CSV: "),
-        ("a.csv", "question,answer\nq,x\n", ":2: no 'prompt'; the row has 'question', 'answer'"),
+        ("a.csv", "context,question,answer\np,q,x\n", ":2: no 'prompt'; the row has 'context', 'question'"),
         ("a.xlsx", "no zip", ": not a readable Excel file: "),
         ("a.parquet", "no parquet", ": not a readable parquet file: "),
-        ("a.json", '{"Definition": "Add.", "Instances": [{"input": "2, 2"}]}', ", instance 1: no 'prompt'"),
+        ("a.json", '{"Definition": "Add.", "Instances": [{"input": "2, 2"}]}', ", instance 1: no 'prompt' and no 'answer'"),
     ],
 )  # fmt: skip
 def test_bad_files(tmp_path: Path, name: str, content: str | bytes, problem: str) -> None:
@@ -176,21 +181,28 @@ def test_missing_files(tmp_path: Path) -> None:
 def test_the_line_of_a_row_in_a_list(tmp_path: Path) -> None:
     text = '\n\n[\n {"prompt": "a\\nb",\n  "answer": "x"},\n\n {"prompt": "q"}, {"prompt": "q"}\n,\n7]'
     path = write(tmp_path / "a.json", text)
-    assert refusal(path).split("\n  ") == [
-        "3 problems",
-        f"{path}:7 (row 2): no 'answer'; the row has 'prompt'",
-        f"{path}:7 (row 3): no 'answer'; the row has 'prompt'",
-        f"{path}:9 (row 4): the row is a number; expected an object",
-    ]
+    number, first, second = refusal(path).split("\n  ")
+    assert number == "2 problems"
+    assert first.startswith(f"{path}: 2 rows: no 'answer'; the row has 'prompt'")
+    assert first.endswith(f"({path}:7 (row 2) and {path}:7 (row 3))")
+    assert second == f"{path}:9 (row 4): the row is a number; expected an object"
 
 
-def test_all_problems_in_one_message(tmp_path: Path) -> None:
+def test_one_problem_of_many_rows_is_one_line(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", "\n".join(['{"prompt": "q"}', "{", *["7"] * 11]))
     lines = refusal(path).split("\n  ")
-    assert lines[0] == "13 problems"
+    assert lines[0] == "3 problems"
     assert lines[1].startswith(f"{path}:1: no 'answer'")
     assert lines[2].startswith(f"{path}:2:2: not JSON")
-    assert lines[10].startswith(f"{path}:10: ")
+    assert lines[3].startswith(f"{path}: 11 rows: the row is a number")
+    assert lines[3].endswith(f"({path}:3, {path}:4 and 9 more)")
+
+
+def test_many_problems_in_one_message(tmp_path: Path) -> None:
+    rows = [GOOD, *({"messages": [USER, {"role": f"r{n}", "content": "x"}]} for n in range(13))]
+    lines = refusal(write(tmp_path / "a.jsonl", rows)).split("\n  ")
+    assert lines[0] == "13 problems"
+    assert "the role 'r9'" in lines[10]
     assert lines[11:] == ["... and 3 more"]
 
 
@@ -208,57 +220,62 @@ def folder(path: Path, *names: str) -> Path:
 
 
 def test_folder(tmp_path: Path) -> None:
-    rows = read_folder(folder(tmp_path / "Task", "train.json", "eval.jsonl", "test.json", "notes.txt"))
-    assert rows == {
-        "train": [Row("train.json", "x")],
-        "eval": [Row("eval.jsonl", "x")],
-        "test": [Row("test.json", "x")],
+    path = folder(tmp_path / "Task", "train.json", "eval.jsonl", "test.json", "notes.txt", "extra.json")
+    assert task_files(path) == {
+        "train": [path / "train.json"],
+        "eval": [path / "eval.jsonl"],
+        "test": [path / "test.json"],
     }
+
+
+def test_a_file_and_a_folder_of_files_are_training_rows(tmp_path: Path) -> None:
+    path = folder(tmp_path / "Task", "b.jsonl", "a.json", "notes.txt", ".hidden.json")
+    assert task_files(path) == {"train": [path / "a.json", path / "b.jsonl"]}
+    assert task_files(path / "a.json") == {"train": [path / "a.json"]}
+    assert set(task_files(folder(tmp_path / "one", "train.json"))) == {"train"}
 
 
 @pytest.mark.parametrize(
     ("names", "problem"),
     [
         (
-            ["train.json", "heldout.json"],
-            r"no test split; allowed are test as \.json, .*\.parquet; there is heldout.json, train.json",
+            ["test.json", "heldout.json"],
+            r"no train split; expected train as \.json, .*\.parquet; there is heldout.json, test.json",
         ),
-        ([], "no train and no test split; .*there is nothing"),
+        ([], "no train split; .*there is nothing"),
         (["train.json", "train.jsonl", "eval.json", "test.json"], "both train.json and train.jsonl; keep one"),
     ],
 )
 def test_bad_folders(tmp_path: Path, names: list[str], problem: str) -> None:
     with pytest.raises(InputError, match=f"Task: {problem}"):
-        read_folder(folder(tmp_path / "Task", *names))
+        task_files(folder(tmp_path / "Task", *names))
 
 
-def test_a_folder_may_lack_the_eval_split(tmp_path: Path) -> None:
-    assert set(read_folder(folder(tmp_path / "Task", "train.json", "test.json"))) == {"train", "test"}
+def test_a_place_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such file or folder; .* a folder with train, eval or dev, test as .json"):
+        task_files(tmp_path / "Task")
+    with pytest.raises(InputError, match="no such file or folder"):
+        task_places(tmp_path / "Tasks")
 
 
-def test_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no such folder; expected one that holds train, eval or dev, test as .json"):
-        read_folder(tmp_path / "Task")
-    with pytest.raises(InputError, match="no such folder"):
-        list_task_folders(tmp_path / "Tasks")
-
-
-def test_columns_and_errors_reach_the_files_of_a_folder(tmp_path: Path) -> None:
-    path = folder(tmp_path / "Task", "train.json", "eval.json", "test.json")
-    with pytest.raises(InputError, match=r"train.json:1 \(row 1\): no 'q'; the row has 'prompt', 'answer'"):
-        read_folder(path, columns={"prompt": "q"})
-
-
-def test_task_folders(tmp_path: Path) -> None:
+def test_task_places(tmp_path: Path) -> None:
     folder(tmp_path / "b", "train.json")
     folder(tmp_path / "A", "test.jsonl")
     folder(tmp_path / "docs", "readme.json")
-    folder(tmp_path, "train.txt")
-    assert list_task_folders(tmp_path) == ["A", "b"]
-    with pytest.raises(InputError, match=r"no task folders; a task folder holds train, eval or dev, test as \.json"):
-        list_task_folders(tmp_path / "docs")
-    with pytest.raises(InputError, match="it is a task folder itself: give its parent"):
-        list_task_folders(tmp_path / "b")
+    folder(tmp_path, "labels.json")
+    assert task_places(tmp_path) == {"A": tmp_path / "A", "b": tmp_path / "b"}  # nothing but the task folders
+    assert task_places(tmp_path / "b") == {"b": tmp_path / "b"}
+    assert task_places(tmp_path / "docs") == {"readme": tmp_path / "docs" / "readme.json"}
+    assert task_places(tmp_path / "labels.json") == {"labels": tmp_path / "labels.json"}
+    with pytest.raises(InputError, match="no tasks; expected a folder for each task with train"):
+        task_places(folder(tmp_path / "empty", "notes.txt"))
+    with pytest.raises(InputError, match=r"both jan.csv and jan.jsonl would be the task 'jan'"):
+        task_places(folder(tmp_path / "months", "jan.csv", "jan.jsonl"))
+
+
+def test_folders_of_loose_files(tmp_path: Path) -> None:
+    folder(tmp_path / "chats" / "support", "a.jsonl", "b.jsonl")
+    assert task_places(tmp_path / "chats") == {"support": tmp_path / "chats" / "support"}
 
 
 class TestHub:
@@ -307,14 +324,12 @@ class TestHub:
         (tmp_path / "data").mkdir()
         write(tmp_path / "data" / "test.jsonl", [{"messages": [USER, REPLY], "prompt": "x"}])
         assert read_hub(str(tmp_path / "data"), split="test", columns={"messages": "messages"})[0].answer == "Hello"
-        with pytest.raises(InputError, match="no column 'answer'; there are messages, prompt"):
+        with pytest.raises(InputError, match="split test: both 'messages' and 'prompt'"):
             read_hub(str(tmp_path / "data"), split="test")
 
     def test_unknown_column(self, tmp_path: Path) -> None:
         data = folder(tmp_path / "data", "test.jsonl")
-        with pytest.raises(
-            InputError, match="no column 'question'; there are prompt, answer; name them with `columns`"
-        ):
+        with pytest.raises(InputError, match=r"split test: no 'question'; the row has 'prompt', 'answer'; .*columns"):
             read_hub(str(data), split="test", columns={"prompt": "question"})
 
     def test_unknown_split_and_data_set(self, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ilora.data import tables
-from ilora.data.formats import read_folder, read_rows
+from ilora.data.formats import read_rows
 from ilora.data.rows import Selection
 from ilora.data.task import Row
 from ilora.errors import InputError
@@ -49,11 +49,11 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
         assert tables.count(path) == 2
 
 
-def test_column_names_of_a_csv_folder(tmp_path: Path) -> None:
-    for split in ("train", "dev", "test"):
-        (tmp_path / f"{split}.csv").write_text("question,label\nq1,A\nq2,B\n" * 1, encoding="utf-8")
-    found = read_folder(tmp_path, columns={"prompt": "question", "answer": "label"})
-    assert found == {split: [Row("q1", "A"), Row("q2", "B")] for split in ("train", "eval", "test")}
+@pytest.mark.parametrize("sign", [",", ";", "|", "\t"])
+def test_what_stands_between_the_cells(tmp_path: Path, sign: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f'prompt{sign}answer\n"a, b; c|d"{sign}A\nq{sign}"1,5"\n', encoding="utf-8")
+    assert read_rows(path) == [Row("a, b; c|d", "A"), Row("q", "1,5")]
 
 
 @pytest.mark.parametrize(

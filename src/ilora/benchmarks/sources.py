@@ -13,7 +13,8 @@ from typing import Any
 from ilora.data import tables
 from ilora.data.duplicates import key
 from ilora.data.formats import SPLIT_NAMES, hub_place, load_hub
-from ilora.data.rows import collect, field_names, row
+from ilora.data.forms import RowReader
+from ilora.data.rows import collect
 from ilora.data.tables import Entry, Problem
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
@@ -21,7 +22,7 @@ from ilora.registry import did_you_mean
 from ilora.settings import TaskConfig
 
 Original = Mapping[str, Any]
-_PLAIN = field_names({"prompt": "prompt", "answer": "answer"}, "")
+_PLAIN = RowReader({"prompt": "prompt", "answer": "answer"})
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Spec:
         if isinstance(entry, Problem):
             raise entry
         if isinstance(entry, Mapping) and {"prompt", "answer"} <= set(entry):
-            return row(entry, _PLAIN)
+            return _PLAIN(entry)
         if not isinstance(entry, Mapping):
             raise Problem(f"the row is {tables.kind(entry)}; expected an object")
         try:

@@ -20,7 +20,8 @@ from typing import Any
 from ilora.benchmarks.base import BENCHMARKS, Stream
 from ilora.benchmarks.sources import files_by_split, normal, own_files, refuse_columns
 from ilora.data import tables
-from ilora.data.rows import collect, field_names, filled, row
+from ilora.data.forms import RowReader
+from ilora.data.rows import collect, filled
 from ilora.data.tables import Problem
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
@@ -29,7 +30,6 @@ from ilora.registry import did_you_mean
 from ilora.settings import TaskConfig
 
 _DEPTH = 3
-_NAMES = field_names(None, "")
 _NLI = 'What is the logical relationship between the "sentence 1" and the "sentence 2"? Choose one from the option.\n'
 _SENTIMENT = "What is the sentiment of the following paragraph? Choose one from the option.\n"
 _TOPIC = "What is the topic of the following paragraph? Choose one from the option.\n"
@@ -77,7 +77,7 @@ def classification(chosen: TaskConfig, folder: Path | None, resplit: bool) -> Ta
 def superni(chosen: TaskConfig, folder: Path | None, resplit: bool) -> Task:
     """A SuperNI task, judged by ROUGE-L like all of them in SAPT."""
     place = _place(chosen, folder, resplit, (chosen.name.partition("_")[0],))
-    rows = _read(chosen, place, partial(row, names=_NAMES))
+    rows = _read(chosen, place, RowReader())
     return Task(chosen.name, rows, metric="rouge_l", source=str(place))
 
 
@@ -140,7 +140,7 @@ def _read(chosen: TaskConfig, place: Path, convert: Callable[[Any], Row | None])
 
 def _classified(entry: Any, *, instruction: str, labels: tuple[str, ...]) -> Row:
     if isinstance(entry, Problem) or not isinstance(entry, Mapping):
-        return row(entry, _NAMES)
+        return RowReader()(entry)
     if {"sentence", "label"} <= set(entry):
         options = f"Option: {', '.join(labels)} \n" if instruction and labels else ""
         prompt = f"{instruction}{options}{filled(entry['sentence'], 'sentence').strip()}\nAnswer:"
@@ -151,7 +151,7 @@ def _classified(entry: Any, *, instruction: str, labels: tuple[str, ...]) -> Row
         task = f"{filled(definition, 'Definition').strip()}\n" if definition else ""
         output = entry["output"][0] if isinstance(entry["output"], list) and entry["output"] else entry["output"]
         return Row(f"{task}{filled(entry['input'], 'input')}\nOutput:", filled(output, "output"))
-    return row(entry, _NAMES)
+    return RowReader()(entry)
 
 
 for _number, _order in ORDERS.items():

@@ -26,7 +26,7 @@ from ilora.data.near import THRESHOLD, near_duplicates
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
 from ilora.metrics.metrics import METRICS
-from ilora.stream import prepared, readers
+from ilora.stream import prepared, readers, reading_notes
 
 Report = dict[str, Any]
 EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -272,6 +272,7 @@ def check_config(config: Config, *, tokens: bool = True, near: bool = True) -> I
         except InputError as error:
             yield unread(name, error)
             continue
+        report["problems"] += [{"level": level, "text": text} for level, text in reading_notes(used)]
         report["run"] = {"rows": {split: len(rows) for split, rows in used.rows.items()}, "dropped": dict(used.dropped)}
         if some := {split: count for split, count in used.dropped.items() if count}:
             text = f"deduplicate would leave out {_listed(some)}; this report is of all rows"
@@ -280,18 +281,14 @@ def check_config(config: Config, *, tokens: bool = True, near: bool = True) -> I
 
 
 def config_of(source: Path, overrides: Sequence[str]) -> Config:
-    """A configuration file, a folder of task folders, or one task folder, with overrides."""
-    if not source.is_dir():
-        return load_config(source, overrides)
-    if not any(split_files(source, split) for split in SPLITS):
-        return load_config({"data": {"path": str(source)}}, overrides)
-    task = {"name": source.resolve().name, "path": str(source)}
-    config = load_config({"data": {"tasks": [task]}}, overrides)
+    """What `ilora run` takes: a configuration, or rows. The folder of one task may be that of a benchmark's."""
+    config = load_config(source, overrides)
     benchmark = BENCHMARKS[config.data.benchmark] if config.data.benchmark else None
-    for known in benchmark.known if isinstance(benchmark, Stream) else ():
-        if normal(known) == normal(task["name"]):
-            return load_config({"data": {"tasks": [task | {"name": known}]}}, overrides)
-    return config
+    if not isinstance(benchmark, Stream) or not any(split_files(source, split) for split in SPLITS):
+        return config
+    name = source.resolve().name
+    known = next((one for one in benchmark.known if normal(one) == normal(name)), name)
+    return load_config({"data": {"tasks": [{"name": known, "path": str(source)}]}}, overrides)
 
 
 def summarised(reports: Sequence[Report], config: Config, *, timed: bool = False) -> Report:

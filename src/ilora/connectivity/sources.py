@@ -12,10 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ilora.config import Config, load_config
+from ilora.config import Config, is_data, load_config
 from ilora.connectivity import space
 from ilora.connectivity.space import Adapter
-from ilora.data.formats import split_files
 from ilora.data.task import Phase, Task, phases
 from ilora.errors import InputError
 from ilora.stream import fingerprint, load_tasks
@@ -255,21 +254,17 @@ def _alike(labels: Sequence[str]) -> bool:
 
 
 def data_of(data: Path | None, base: str) -> Config:
-    """The configuration for rows of `data`: a run folder, a CONFIG.yaml, a task folder, or a folder of those."""
+    """The configuration for rows of `data`: a run folder, a CONFIG.yaml, or rows as `ilora run` takes them."""
     if data is None:
         raise InputError(
-            "no data to evaluate the adapters on: give --data RUN, CONFIG.yaml, a task folder, or a folder of them"
+            "no data to evaluate the adapters on: give --data RUN, CONFIG.yaml, or a file or folder of rows"
         )
     if not data.exists():
         raise InputError(f"{data}: no such file or folder")
-    if (data / "config.yaml").is_file() or data.is_file():
+    if (data / "config.yaml").is_file() or (data.is_file() and not is_data(data)):
         config = load_config(data / "config.yaml" if data.is_dir() else data)
         return config.model_copy(update={"model": config.model.model_copy(update={"name": base})})
-    if split_files(data, "train"):
-        rows: dict[str, Any] = {"tasks": [{"name": data.resolve().name, "path": str(data)}]}
-    else:
-        rows = {"path": str(data)}
-    return load_config({"model": {"name": base}, "data": rows})
+    return load_config({"model": {"name": base}, "data": {"path": str(data)}})
 
 
 def digest(adapter: Adapter) -> str:

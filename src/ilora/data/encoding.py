@@ -204,7 +204,7 @@ class Encoder:
     def _prompt(self, row: Row) -> str:
         if self.config.template == "chat":
             try:
-                return in_template(self.tokenizer, _turns(row))
+                return in_template(self.tokenizer, _turns(row), tools=row.tools)
             except TemplateError as error:
                 beginning = row.prompt[:60]
                 raise InputError(f"data.template: chat: the model's template: {error} (at {beginning!r})") from error
@@ -263,7 +263,7 @@ def cut_prompt(prompt: list[int], room: int, cut: str) -> list[int]:
     return prompt[:head] + prompt[len(prompt) - (room - head) :]
 
 
-def _turns(row: Row) -> list[dict[str, str]]:
+def _turns(row: Row) -> list[dict[str, Any]]:
     """The messages before the answer; a plain prompt is one of the user's."""
     return [dict(turn) for turn in row.messages] or [{"role": "user", "content": row.prompt}]
 

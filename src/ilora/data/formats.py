@@ -1,82 +1,106 @@
 """Rows from files, folders and the `datasets` library.
 
-A file is `.json` (a list of rows, or a SuperNI task), `.jsonl` (one row a line, blank lines skipped), `.csv` or `.tsv`
-(a header and rows), all in UTF-8 with or without BOM; `.xlsx` (the first sheet, its first row the header) or
-`.parquet`. `data/rows.py` has the forms of a row.
+A file is `.json` (a list of rows, one object a line, or a SuperNI task), `.jsonl` (one row a line, blank lines
+skipped), `.csv` or `.tsv` (a header and rows), all in UTF-8 with or without BOM; `.xlsx` (the first sheet, its first
+row the header) or `.parquet`. `data/forms.py` has the forms of a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ilora.data import tables
-from ilora.data.rows import Columns, Selection, collect, field_names, form_of, listed, row
-from ilora.data.tables import SUFFIXES
+from ilora.data.forms import Columns, RowReader
+from ilora.data.rows import Selection, collect
+from ilora.data.tables import SUFFIXES, Problem
 from ilora.data.task import SPLITS, Row
 from ilora.errors import InputError
-
-__all__ = ["Columns", "Selection", "list_task_folders", "listed", "read_folder", "read_hub", "read_rows"]
 
 SPLIT_NAMES = {"train": ("train",), "eval": ("eval", "dev", "val", "valid", "validation"), "test": ("test",)}
 
 
-def read_rows(path: Path, *, columns: Columns | None = None, selection: Selection | None = None) -> list[Row]:
+def read_rows(
+    path: Path, *, columns: Columns | None = None, marker: str | None = None, selection: Selection | None = None
+) -> list[Row]:
     """The rows of a file, in order. Rows that `selection` does not choose are never kept in memory.
 
-    columns: our field names mapped to the file's, such as {"prompt": "question", "answer": "label"}; a field
-    that is not in it has its own name, and naming a field of one form rules out the other forms. Errors: InputError
-    that names the file and the line (in `.json` also the row, counted from 1) of everything that is wrong, the first
-    ten problems in full.
+    columns, marker: as for `RowReader`. Errors: InputError that names the file and the line (in `.json` also the row,
+    counted from 1) of everything that is wrong.
     """
-    names = field_names(columns, str(path))
+    reader = RowReader(columns, marker=marker, place=str(path))
     found = tables.entries(path)
     chosen = selection.choose(lambda: tables.count(path)) if selection else None
-    return collect(found, lambda entry: row(entry, names), str(path), chosen=chosen, selection=selection)
+    rows = collect(found, reader, str(path), chosen=chosen, selection=selection)
+    if selection is not None:
+        selection.read_as += [form for form in reader.read_as if form not in selection.read_as]
+    return rows
 
 
-def read_folder(
-    path: Path, *, columns: Columns | None = None, selections: Mapping[str, Selection] | None = None
-) -> dict[str, list[Row]]:
-    """The rows of a task folder with one file for each of train, eval (or dev, validation) and test.
+def task_files(path: Path) -> dict[str, list[Path]]:
+    """The files of a task's rows by split: of a file itself, of a folder with splits, or of one with other files.
 
-    A folder may lack eval, which is read only where something is tuned. Errors: InputError for a missing folder or
-    split, for a split in several files, and as `read_rows`.
+    Rows without a split of their own are training rows, from which `data/split.py` takes the others. Errors: InputError
+    for a missing place, a split in several files, or a folder without a file.
     """
+    if path.is_file():
+        return {"train": [path]}
     if not path.is_dir():
-        raise InputError(f"{path}: no such folder; expected one that holds {_file_names()}")
-    files = {split: split_files(path, split) for split in SPLITS}
-    missing = [split for split, found in files.items() if not found and split != "eval"]
-    if missing:
-        there = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-        raise InputError(
-            f"{path}: no {' and no '.join(missing)} split; allowed are {_file_names(missing)}; there is {there}"
-        )
+        raise InputError(f"{path}: no such file or folder; expected a file of rows, or a folder with {_file_names()}")
+    files = {split: found for split in SPLITS if (found := split_files(path, split))}
     for found in files.values():
         if len(found) > 1:
             raise InputError(f"{path}: both {' and '.join(file.name for file in found)}; keep one of them")
-    chosen = selections or {}
-    return {
-        split: read_rows(found[0], columns=columns, selection=chosen.get(split))
-        for split, found in files.items()
-        if found
-    }
+    if not files and (loose := data_files(path)):
+        return {"train": loose}
+    if "train" not in files:
+        there = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
+        raise InputError(f"{path}: no train split; expected {_file_names(['train'])}; there is {there}")
+    return files
 
 
-def list_task_folders(path: Path) -> list[str]:
-    """The names of the subfolders with a split's file, sorted. Errors: InputError if there is none."""
+def task_places(path: Path) -> dict[str, Path]:
+    """The tasks of a place by name, sorted: a file, a task folder, or a folder of task folders or of files.
+
+    Files beside task folders are left alone. Errors: InputError where there is no task.
+    """
+    if path.is_file() or _has_splits(path):
+        return {path.resolve().stem if path.is_file() else path.resolve().name: path}
     if not path.is_dir():
-        raise InputError(f"{path}: no such folder; expected one that holds task folders")
-    names = [
-        folder.name
-        for folder in path.iterdir()
-        if folder.is_dir() and any(split_files(folder, split) for split in SPLITS)
-    ]
-    if not names:
-        hint = " (it is a task folder itself: give its parent)" if any(split_files(path, s) for s in SPLITS) else ""
-        raise InputError(f"{path}: no task folders{hint}; a task folder holds {_file_names()}")
-    return sorted(names)
+        raise InputError(f"{path}: no such file or folder; expected rows, or a folder with one for each task")
+    inner = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    found = [folder for folder in inner if _has_splits(folder)] or data_files(path)
+    found = found or [folder for folder in inner if data_files(folder)]
+    if not found:
+        raise InputError(
+            f"{path}: no tasks; expected a folder for each task with {_file_names()}, or a file for each task"
+        )
+    places: dict[str, Path] = {}
+    for place in sorted(found, key=_name):
+        if (name := _name(place)) in places:
+            raise InputError(f"{path}: both {places[name].name} and {place.name} would be the task '{name}'; keep one")
+        places[name] = place
+    return places
+
+
+def _name(place: Path) -> str:
+    return place.stem if place.is_file() else place.name
+
+
+def _has_splits(path: Path) -> bool:
+    return any(split_files(path, split) for split in SPLITS)
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The files of a folder that can be read, sorted."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
 
 
 def load_hub(dataset: str, subset: str | None = None, *, split: str, revision: str | None = None) -> Any:
@@ -105,42 +129,41 @@ def read_hub(
     *,
     split: str,
     columns: Columns | None = None,
+    marker: str | None = None,
     revision: str | None = None,
     selection: Selection | None = None,
 ) -> list[Row]:
     """The rows of one split of a Hugging Face data set, or of a local folder of parquet, jsonl or csv files.
 
-    split: the data set's own name (`validation`) or slice (`train[:500]`). An answer in a column of class
-    labels is the label's name. Needs the optional `datasets` library, and the network unless the data set is
-    local or cached. Errors: InputError for a missing library, data set, split or column, and for unusable
-    rows.
+    split: the data set's own name (`validation`) or slice (`train[:500]`). Class labels are read by name. Needs the
+    optional `datasets` library, and the network unless the data set is local or cached. Errors: InputError for a
+    missing library, data set, split or column, and for unusable rows.
     """
     place = hub_place(dataset, subset, split)
-    names = field_names(columns, place)
+    reader = RowReader(columns, marker=marker, place=place)
     data = load_hub(dataset, subset, split=split, revision=revision)
-    columns_there = list(data.column_names)
-    wanted = form_of(names, columns_there)
-    unknown = [names[field] for field in wanted if names[field] not in columns_there]
-    if unknown:
-        raise InputError(
-            f"{place}: no column {' or '.join(map(repr, unknown))}; there are {', '.join(columns_there)}; "
-            "name them with `columns`"
-        )
-    data = data.select_columns([names[field] for field in wanted])
-    labels = getattr(data.features[names["answer"]], "int2str", None) if "answer" in wanted else None
-    entries = (
-        (f"{place}, row {number}", _named(entry, names["answer"], labels) if labels else entry)
-        for number, entry in enumerate(data, 1)
-    )
+    try:
+        form = reader.form(data.column_names)
+    except Problem as problem:
+        raise InputError(f"{place}: {problem}") from None
+    data = data.select_columns([name for name in dict.fromkeys(form.columns) if name in data.column_names])
+    entries = ((f"{place}, row {number}", entry) for number, entry in enumerate(named_labels(data), 1))
     chosen = selection.choose(lambda: len(data)) if selection else None
-    return collect(entries, lambda entry: row(entry, names), place, chosen=chosen, selection=selection)
+    rows = collect(entries, reader, place, chosen=chosen, selection=selection)
+    if selection is not None:
+        selection.read_as += [form for form in reader.read_as if form not in selection.read_as]
+    return rows
 
 
-def _named(entry: Mapping[str, Any], column: str, labels: Any) -> Mapping[str, Any]:
-    """The entry with its class label as a name; the label -1 (unknown) becomes null, which is refused."""
-    value = entry[column]
-    known = value is not None and value >= 0
-    return {**entry, column: labels(value) if known else None}
+def named_labels(data: Any) -> Iterator[Mapping[str, Any]]:
+    """The entries of a `datasets.Dataset` with class labels by name; the label -1 (unknown) becomes null."""
+    labels = {name: feature.int2str for name, feature in data.features.items() if hasattr(feature, "int2str")}
+    for entry in data:
+        found = {name: entry[name] for name in labels}
+        known = {
+            name: labels[name](value) if value is not None and value >= 0 else None for name, value in found.items()
+        }
+        yield {**entry, **known}
 
 
 def split_files(folder: Path, split: str) -> list[Path]:

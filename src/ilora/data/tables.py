@@ -97,8 +97,11 @@ def _json_lines(path: Path) -> Iterator[Entry]:
 
 
 def _json(path: Path) -> Iterator[Entry]:
-    """Every entry of the list, or every instance of the SuperNI task."""
+    """Every entry of the list, every instance of the SuperNI task, or every line of a file that has one object each."""
     text = _text(path)
+    if _is_lines(text):
+        yield from _json_lines(path)
+        return
     whole = _parsed(path, text)
     if isinstance(whole, dict) and isinstance(whole.get("Instances"), list):
         definition = whole.get("Definition", "")
@@ -108,6 +111,19 @@ def _json(path: Path) -> Iterator[Entry]:
         raise InputError(f"{path}: the top level is {kind(whole)}; expected a list of rows")
     else:
         yield from _places(path, text, whole)
+
+
+def _is_lines(text: str) -> bool:
+    """Whether a text is an object followed by another one, as in .jsonl."""
+    if not text.lstrip().startswith("{"):
+        return False
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.msg == "Extra data" and text[error.pos] == "{"
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def _places(path: Path, text: str, whole: Sequence[Any]) -> Iterator[Entry]:
@@ -130,8 +146,7 @@ def _parsed(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        hint = "; one object a line is .jsonl" if error.msg == "Extra data" else ""
-        raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}{hint}") from None
+        raise InputError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not usable JSON: {error}") from None
 
@@ -156,12 +171,18 @@ def _numbered(value: dict[str, Any]) -> bool:
     return all(key.isdecimal() for key in value)
 
 
+def _delimiter(path: Path) -> str:
+    """What stands between the cells: in a .csv what the header has most of, since Excel writes `;` in many places."""
+    if path.suffix == ".tsv":
+        return "\t"
+    header = next((line for _, line in _lines(path) if line.strip()), "")
+    return max(",;\t|", key=lambda sign: len(next(csv.reader([header], delimiter=sign), [])))
+
+
 def _csv(path: Path) -> Iterator[Entry]:
     """Every row as a mapping by the header's names."""
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.DictReader(
-        (line for _, line in _lines(path)), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
-    )
+    reader = csv.DictReader((line for _, line in _lines(path)), delimiter=_delimiter(path), strict=True)
     try:
         names = list(reader.fieldnames or ())
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:

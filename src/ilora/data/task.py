@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ilora.errors import InputError
 
@@ -16,13 +17,16 @@ _NAME = re.compile(r"[^\W_][\w .+-]{0,63}")
 class Row:
     """One question and its reference answer, as text.
 
-    `messages` is set for chat rows: the turns before the answer, each `{"role": ..., "content": ...}`; `prompt`
-    then holds the same turns as plain text, for reports and for tokenizers without a chat template.
+    messages: of a conversation, the turns before the answer, each `{"role": ..., "content": ...}` and what a call of
+        a tool has beside; `prompt` then holds the same turns as plain text, for reports and for tokenizers without a
+        chat template.
+    tools: definitions of functions, which the model's chat template may show.
     """
 
     prompt: str
     answer: str
-    messages: tuple[Mapping[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Task:
     frame: what a benchmark's template puts before and after the text in every prompt.
     dropped: by split, how many rows `data.deduplicate` left out.
     too_long: by split, how many rows `data.too_long: drop` left out.
+    read_as: the forms in which the rows stood in their files, in words; empty for ilora's own.
+    split_off: by split, how many of the training rows became rows of it, where it had none.
     """
 
     name: str
@@ -48,6 +54,8 @@ class Task:
     frame: tuple[str, str] = ("", "")
     dropped: Mapping[str, int] = field(default_factory=dict)
     too_long: Mapping[str, int] = field(default_factory=dict)
+    read_as: str = ""
+    split_off: Mapping[str, int] = field(default_factory=dict)
     label: str = field(init=False)
 
     def __post_init__(self) -> None:

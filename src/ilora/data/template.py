@@ -14,8 +14,10 @@ _DATED = f"{{%- macro strftime_now(format) -%}}{_DATE}{{%- endmacro -%}}"  # in 
 _PROBE = ({"role": "user", "content": "question"},)
 
 
-def in_template(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, asks: bool = True) -> str:
-    """The messages in the model's chat template. asks: with what an answer stands behind.
+def in_template(
+    tokenizer: Any, turns: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] = (), asks: bool = True
+) -> str:
+    """The messages in the model's chat template, with the tools if it shows those. asks: with what an answer follows.
 
     A template that writes the date gets always the same one: else a run that is resumed another day would read other
     rows. Raises TemplateError.
@@ -25,6 +27,7 @@ def in_template(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, asks: boo
         text = tokenizer.apply_chat_template(
             [dict(turn) for turn in turns],
             chat_template=_DATED + template if "strftime_now" in template else template,
+            tools=list(tools) or None,
             tokenize=False,
             add_generation_prompt=asks,
             date_string=_DATE,

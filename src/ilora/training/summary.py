@@ -64,6 +64,8 @@ def _task(task: Task, stream: EncodedStream) -> dict[str, Any]:
         },
         "dropped": dict(task.dropped),
         "too_long": dict(task.too_long),
+        "read_as": task.read_as,
+        "split_off": dict(task.split_off),
         "train_sha256": stream.digests[task.name],
         "chance": stream.chances[task.name],
         "max_new_tokens": scored.max_new_tokens,

@@ -1,0 +1,49 @@
+"""Test and eval rows of a task that brings only training rows: taken from those, by a hash of the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import blake2b
+
+from ilora.data.duplicates import key
+from ilora.data.task import SPLITS, Row, Task
+from ilora.errors import InputError
+from ilora.settings import SplitConfig
+
+
+def split_off(task: Task, config: SplitConfig) -> Task:
+    """The task with a test split, and an eval split where it has none.
+
+    A row's place depends on its prompt and `config.seed` alone. So a row of one month never stands on the other side in
+    the next, and repeated prompts stand together. A task with a test split comes back as it is, but that an eval split
+    is taken from train where `config.eval` asks for one. Raises InputError where a split would be empty.
+    """
+    shares = {} if "test" in task.rows else {"test": config.test}
+    if "eval" not in task.rows:
+        asked = config.eval if config.eval is not None else shares.get("test", 0.0)
+        shares |= {"eval": asked} if asked else {}
+    if not shares:
+        return task
+    parts: dict[str, list[Row]] = {split: [] for split in ("train", *shares)}
+    for row in task.rows["train"]:
+        parts[_side(row, shares, config.seed)].append(row)
+    for split, rows in parts.items():
+        if not rows:
+            raise InputError(
+                f"task '{task.name}': {len(task.rows['train'])} rows are too few to split off {' and '.join(shares)}: "
+                f"{split} would be empty; raise data.split.test and data.split.eval, or give the splits as files"
+            )
+    every = {**task.rows, **parts}
+    ordered = {split: every[split] for split in SPLITS if split in every}
+    return replace(task, rows=ordered, split_off={split: len(parts[split]) for split in shares})
+
+
+def _side(row: Row, shares: dict[str, float], seed: int) -> str:
+    """The split of a row. Its hash, as a number from 0 to 1, falls into the share of one of them."""
+    digest = blake2b(key(row), digest_size=8, salt=seed.to_bytes(8, "big")).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    for split, share in shares.items():
+        if place < share:
+            return split
+        place -= share
+    return "train"
