@@ -25,6 +25,8 @@ class ReplayMemory:
         self.seed = seed
         self.offered = 0
         self.examples: list[Example] = []
+        # When it last grew, full: how many rows it held (they stand first) of how many that it had been shown.
+        self.held = self.before = 0
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -37,6 +39,9 @@ class ReplayMemory:
     def offer(self, examples: Iterable[Example]) -> None:
         """Show the reservoir rows once: after n of them each is in with probability capacity / n (Vitter 1985, R).
 
+        A full reservoir that has grown since cannot be that at once: the rows that it passed over are gone. The places
+        that came on top are then a reservoir of the rows since. Among the rows before, and among those since, each is
+        in with the same probability; as soon as the two are equal, all places are one reservoir again.
         Replayed rows are passed over.
         """
         for example in examples:
@@ -46,9 +51,31 @@ class ReplayMemory:
             if len(self.examples) < self.capacity:
                 self.examples.append(example)
                 continue
-            slot = random.Random(f"{self.seed}/reservoir/{self.offered}").randrange(self.offered)
-            if slot < self.capacity:
-                self.examples[slot] = example
+            free, since = self.capacity - self.held, self.offered - self.before
+            if since * self.held > self.before * free:  # free / since < held / before
+                self.held = self.before = 0
+            slot = random.Random(f"{self.seed}/reservoir/{self.offered}").randrange(self.offered - self.before)
+            if self.held + slot < self.capacity:
+                self.examples[self.held + slot] = example
+
+    def resize(self, capacity: int) -> None:
+        """Hold at most `capacity` rows from now on. Too many are dropped by the rule that chose them.
+
+        Of a reservoir a random part stays, so that every row is as likely to be in as the others, as before. A balanced
+        memory drops what came last in the turns of its tasks and answers.
+        """
+        full, self.capacity = len(self.examples) == self.capacity, capacity
+        count = len(self.examples)
+        if capacity >= count:
+            if full and capacity > count and self.offered > count:
+                self.held, self.before = count, self.offered
+        elif not self.offered:
+            self.balance(())
+        else:
+            chance = random.Random(f"{self.seed}/smaller/{self.offered}/{capacity}")
+            held = round(self.held * capacity / count)
+            kept = [*chance.sample(range(self.held), held), *chance.sample(range(self.held, count), capacity - held)]
+            self.examples, self.held = [self.examples[place] for place in sorted(kept)], held
 
     def balance(self, rows: Iterable[Example]) -> None:
         """Choose anew, from the kept rows and these: equally many of each task, and in a task of each answer.
@@ -94,6 +121,8 @@ class ReplayMemory:
         pairs = [(example.prompt, example.answer) for example in self.examples]
         return {
             "offered": self.offered,
+            "held": self.held,
+            "before": self.before,
             "rows": [[example.task, example.id] for example in self.examples],
             "tokens": torch.tensor([token for pair in pairs for ids in pair for token in ids], dtype=torch.int32),
             "lengths": torch.tensor([[len(prompt), len(answer)] for prompt, answer in pairs], dtype=torch.int32),
@@ -102,6 +131,7 @@ class ReplayMemory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.offered = state["offered"]
+        self.held, self.before = state.get("held", 0), state.get("before", 0)  # not in those of the versions before
         tokens, self.examples, start = state["tokens"].tolist(), [], 0
         for (task, key), (prompt, answer) in zip(state["rows"], state["lengths"].tolist(), strict=True):
             middle, end = start + prompt, start + prompt + answer

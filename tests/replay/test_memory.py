@@ -1,0 +1,72 @@
+"""A memory whose size changes along the stream: which rows it then holds, and with what probability."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from ilora.data.examples import Example
+from ilora.replay.memory import ReplayMemory
+
+
+def rows(first: int, count: int, task: str = "t") -> list[Example]:
+    return [Example(task, f"{task}/{n}", [n], [n % 3]) for n in range(first, first + count)]
+
+
+@pytest.mark.parametrize(
+    ("stages", "shares"),
+    [
+        # (capacity, rows that it is shown), one after the other; the probability with which each of them ends up in it
+        ([(10, 50), (15, 10)], [10 / 50, 5 / 10]),  # grown: what was passed over before is gone
+        ([(10, 50), (15, 100)], [15 / 150, 15 / 150]),  # as likely as the earlier ones by now: one reservoir
+        ([(10, 50), (5, 50)], [5 / 100, 5 / 100]),  # smaller: still one reservoir
+        ([(10, 50), (20, 20), (10, 5)], [10 / 50 / 2, 5 / 25, 5 / 25]),  # grown, then smaller
+        ([(0, 50), (10, 50)], [0, 10 / 50]),
+        ([(10, 5), (20, 50)], [20 / 55, 20 / 55]),  # it was not full: all are there, nothing to make up for
+    ],
+)
+def test_rows_shown_together_are_equally_likely(stages: list[tuple[int, int]], shares: list[float]) -> None:
+    found, runs = Counter[int](), 700
+    for seed in range(runs):
+        memory, shown = ReplayMemory(stages[0][0], seed=seed), 0
+        for capacity, count in stages:
+            memory.resize(capacity)
+            assert len(memory) <= capacity
+            memory.offer(rows(shown, count))
+            shown += count
+            assert len(memory) <= capacity
+        found.update(example.prompt[0] for example in memory.examples)
+    shown = 0
+    for (_, count), share in zip(stages, shares, strict=True):
+        early, late = range(shown, shown + count // 2), range(shown + count // 2, shown + count)
+        for part in (early, late):
+            mean = sum(found[n] for n in part) / runs / len(part)
+            assert mean == pytest.approx(share, abs=0.035)
+        shown += count
+
+
+def test_growing_from_a_checkpoint_goes_on_the_same() -> None:
+    whole = ReplayMemory(4, seed=1)
+    whole.offer(rows(0, 20))
+    whole.resize(9)
+    whole.offer(rows(20, 7))
+    again = ReplayMemory(9, seed=1)
+    again.load_state_dict(whole.state_dict())
+    for memory in (whole, again):
+        memory.offer(rows(27, 60))
+    assert whole.examples == again.examples
+    assert whole.state_dict().keys() == again.state_dict().keys()
+
+
+def test_a_balanced_memory_shrinks_to_what_it_would_have_held() -> None:
+    large, small = ReplayMemory(24, seed=3), ReplayMemory(8, seed=3)
+    for memory in (large, small):
+        for number, task in enumerate(("a", "b")):
+            memory.balance(rows(100 * number, 30, task))
+    large.resize(8)
+    assert large.examples == small.examples
+    assert Counter(example.task for example in large.examples) == {"a": 4, "b": 4}
+    large.resize(12)
+    large.balance(rows(200, 30, "c"))
+    assert Counter(example.task for example in large.examples) == {"a": 4, "b": 4, "c": 4}
