@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from ilora.changes import changed, for_method
 from ilora.data.tables import SUFFIXES
 from ilora.errors import InputError
 from ilora.registry import did_you_mean
@@ -120,6 +121,27 @@ class Config(Section):
         if len(set(names)) < len(names):
             raise ValueError("a method stands twice in `contrast`")
         return value
+
+    @model_validator(mode="after")
+    def _changes_hold(self) -> Config:
+        tasks = self.data.tasks or []
+        if self.stream == "joint" and any(task.settings for task in tasks):
+            raise ValueError("data.tasks: a joint stream trains all tasks at once; none can have `settings` of its own")
+        changed(self.training, self.method, tasks)
+        return self
+
+    def at(self, phase: int) -> Config:
+        """The configuration in phase `phase` (they count from 1): with the settings of the tasks up to it."""
+        training, method = changed(self.training, self.method, (self.data.tasks or [])[:phase])
+        return self.model_copy(update={"training": training, "method": method})
+
+    def beside(self, method: MethodConfig) -> Config:
+        """The configuration of a contrast run: another method on the same stream, and the changes that it knows."""
+        tasks = [
+            task.model_copy(update={"settings": for_method(task.settings, method)}) for task in self.data.tasks or []
+        ]
+        data = self.data.model_copy(update={"tasks": tasks or None})
+        return self.model_copy(update={"method": method, "contrast": [], "data": data})
 
     def dump(self) -> dict[str, Any]:
         """Plain JSON types, every default written out."""
@@ -247,28 +269,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set `a.b=value` in nested settings, in place. Raises InputError for what is not such a thing."""
+def read_override(override: str) -> tuple[str, Any]:
+    """The key of `a.b=value`, under our name for it, and the value. Raises InputError for what is not such a thing."""
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise InputError(f"override {override!r}: expected key=value, for example training.epochs=2")
-    *parents, leaf = _our_name(key.strip()).split(".")
+    try:
+        return _our_name(key.strip()), yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"override {override!r}: {text!r} is not a YAML value") from None
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set `a.b=value` in nested settings, in place. Raises InputError for what is not such a thing."""
+    key, value = read_override(override)
+    *parents, leaf = key.split(".")
     section = values
     if parents == ["method"]:
         values.setdefault("method", Config.model_fields["method"].default)
     for number, parent in enumerate(parents):
         inner = section.get(parent)
         if isinstance(inner, list):
-            return _override_item(inner, [*parents[number + 1 :], leaf], override, text)
+            _override_item(inner, [*parents[number + 1 :], leaf], override)
+            return
         if not isinstance(inner, Mapping | str | None):
             raise InputError(f"override {override!r}: '{parent}' is {inner!r}, not a section with keys of its own")
         # `method: ilora` and `method.gamma=1` together mean the mapping form.
         section[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
         section = section[parent]
-    try:
-        section[leaf] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise InputError(f"override {override!r}: {text!r} is not a YAML value") from None
+    section[leaf] = value
 
 
 def _our_name(key: str) -> str:
@@ -277,7 +306,7 @@ def _our_name(key: str) -> str:
     return SAME.get(key) or f"{SAME.get(head, head)}{dot}{rest}"
 
 
-def _override_item(items: list[Any], keys: list[str], override: str, text: str) -> None:
+def _override_item(items: list[Any], keys: list[str], override: str) -> None:
     """Set a value in the n-th section of a list: `data.tasks.0.path=my/data`."""
     place, *rest = keys
     if not place.isdecimal() or int(place) >= len(items) or not rest:
@@ -286,7 +315,7 @@ def _override_item(items: list[Any], keys: list[str], override: str, text: str) 
         )
     item = items[int(place)]
     items[int(place)] = {"name": item} if isinstance(item, str) else dict(item)
-    apply_override(items[int(place)], f"{'.'.join(rest)}={text}")
+    apply_override(items[int(place)], f"{'.'.join(rest)}={override.partition('=')[2]}")
 
 
 def problems(error: ValidationError, values: Any, model: type[BaseModel]) -> list[str]:

@@ -201,6 +201,9 @@ class TaskConfig(Section):
     frame: tuple[str, str] = Field(
         ("", ""), description="text before and after the subject in every prompt, which the metric sari leaves out"
     )
+    settings: dict[str, Any] = Field(
+        {}, description="dotted settings of training and method that hold from this task on: training.epochs: 1"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> TaskConfig:

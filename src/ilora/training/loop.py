@@ -91,7 +91,7 @@ def optimizer_step(method: Method[Any], optimizer: torch.optim.Optimizer, exampl
     _require_finite("loss", value, position, rate)
     _require_finite("gradient", length, position, rate)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"], group["weight_decay"] = rate, run.training.weight_decay
     optimizer.step()
     method.after_step()
     return StepReport(value, dict(zip(terms, numbers, strict=True)), length, rate, sum(map(len, rows)))

@@ -42,6 +42,7 @@ class Session:
     stream: the rows, encoded once.
     method: what learns; its engine computes.
     state: all that moves, and that a checkpoint holds.
+    now: the configuration of the phase in work, with what the tasks up to it change.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Session:
 
         given: the base model, where it need not be loaded.
         """
-        self.config, self.path, self.accelerator = config, path, accelerator
+        self.config, self.now, self.path, self.accelerator = config, config, path, accelerator
         self.display, self.stop = display, stop
         self.answers_of_base, self.given = answers_of_base, given
         reset_peak_memory(accelerator.device)
@@ -122,6 +123,8 @@ class Session:
             then = "going on from the one before" if found else "there is none before it, beginning again"
             self.display.warn(f"{message}; {then}")
         if found is not None:
+            self.state.refuse_changes(found)
+            self._settle(found.values["position"]["phase"])  # before the memory is filled: how large it was then
             self.state.restore(found)
             done = self.state.progress
             where = "after" if done.ended else f"after step {done.task_step} of"
@@ -140,25 +143,32 @@ class Session:
 
     def train(self, phase: Phase) -> None:
         """Train a phase to its end, from where the last checkpoint left it, and save its adapters."""
-        rows = self.stream.rows(phase)
-        epochs = self.config.training.epochs if self.method.trains else 0
-        plan = Plan(self.config.seed, phase.name, len(rows), self.config.training.global_batch_size, epochs)
+        self._settle(phase.index)
+        rows, training = self.stream.rows(phase), self.now.training
+        epochs = training.epochs if self.method.trains else 0
+        plan = Plan(self.config.seed, phase.name, len(rows), training.global_batch_size, epochs)
         self.method.run.rows = rows
         if self.state.progress.ended:  # else: resumed inside this phase, everything is as it was
             self._begin(phase, plan)
         self._take_steps(phase, plan, rows)
         self._end(phase, plan)
 
+    def _settle(self, phase: int) -> None:
+        """Go over to the settings of phase `phase`."""
+        self.now = self.config.at(phase)
+        self.method.config, self.method.run.training = self.now.method, self.now.training
+        self.method.memory.resize(self.now.method.memory_capacity)
+
     def _begin(self, phase: Phase, plan: Plan) -> None:
         self.state.progress = Progress(phase.index, task_step=0, ended=False)
         self._move_to(phase, plan, step=0, epoch=0)
         with self._training_time():
             self.method.begin_task()
-        if self.config.training.reset_optimizer or self.method.fresh_start:
-            self.state.optimizer = make_optimizer(self.method.trainable, self.config.training)
+        if self.now.training.reset_optimizer or self.method.fresh_start:
+            self.state.optimizer = make_optimizer(self.method.trainable, self.now.training)
 
     def _take_steps(self, phase: Phase, plan: Plan, rows: Sequence[Example]) -> None:
-        config, progress = self.config.training, self.state.progress
+        config, progress = self.now.training, self.state.progress
         snapshots = trajectory.due(plan.steps, config.trajectory)
         title = f"training {phase.index}/{len(self.stream.phases)} {phase.name}"
         with self.display.bar(title, plan.steps, done=progress.task_step) as bar:

@@ -134,9 +134,8 @@ class State:
             passes[kind] = 0
 
     def restore(self, found: Checkpoint) -> None:
-        """Inverse of `checkpoint`. Raises InputError where the configuration or the data are not those of then."""
+        """Inverse of `checkpoint`, for one that `refuse_changes` lets pass."""
         values, tensors = found.values, found.tensors
-        self.refuse_changes(found)
         if "micro_batches" in values:  # not in those of the versions before
             self.divide(**values["micro_batches"])
         self.progress = Progress(**values["position"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ilora.changes import values
 from ilora.config import Config
 from ilora.data.task import Task
 from ilora.results.schema import SCHEMA
@@ -21,7 +22,7 @@ def summarise_run(config: Config, path: Path, stream: EncodedStream, state: Stat
     path: the run folder, whose prediction files the scores are read from.
     """
     method, variants = state.method, state.method.variants
-    last = stream.phases[state.progress.finished - 1]
+    last, tasks = stream.phases[state.progress.finished - 1], enumerate(stream.tasks, 1)
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "name": config.name,
@@ -35,7 +36,7 @@ def summarise_run(config: Config, path: Path, stream: EncodedStream, state: Stat
         "template": stream.encoder.config.template,
         "stream": config.stream,
         "complete": complete,
-        "tasks": [_task(task, stream) for task in stream.tasks],
+        "tasks": [_task(task, stream) | {"settings": _settings(config, number)} for number, task in tasks],
         "phases": [phase.name for phase in stream.phases],
         "answers_with": variants[0],
         "variants": {},
@@ -72,6 +73,12 @@ def _task(task: Task, stream: EncodedStream) -> dict[str, Any]:
         "unreachable": scored.unreachable,
         "source": task.source,
     }
+
+
+def _settings(config: Config, number: int) -> dict[str, Any]:
+    """What changes with the task of this number (from 1), for it and those after it."""
+    sections, now = config.data.tasks or [], config.at(number)
+    return values(sections[number - 1], now.training, now.method) if sections else {}
 
 
 def _cost(state: State) -> dict[str, Any]:
