@@ -72,16 +72,23 @@ def resume(path: RunFolder, places: Places = None, quiet: Quiet = False) -> None
 @app.command()
 def add(
     path: RunFolder,
-    tasks: Annotated[
+    words: Annotated[
         list[str],
-        typer.Argument(metavar="TASK...", help="Files or folders of rows, or names of tasks of the run's own source."),
+        typer.Argument(
+            metavar="TASK... [KEY=VALUE]...",
+            help="Files or folders of rows, or names of tasks of the run's own source; and settings that hold from the "
+            "first of them on (training.learning_rate=1e-4, method.memory_size=1000), or say how the new tasks are "
+            "read and scored (columns.prompt=question, metric=exact).",
+        ),
     ],
     quiet: Quiet = False,
 ) -> None:
     """Train a finished run on further tasks; its memory and its adapters are kept."""
     from ilora import runner
+    from ilora.adding import tasks_and_settings
 
-    _work(lambda: runner.add(path, tasks, quiet=quiet), quiet)
+    tasks, settings = tasks_and_settings(words)
+    _work(lambda: runner.add(path, tasks, settings, quiet=quiet), quiet)
 
 
 @app.command("sweep")

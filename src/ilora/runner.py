@@ -18,11 +18,11 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from rich.table import Table
 
+from ilora.adding import with_new_tasks
 from ilora.config import Config, load_config, read_yaml
 from ilora.data.duplicates import warnings
 from ilora.data.encoding import with_template
-from ilora.data.tables import SUFFIXES
-from ilora.data.task import Task, task_label
+from ilora.data.task import Task
 from ilora.environment import note_environment, use_threads
 from ilora.errors import IloraError, InputError
 from ilora.files import locked, write_atomic
@@ -33,8 +33,7 @@ from ilora.report.html import write_report
 from ilora.report.tables import run_table
 from ilora.results.reader import read_results
 from ilora.results.scores import BASE, contrast_folder, prediction_folder
-from ilora.settings import TaskConfig
-from ilora.stream import load_tasks, reading_lines, refuse_duplicates, resolve
+from ilora.stream import load_tasks, reading_lines, resolve
 from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
 from ilora.training.processes import leave_group, naming_a_lost_process, on_main
@@ -173,6 +172,7 @@ def _finished(path: Path, config: Config) -> RunResult | None:
 def add(
     path: str | Path,
     tasks: Sequence[str | Task],
+    overrides: Iterable[str] = (),
     *,
     model: Any = None,
     tokenizer: Any = None,
@@ -182,6 +182,8 @@ def add(
 
     tasks: folders with {train,eval,test}.json or .jsonl, names of further tasks of the run's own source, or `Task`s
         with their rows, as for `run`.
+    overrides: settings that hold from the first of these tasks on, such as `training.epochs=1`, `method.strength=2` or
+        `method.memory_size=200`; and how the new tasks are read and scored: `columns.prompt=question`, `metric=exact`.
     model, tokenizer: as for `run`, where the run's model was given as an object.
     """
     path = _own_run(path)
@@ -191,7 +193,7 @@ def add(
         raise InputError(f"{path}: a joint run has no next task; start a sequential one")
     if not results.is_file() or not read_results(path).get("complete"):
         raise InputError(f"{path}: not finished; `ilora resume {path}` first, then add")
-    config, loaded, files = _with_new_tasks(config, tasks, path)
+    config, loaded, files = with_new_tasks(config, tasks, overrides, path)
     config = resolve(config, loaded)
     accelerator = _accelerator(config, path)
 
@@ -201,37 +203,6 @@ def add(
 
     with _locked(path, accelerator):
         return _execute(path, config, loaded, accelerator=accelerator, quiet=quiet, begin=begin, given=given)
-
-
-def _with_new_tasks(
-    config: Config, new: Sequence[str | Task], path: Path
-) -> tuple[Config, list[Task], dict[Path, str]]:
-    """The longer configuration and stream, and the files to be written for tasks that are given with their rows."""
-    given, in_memory, files = given_tasks([task for task in new if isinstance(task, Task)], config, path / "data")
-    sections = {section.name: section for section in given.data.tasks or []}
-    added = [sections[item.name] if isinstance(item, Task) else _new_task(item, config) for item in new]
-    whole = [*(config.data.tasks or []), *added]
-    refuse_duplicates([section.name for section in whole])
-    elsewhere = config.data.model_copy(update={"tasks": [one for one in whole if one.name not in sections]})
-    tasks = {task.name: task for task in [*load_tasks(elsewhere), *in_memory]}
-    data = config.data.model_copy(update={"tasks": whole})
-    return config.model_copy(update={"data": data}), [tasks[section.name] for section in whole], files
-
-
-def _new_task(item: str, config: Config) -> TaskConfig:
-    place = Path(item)
-    if place.exists():
-        name = place.resolve().name if place.is_dir() else place.resolve().stem
-        task_label(name)
-        earlier = config.data.tasks[-1] if config.data.tasks else TaskConfig(name=name)
-        return TaskConfig(name=name, path=place.absolute(), columns=earlier.columns, marker=earlier.marker)
-    if os.sep in item or place.suffix in SUFFIXES:
-        raise InputError(f"{item}: no such file or task folder")
-    if config.data.path is None and config.data.benchmark is None:
-        raise InputError(
-            f"{item}: no such file or task folder, and the run has no `data.path` or `data.benchmark` to look it up in"
-        )
-    return TaskConfig(name=item)
 
 
 def _execute(
@@ -263,7 +234,7 @@ def _execute(
         for method in config.contrast:
             del session  # one model in memory at a time
             folder = contrast_folder(path, method.name)
-            settings = config.model_copy(update={"method": method, "contrast": []})
+            settings = config.beside(method)
             session = Session(settings, folder, tasks, answers_of_base=prediction_folder(path, BASE), **shared)
             session.refuse_changes()
             on_main(accelerator, partial(_write_config, folder, settings))

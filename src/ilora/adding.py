@@ -1,0 +1,112 @@
+"""Further tasks for a finished run, and the settings that hold from them on."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ilora.changes import changed, values
+from ilora.config import Config, problems, read_override
+from ilora.data.tables import SUFFIXES
+from ilora.data.task import Task, task_label
+from ilora.errors import InputError
+from ilora.in_memory import given_tasks
+from ilora.settings import TaskConfig
+from ilora.stream import load_tasks, refuse_duplicates
+
+# Of a task: how its files are read and its answers scored. Everything else that is given changes the run.
+_OF_TASKS = ("columns", "marker", "metric", "choices", "scoring", "max_new_tokens", "frame")
+_READING = ("data.columns", "data.marker")  # of the run's tasks; here of the new ones
+_SETTING = re.compile(r"[a-z][a-z_0-9]*(\.[a-z_0-9]+)*=.*", re.DOTALL | re.IGNORECASE)
+
+
+def tasks_and_settings(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """What stands on the command line behind the run: tasks, and `key=value`, unless a folder has that name."""
+    tasks: list[str] = []
+    settings: list[str] = []
+    for word in words:
+        (settings if _SETTING.fullmatch(word) and not Path(word).is_dir() else tasks).append(word)
+    return tasks, settings
+
+
+def with_new_tasks(
+    config: Config, new: Sequence[str | Task], overrides: Iterable[str], path: Path
+) -> tuple[Config, list[Task], dict[Path, str]]:
+    """The longer configuration and stream, and the files to be written for tasks that are given with their rows.
+
+    path: the run folder. Raises InputError naming the task or setting that cannot be used.
+    """
+    if not new:
+        raise InputError(f"{path}: no task to add; settings hold from a new task on")
+    own, settings = _of_tasks_and_run(overrides)
+    given, in_memory, files = given_tasks([task for task in new if isinstance(task, Task)], config, path / "data")
+    if own and in_memory:
+        raise InputError(f"{', '.join(own)}: task '{in_memory[0].name}' is given with its rows; say it in the Task")
+    sections = {section.name: section for section in given.data.tasks or []}
+    added = [sections[item.name] if isinstance(item, Task) else _new_task(item, config, own) for item in new]
+    added[0] = _with_settings(added[0], settings, config)
+    whole = [*(config.data.tasks or []), *added]
+    refuse_duplicates([section.name for section in whole])
+    elsewhere = config.data.model_copy(update={"tasks": [one for one in whole if one.name not in sections]})
+    tasks = {task.name: task for task in [*load_tasks(elsewhere), *in_memory]}
+    data = config.data.model_copy(update={"tasks": whole})
+    return config.model_copy(update={"data": data}), [tasks[section.name] for section in whole], files
+
+
+def _of_tasks_and_run(overrides: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys of the new tasks' own sections, nested, and the dotted settings that hold from the first of them on."""
+    own: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        key, value = read_override(override)
+        key = key.removeprefix("data.") if key.startswith(_READING) else key
+        first, _, rest = key.partition(".")
+        if first not in _OF_TASKS:
+            settings[key] = value
+        elif rest:
+            own[first] = {**(own[first] if isinstance(own.get(first), dict) else {}), rest: value}
+        else:
+            own[first] = value
+    return own, settings
+
+
+def _with_settings(task: TaskConfig, settings: dict[str, Any], config: Config) -> TaskConfig:
+    """The task with settings that hold from it on, in the types that they have. Raises InputError."""
+    task = task.model_copy(update={"settings": settings})
+    before = config.at(len(config.data.tasks or []))
+    try:
+        sections = changed(before.training, before.method, [task])
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return task.model_copy(update={"settings": values(task, *sections)})
+
+
+def _new_task(item: str, config: Config, own: dict[str, Any]) -> TaskConfig:
+    """The section of a task that is named by its rows' place, or by its name in the run's own source.
+
+    Its rows are read as those of the task before, unless `own` says otherwise.
+    """
+    place = Path(item)
+    if place.exists():
+        name = place.resolve().name if place.is_dir() else place.resolve().stem
+        task_label(name)
+        before = config.data.tasks[-1].model_dump(include={"columns", "marker"}) if config.data.tasks else {}
+        section = {"name": name, "path": place.absolute()} | before | own
+    elif os.sep in item or place.suffix in SUFFIXES:
+        raise InputError(f"{item}: no such file or folder of rows")
+    elif config.data.path is None and config.data.benchmark is None:
+        raise InputError(
+            f"{item}: no such file or folder of rows, and the run has no `data.path` or `data.benchmark` to look it up in"
+        )
+    else:
+        section = {"name": item} | own
+    try:
+        return TaskConfig.model_validate(section)
+    except ValidationError as error:
+        lines = problems(error, section, TaskConfig)
+        raise InputError(f"task '{section['name']}': {'; '.join(lines)}") from None

@@ -1,0 +1,190 @@
+"""Settings for the next task and those after it: `add` with key=value, and `settings` in a stream."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ilora import InputError, RunResult, add, load_config, resume, run
+from ilora.adding import tasks_and_settings
+from ilora.methods import Method
+from ilora.training.checkpoint import load_latest
+from tests.helpers import FEW_SCORES, Killed, MakeConfig, after_each_step, difference, task_rows, weights, write_task
+
+SETTINGS = ["lr=1e-4", "training.schedule=linear", "method.strength=3", "method.memory_size=32"]
+WRITTEN = {
+    "training.learning_rate": 1e-4,
+    "training.schedule": "linear",
+    "method.strength": 3.0,
+    "method.memory_size": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def two_tasks(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tasks one and two, with ER and sequential fine-tuning beside it."""
+    config = make_config("data.tasks=[one, two]", *FEW_SCORES, contrast=[{"name": "er", "memory_size": 20}, "ewc"])
+    return run(config, tmp_path_factory.mktemp("two") / "run", quiet=True).path
+
+
+@pytest.fixture(scope="module")
+def grown(two_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """Task three added with other settings."""
+    folder = tmp_path_factory.mktemp("grown") / "run"
+    shutil.copytree(two_tasks, folder)
+    return add(folder, ["three"], SETTINGS, quiet=True)
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    found, _ = load_latest(folder / "checkpoints")
+    assert found is not None
+    values: dict[str, Any] = found.values["memory"]
+    return values
+
+
+def test_the_new_task_is_trained_with_them_and_the_history_says_so(grown: RunResult) -> None:
+    lines = [json.loads(line) for line in (grown.path / "metrics.jsonl").read_text().splitlines()]
+    rates = {task: [line["learning_rate"] for line in lines if line["task"] == task] for task in ("two", "three")}
+    assert set(rates["two"][1:]) == {2e-3}
+    assert max(rates["three"]) == 1e-4
+    assert rates["three"][-1] < rates["three"][1]
+    for line in lines[-6:]:  # one micro-batch a step, so that the terms add up
+        terms = line["terms"]
+        total = 0.5 * terms["ce"] + 0.5 * terms["ce_replayed"] + 3.0 * terms["consistency"]
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
+    assert len(memory(grown.path)["rows"]) == 32
+    tasks = yaml.safe_load((grown.path / "config.yaml").read_text())["data"]["tasks"]
+    assert [task["settings"] for task in tasks] == [{}, {}, WRITTEN]
+    assert [task["settings"] for task in grown.results["tasks"]] == [{}, {}, WRITTEN]
+
+
+def test_contrast_runs_get_those_that_mean_the_same_there(grown: RunResult) -> None:
+    training = {key: value for key, value in WRITTEN.items() if key.startswith("training.")}
+    expected = {"er": training | {"method.memory_size": 32}, "ewc": training}
+    for other in grown.contrast:
+        assert other["tasks"][-1]["settings"] == expected[other["method"]]
+        folder = grown.path / "contrast" / other["method"]
+        assert load_config(folder / "config.yaml").at(3).training.learning_rate == 1e-4
+    assert len(memory(grown.path / "contrast/er")["rows"]) == 32
+
+
+def test_interrupted_and_resumed_it_comes_to_the_same_bits(
+    grown: RunResult, two_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(two_tasks, folder)
+
+    def stop(method: Method[Any]) -> None:
+        if method.position.task_step == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        after_each_step(patch, stop)
+        with pytest.raises(Killed):
+            add(folder, ["three"], SETTINGS, quiet=True)
+    resume(folder, quiet=True)
+    for place in (".", "contrast/er", "contrast/ewc"):
+        assert difference(weights(grown.path / place), weights(folder / place)) == 0.0
+    assert memory(grown.path) == memory(folder)
+
+
+def test_written_into_a_stream_they_are_the_same(grown: RunResult, make_config: MakeConfig, tmp_path: Path) -> None:
+    tasks = ["one", "two", {"name": "three", "settings": WRITTEN}]
+    config = make_config(*FEW_SCORES, f"data.tasks={json.dumps(tasks)}")
+    whole = run(config, tmp_path / "run", quiet=True)
+    assert difference(weights(whole.path), weights(grown.path)) == 0.0
+    assert whole.results["tasks"] == grown.results["tasks"]
+
+
+def test_they_hold_for_the_tasks_after_and_memory_shrinks(grown: RunResult, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(grown.path, folder)
+    for name in ("contrast", "report.html"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    edited = yaml.safe_load((folder / "config.yaml").read_text()) | {"contrast": []}
+    (folder / "config.yaml").write_text(yaml.safe_dump(edited))
+    after = add(folder, [str(write_task(tmp_path, "four"))], ["method.memory_size=7", "epochs=1"], quiet=True)
+    config = load_config(folder / "config.yaml").at(4)
+    assert config.training.learning_rate == 1e-4
+    assert after.results["tasks"][3]["settings"] == {"method.memory_size": 7, "training.epochs": 1}
+    assert len(memory(folder)["rows"]) == 7
+    assert after.results["cost"]["steps"] == 6 * 3 + 3
+
+
+def test_a_table_with_columns_of_its_own_is_added(two_tasks: Path, tmp_path: Path) -> None:
+    folder, table = tmp_path / "run", tmp_path / "four"
+    shutil.copytree(two_tasks, folder)
+    table.mkdir()
+    for seed, split in enumerate(("train", "test")):
+        lines = [f"{row['prompt']},{row['answer']}\n" for row in task_rows("four", 8, seed=seed)]
+        (table / f"{split}.csv").write_text("question,label\n" + "".join(lines))
+    with pytest.raises(InputError, match=r"train\.csv"):
+        add(folder, [str(table)], quiet=True)
+    columns = ["columns.prompt=question", "columns.answer=label"]
+    made = add(folder, [str(table)], [*columns, "metric=exact", "epochs=1"], quiet=True)
+    task = made.results["tasks"][-1]
+    assert (task["metric"], task["train"], task["settings"]) == ("exact", 8, {"training.epochs": 1})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.name=other", r"task 'three', model\.name: cannot change within a run: all adapters"),
+        ("adapter.r=8", r"adapter\.r: cannot change .* shape"),
+        ("method.name=er", r"method\.name: cannot change"),
+        ("method.inference=fast", r"method\.inference: cannot change"),
+        ("seed=3", "seed: cannot change"),
+        ("stream=joint", "stream: cannot change"),
+        ("data.path=elsewhere", r"data\.path: cannot change .* TASK"),
+        ("evaluation.split=eval", r"evaluation\.split: cannot change"),
+        ("training.micro_batch_size=1", r"training\.micro_batch_size: cannot change"),
+        ("training.epoch=1", r"training\.epoch: unknown key .*training\.epochs"),
+        ("method.gamma=1", r"method\.gamma: unknown key"),
+        ("wrong=1", r"task 'three', wrong: unknown key"),
+        ("training.epochs=0", r"task 'three', training\.epochs: .*1 \(got 0\)"),
+        ("method.ema_half_life_share=0.5", r"task 'three', method\..*give one of"),
+        ("scoring=guess", r"task 'three': scoring: .*'rank'"),
+        ("columns.question=prompt", r"task 'three': columns\.question"),
+        ("training.epochs={", "is not a YAML value"),
+    ],
+)
+def test_what_cannot_change_is_refused_with_the_reason(override: str, message: str, two_tasks: Path) -> None:
+    before = (two_tasks / "config.yaml").read_text()
+    with pytest.raises(InputError, match=message):
+        add(two_tasks, ["three"], [override], quiet=True)
+    assert (two_tasks / "config.yaml").read_text() == before
+
+
+def test_settings_without_a_task_are_refused(two_tasks: Path) -> None:
+    with pytest.raises(InputError, match="no task to add"):
+        add(two_tasks, [], ["training.epochs=1"], quiet=True)
+
+
+def test_a_rate_that_the_method_would_pass_over_is_refused(make_config: MakeConfig) -> None:
+    tasks = "[one, {name: two, settings: {training.learning_rate: 0.1}}]"
+    with pytest.raises(InputError, match=r"task 'two', training\.learning_rate: .*method\.learning_rate \(0\.03\)"):
+        make_config(f"data.tasks={tasks}", method="l2p")
+    with pytest.raises(InputError, match="joint"):
+        make_config(f"data.tasks={tasks}", "stream=joint")
+
+
+def test_a_finished_tasks_settings_cannot_be_changed_afterwards(grown: RunResult) -> None:
+    with pytest.raises(InputError, match=r"data\.tasks"):
+        resume(grown.path, ["data.tasks.2.settings={training.epochs: 9}"], quiet=True)
+
+
+def test_words_with_an_equals_sign_are_settings_unless_they_are_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lr=3").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["one", "lr=3", "data/a=b", "training.epochs=1", "columns.prompt=a=b", "lr=4"]
+    assert tasks_and_settings(words) == (
+        ["one", "lr=3", "data/a=b"],
+        ["training.epochs=1", "columns.prompt=a=b", "lr=4"],
+    )
