@@ -122,6 +122,19 @@ def test_settings_that_differ_within_a_method_are_in_its_label(tmp_path: Path) -
     assert {run.label for run in gather([tmp_path]).runs} == {"er memory_size=10", "er memory_size=20"}
 
 
+def test_settings_that_change_along_the_stream_are_in_its_label(tmp_path: Path) -> None:
+    write_run(tmp_path / "changed", "er", Method())
+    config = (tmp_path / "changed" / "config.yaml").read_text()
+    assert "- name: three\n" in config
+    changed = config.replace("- name: three\n", "- name: three\n    settings: {training.epochs: 5}\n")
+    (tmp_path / "changed" / "config.yaml").write_text(changed)
+    write_run(tmp_path / "plain", "er", Method())
+    assert {run.label for run in gather([tmp_path]).runs} == {
+        "er epochs from three=5",
+        "er epochs from three=unset",
+    }
+
+
 def test_joint_training_stands_beside_streams(tmp_path: Path) -> None:
     write_run(tmp_path / "s", "sequential", Method())
     write_run(tmp_path / "j", "sequential", Method(level=0.9), joint=True)

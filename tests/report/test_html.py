@@ -43,6 +43,17 @@ class Page(HTMLParser):
         self.text += data
 
 
+def test_settings_that_changed_are_named_and_inert(tmp_path: Path) -> None:
+    run = write_demo(tmp_path / "demo")
+    file = run / "results.json"
+    found = json.loads(file.read_text())
+    found["tasks"][2]["settings"] = {"training.learning_rate": 1e-4, "method.memory_size": ATTACK}
+    file.write_text(json.dumps(found))
+    page = Page(write_report(run))
+    assert f"task 3 ({found['tasks'][2]['name']}) on: training.learning_rate 0.0001" in page.text
+    assert "script" not in page.tags
+
+
 def test_page_of_a_run_with_a_contrast_run(tmp_path: Path) -> None:
     run = write_demo(tmp_path / "demo")
     path = write_report(run)

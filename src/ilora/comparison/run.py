@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -141,7 +141,16 @@ def used_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in section().model_dump(mode="json").items()
         if any(setting.startswith(f"{name}.") for setting in settings)
     }
-    return {key: portable(value) for key, value in (defaults | dict(settings)).items() if key not in _ASIDE}
+    whole = defaults | dict(settings) | dict(_changes(settings.get("data.tasks")))
+    return {key: portable(value) for key, value in whole.items() if key not in _ASIDE}
+
+
+def _changes(tasks: Any) -> Iterator[tuple[str, Any]]:
+    """The settings that change along the stream: `training.epochs from three`."""
+    for task in tasks if isinstance(tasks, list) else []:
+        changed = task.get("settings") if isinstance(task, Mapping) else None
+        if isinstance(changed, Mapping):
+            yield from ((f"{key} from {task.get('name')}", value) for key, value in changed.items())
 
 
 def portable(value: Any) -> Any:

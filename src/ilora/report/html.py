@@ -20,6 +20,7 @@ from ilora.report.tables import CAPTION, row_values
 from ilora.results.reader import (
     SUMMARY,
     Results,
+    changes,
     learning_row,
     matrix,
     method_title,
@@ -107,6 +108,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
             for title, run in zip(titles, [results, *contrast], strict=True)
             for note in near_chance(run).values()
         ],
+        "changes": changes(results),
         "unreadable": _unreadable([results, *contrast]),
         "perplexities": perplexity_rows([results, *contrast]),
         "perplexity_text": text_name(config),

@@ -51,6 +51,17 @@ def task_labels(results: Results) -> list[str]:
     return [str(task.get("label", task["name"])) for task in results["tasks"]]
 
 
+def changes(results: Results) -> list[str]:
+    """A line for each task with which settings changed: `task 3 (three) on: training.epochs 1, method.strength 2`."""
+    found = []
+    for place, task in enumerate(results["tasks"], 1):
+        settings = task.get("settings")
+        if isinstance(settings, dict) and settings:
+            listed = ", ".join(f"{plain(key, 60)} {plain(value, 60)}" for key, value in settings.items())
+            found.append(f"task {place} ({plain(task['name'])}) on: {listed}")
+    return found
+
+
 def near_chance(results: Results) -> dict[str, str]:
     """By task, a note on each one that was not learnt.
 
