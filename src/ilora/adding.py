@@ -101,7 +101,7 @@ def _new_task(item: str, config: Config, own: dict[str, Any]) -> TaskConfig:
         raise InputError(f"{item}: no such file or folder of rows")
     elif config.data.path is None and config.data.benchmark is None:
         raise InputError(
-            f"{item}: no such file or folder of rows, and the run has no `data.path` or `data.benchmark` to look it up in"
+            f"{item}: no such file or folder of rows, and the run has no `data.path` or `data.benchmark` to find it in"
         )
     else:
         section = {"name": item} | own
