@@ -122,10 +122,10 @@ def test_a_table_with_columns_of_its_own_is_added(two_tasks: Path, tmp_path: Pat
     table.mkdir()
     for seed, split in enumerate(("train", "test")):
         lines = [f"{row['prompt']},{row['answer']}\n" for row in task_rows("four", 8, seed=seed)]
-        (table / f"{split}.csv").write_text("question,label\n" + "".join(lines))
+        (table / f"{split}.csv").write_text("what,meaning\n" + "".join(lines))
     with pytest.raises(InputError, match=r"train\.csv"):
         add(folder, [str(table)], quiet=True)
-    columns = ["columns.prompt=question", "columns.answer=label"]
+    columns = ["columns.prompt=what", "columns.answer=meaning"]
     made = add(folder, [str(table)], [*columns, "metric=exact", "epochs=1"], quiet=True)
     task = made.results["tasks"][-1]
     assert (task["metric"], task["train"], task["settings"]) == ("exact", 8, {"training.epochs": 1})

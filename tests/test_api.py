@@ -17,6 +17,7 @@ pytestmark = pytest.mark.core
 
 def test_every_name_is_there() -> None:
     assert len(set(ilora.__all__)) == len(ilora.__all__)
+    assert set(ilora.__all__) < set(dir(ilora))
     for name in ilora.__all__:
         assert getattr(ilora, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):

@@ -78,3 +78,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module 'ilora' has no attribute '{name}'")
     return getattr(importlib.import_module(f"ilora.{_LATE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

