@@ -1,4 +1,4 @@
-"""Which base model an adapter belongs to: its name, revision and a hash of its weights."""
+"""Which base model an adapter belongs to: its name, revision and a hash of its weights; a hash of a tokenizer."""
 
 from __future__ import annotations
 
@@ -57,6 +57,17 @@ def weights_sha256(model: nn.Module) -> str:
     for (name, _), digest in zip(named, digests, strict=True):
         found.update(f"{name} {digest}\n".encode())
     return found.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """SHA-256 over what a tokenizer makes of a text: vocabulary, rules, special tokens, chat template."""
+    if getattr(tokenizer, "is_fast", False):
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}  # of the last call
+    else:
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    whole = [rules, tokenizer.special_tokens_map, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(tensor: Tensor) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from ilora.changes import values
 from ilora.config import Config
 from ilora.data.task import Task
+from ilora.model.identity import tokenizer_sha256
 from ilora.results.schema import SCHEMA
 from ilora.results.scores import read_perplexity, score_matrix
 from ilora.training.encoded import EncodedStream
@@ -32,6 +33,7 @@ def summarise_run(config: Config, path: Path, stream: EncodedStream, state: Stat
         "model": config.model.name,
         "base_model": state.base["name"] if state.base else config.model.name,
         "base": state.base,
+        "tokenizer_sha256": tokenizer_sha256(stream.encoder.tokenizer),
         "seed": config.seed,
         "template": stream.encoder.config.template,
         "stream": config.stream,
