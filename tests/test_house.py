@@ -23,11 +23,11 @@ FLOORS = (
     ("config",),
     ("stream", "comparison"),
     ("training", "in_memory"),
-    ("connectivity", "check", "adding"),
+    ("connectivity", "check", "adding", "releases"),
     ("report", "sweeps"),
     ("runner",),
     ("commands",),
-    ("cli_inspect",),
+    ("cli_inspect", "cli_releases"),
     ("cli",),
     ("__main__",),
 )

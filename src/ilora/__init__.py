@@ -15,6 +15,7 @@ from ilora.settings import MethodConfig
 if TYPE_CHECKING:
     from ilora.commands.compare import compare
     from ilora.commands.connect import connect, evaluate
+    from ilora.commands.releases import history, promote, rollback
     from ilora.commands.sweep import sweep
     from ilora.data.examples import Batch, Example, Totals
     from ilora.data.task import Row, Task
@@ -43,8 +44,11 @@ __all__ = [
     "compare",
     "connect",
     "evaluate",
+    "history",
     "load_config",
+    "promote",
     "resume",
+    "rollback",
     "run",
     "sweep",
 ]
@@ -57,6 +61,9 @@ _LATE = {
     "compare": "commands.compare",
     "connect": "commands.connect",
     "sweep": "commands.sweep",
+    "history": "commands.releases",
+    "promote": "commands.releases",
+    "rollback": "commands.releases",
     "evaluate": "commands.connect",
     "Batch": "data.examples",
     "Example": "data.examples",

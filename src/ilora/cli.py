@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ilora import cli_releases
 from ilora.cli_inspect import ConfigFile, Overrides, config_app, data_app, list_names
 
 if TYPE_CHECKING:
@@ -286,6 +287,7 @@ def general_command(
     _say(lambda: lines(general(path, names, limit=limit, batch_size=batch_size)), quiet)
 
 
+cli_releases.register(app)
 app.command("list")(list_names)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")

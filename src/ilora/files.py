@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         scratch.unlink(missing_ok=True)
         raise IloraError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` another name of a file that is only ever replaced, never changed in place; a copy where the file
+    system knows no hard links. Complete or not there.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        scratch = target.with_name(f".{target.name}-writing")
+        shutil.copyfile(source, scratch)
+        scratch.replace(target)
 
 
 def append_line(path: Path, text: str) -> None:

@@ -29,6 +29,7 @@ from ilora.files import locked, write_atomic
 from ilora.in_memory import given_tasks, write_files
 from ilora.model.load import GivenModel, load_tokenizer
 from ilora.progress import Display
+from ilora.releases.change import open_run
 from ilora.report.html import write_report
 from ilora.report.tables import run_table
 from ilora.results.reader import read_results
@@ -142,7 +143,7 @@ def resume(
     model, tokenizer: as for `run`, where the run's model was given as an object.
     A finished run whose data or checkpoints are gone is shown as it is.
     """
-    path, overrides = _own_run(path), list(overrides)
+    path, overrides = open_run(path, write_report), list(overrides)
     config, given = _with_model(_read_config(path, overrides), model, tokenizer)
     if newest(path / "checkpoints") is None and not overrides and (finished := _finished(path, config)):
         return finished
@@ -186,7 +187,7 @@ def add(
         `method.memory_size=200`; and how the new tasks are read and scored: `columns.prompt=question`, `metric=exact`.
     model, tokenizer: as for `run`, where the run's model was given as an object.
     """
-    path = _own_run(path)
+    path = open_run(path, write_report)
     config, given = _with_model(_read_config(path), model, tokenizer)
     results = path / "results.json"
     if config.stream != "sequential":
@@ -307,16 +308,5 @@ def _write_config(path: Path, config: Config) -> None:
     write_atomic(path / "config.yaml", text)
 
 
-def _own_run(path: str | Path) -> Path:
-    """A run folder that is not a part of another one, whose lock and configuration rule over it."""
-    path = Path(path)
-    whole = path.absolute().parent.parent
-    if path.absolute().parent.name == "contrast" and (whole / "config.yaml").is_file():
-        raise InputError(f"{path}: a contrast run is a part of {whole}; resume that, or add to that")
-    return path
-
-
 def _read_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    if not (path / "config.yaml").is_file():
-        raise InputError(f"{path}: not a run folder (no config.yaml in it)")
     return load_config(path / "config.yaml", overrides)

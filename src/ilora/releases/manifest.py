@@ -67,9 +67,7 @@ class Manifest(Form):
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Write manifest.json into a folder that is complete without it. content: all fields but `format` and `files`."""
-    files = {
-        name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in sorted(_files(folder))
-    }
+    files = {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in sorted(_files(folder))}
     whole = {"format": FORMAT, **content, "files": files}
     whole["sha256"] = _own_digest(whole)
     validated(Manifest, whole, str(folder / FILE))

@@ -15,7 +15,6 @@ Nothing in a release folder is ever changed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +111,7 @@ def current(run: Path) -> int | None:
         if known and not (run / "releases" / PENDING).exists():
             raise InputError(f"{link} is missing, though there are releases; put it back: {_how_to_link(run, known)}")
         return None
-    place = Path(os.readlink(link))
+    place = link.readlink()
     if place.parent != Path("releases") or not place.name.isdigit() or not link.is_dir():
         raise InputError(f"{link}: leads to {place}, which is no release of this run")
     return int(place.name)

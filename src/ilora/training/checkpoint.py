@@ -30,10 +30,11 @@ KEPT = 2  # the newest, and the one before it for the case that the newest is da
 
 @dataclass
 class Checkpoint:
-    """values: plain JSON. tensors: groups of named tensors, one file each."""
+    """values: plain JSON. tensors: groups of named tensors, one file each. place: the folder it was read from."""
 
     values: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    place: Path | None = None
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -120,7 +121,7 @@ def _load(path: Path) -> Checkpoint:
         if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
             raise ValueError(f"{name} is cut off or altered: {len(data)} bytes, {expected['bytes']} expected")
         tensors[name.removesuffix(".safetensors")] = load_tensors(data)
-    return Checkpoint(state["values"], tensors)
+    return Checkpoint(state["values"], tensors, path)
 
 
 def _digest(state: dict[str, Any]) -> str:

@@ -99,7 +99,7 @@ class RunFolder:
         if self._main:
             for path in damaged:
                 checkpoints.set_aside(path)
-            _cut_metrics(self.path / "metrics.jsonl", steps)
+            cut_metrics(self.path / "metrics.jsonl", steps)
             trajectory.cut(self.path / "trajectory", steps)
 
     def clear(self, answers_of_base: Path | None) -> None:
@@ -122,8 +122,8 @@ class RunFolder:
             flush_folder(self.path / "predictions")
 
 
-def _cut_metrics(path: Path, steps: int) -> None:
-    """Drop the lines of later steps, and a last line that was cut off."""
+def cut_metrics(path: Path, steps: int) -> None:
+    """Drop the lines of metrics.jsonl that are of later steps, and a last line that was cut off."""
     if not path.is_file():
         return
     kept = []

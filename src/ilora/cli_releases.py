@@ -1,0 +1,61 @@
+"""The commands of a line of releases: promote, rollback, history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Note = Annotated[str, typer.Option(help="Why, in a few words, for the history.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the `ilora` command."""
+    for command in (promote, rollback, history):
+        app.command()(command)
+
+
+def promote(run: RunFolder, note: Note = "") -> None:
+    """Make the last finished phase the current release: RUN/releases/N, with RUN/current pointing at it."""
+    from ilora.commands import releases
+
+    release = releases.promote(run, note=note)
+    typer.echo(f"release {release.number} ({release.manifest.phase}) is the current one: {release.folder}")
+
+
+def rollback(
+    run: RunFolder,
+    to: Annotated[
+        int | None, typer.Option(min=1, help="The release to go back to (default: the one before the current one).")
+    ] = None,
+    note: Note = "",
+) -> None:
+    """Go back to an earlier release, memory and method state included; the next `add` starts from there."""
+    from ilora.commands import releases
+
+    release = releases.rollback(run, to=to, note=note)
+    typer.echo(
+        f"release {release.number} ({release.manifest.phase}) is the current one, and the run is what it was then; "
+        f"what came later is in {run / 'releases' / 'withdrawn'}"
+    )
+
+
+def history(
+    run: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all that is known.")] = False,
+) -> None:
+    """Show the months of a run: every phase, its scores, its release, the gate, and when the run went back."""
+    import json
+
+    from rich.console import Console
+
+    from ilora.commands import releases
+    from ilora.releases.history import history_table
+
+    found = releases.history(run)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=1))
+    else:
+        Console(highlight=False).print(history_table(found))

@@ -1,0 +1,93 @@
+"""The candidate: the last finished phase of a run, whose results are complete and whose state is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ilora.data.task import Phase
+from ilora.errors import InputError
+from ilora.results.reader import Results, read_results, read_text
+from ilora.training.checkpoint import load_latest
+
+
+@dataclass(frozen=True)
+class Part:
+    """The run itself (`place` is empty), or one of its contrast runs (`place` is `contrast/<method>`).
+
+    state: the folder of the checkpoint at the end of the last phase. values: that checkpoint's.
+    """
+
+    place: str
+    folder: Path
+    results: Results
+    state: Path
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished phase. phase: its label. parts: the run itself, then its contrast runs."""
+
+    run: Path
+    phase: str
+    parts: tuple[Part, ...]
+
+    @property
+    def results(self) -> Results:
+        """The run's results.json."""
+        return self.parts[0].results
+
+    @property
+    def adapter(self) -> Path | None:
+        """The PEFT folder of the adapter that answers; None for a method that has no such thing."""
+        return self.run / self.results["adapter"] if self.results["adapter"] else None
+
+
+def places(folder: Path) -> Iterator[str]:
+    """The run itself, as an empty text, and `contrast/<method>` for each contrast run; of a run or of a release."""
+    yield ""
+    for config in sorted(folder.glob("contrast/*/config.yaml")):
+        yield config.parent.relative_to(folder).as_posix()
+
+
+def candidate(run: Path) -> Candidate:
+    """The last finished phase of a run. Raises InputError where the run is not finished, or its state is damaged."""
+    parts = tuple(_part(run, place) for place in places(run))
+    results = parts[0].results
+    names = phase_names(results)
+    if len({tuple(phase_names(part.results)) for part in parts}) > 1:
+        raise InputError(f"{run}: its contrast runs have other phases; `ilora resume {run}` first")
+    return Candidate(run, phase_label(names), parts)
+
+
+def phase_names(results: Results) -> list[str]:
+    """The names of a run's phases."""
+    return list(results.get("phases") or [task["name"] for task in results["tasks"]])
+
+
+def phase_label(names: list[str]) -> str:
+    """The label of the last phase, as file names have it: `03-fomc`."""
+    return Phase(len(names), names[-1], ()).label
+
+
+def _part(run: Path, place: str) -> Part:
+    folder, unfinished = run / place, f"{run / place}: not finished; `ilora resume {run}` first"
+    if not (folder / "results.json").is_file():
+        raise InputError(unfinished)
+    results = read_results(folder)
+    listed = yaml.safe_load(read_text(folder / "config.yaml"))["data"]["tasks"]
+    if not results.get("complete") or [task["name"] for task in listed] != [t["name"] for t in results["tasks"]]:
+        raise InputError(unfinished)
+    found, damaged = load_latest(folder / "checkpoints")
+    if found is None or found.place is None:
+        why = "; ".join(damaged.values()) or "there is none"
+        raise InputError(f"{folder}: a release needs the checkpoint at the end of the last phase: {why}")
+    position = found.values["position"]
+    if not position["ended"] or position["phase"] != len(phase_names(results)):
+        raise InputError(unfinished)
+    return Part(place, folder, results, found.place, found.values)

@@ -1,0 +1,74 @@
+"""What changes the line of releases: promote, rollback, and the end of one that was interrupted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ilora.errors import InputError
+from ilora.files import locked
+from ilora.releases import journal, promotion, withdrawal
+from ilora.releases.candidate import candidate
+from ilora.releases.store import Release, read_release, refuse_without_links
+
+WriteReport = Callable[[Path], object]
+
+
+def open_run(path: str | Path, report: WriteReport) -> Path:
+    """A run folder that is nobody's part, after what was interrupted in it is finished. Every command begins so.
+
+    report: writes report.html, where a rollback has to be finished.
+    Raises InputError where it is no run folder, or a contrast run, whose run's lock and configuration rule over it.
+    """
+    path = Path(path)
+    whole = path.absolute().parent.parent
+    if path.absolute().parent.name == "contrast" and (whole / "config.yaml").is_file():
+        raise InputError(f"{path}: a contrast run is a part of {whole}; name that one")
+    if not (path / "config.yaml").is_file():
+        raise InputError(f"{path}: not a run folder (no config.yaml in it)")
+    if journal.under_way(path) is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(f"{path}: a promotion or rollback was interrupted; `ilora history {path}` finishes it")
+        with locked(path, what="run"):
+            _finish(path, report)
+    return path
+
+
+def _finish(run: Path, report: WriteReport) -> None:
+    pending = journal.under_way(run)  # read under the lock: another process may have finished it
+    if pending is not None and pending.what == "promote":
+        promotion.finish(run, pending)
+    elif pending is not None:
+        withdrawal.finish(run, pending, report)
+
+
+def promote(run: str | Path, *, gate: dict[str, Any] | None = None, note: str = "", report: WriteReport) -> Release:
+    """Make a release of the last finished phase, and the current one.
+
+    gate: what the gate found, as plain JSON. note: why, for the history.
+    Raises InputError, with nothing written, where the run is not finished or the phase is a release already.
+    """
+    run = open_run(run, report)
+    with locked(run, what="run"):
+        _finish(run, report)
+        refuse_without_links(run)
+        journal.begin(run, promotion.prepare(candidate(run), gate=gate, note=note))
+        _finish(run, report)
+    return read_release(run)
+
+
+def rollback(run: str | Path, *, to: int | None = None, note: str = "", report: WriteReport) -> Release:
+    """Go back to an earlier release (default: the one before the current one), memory and method state included.
+
+    The next `add` starts from there. What came later is kept in releases/withdrawn/.
+    Raises InputError, with nothing changed, where there is no such release or it is damaged.
+    """
+    run = open_run(run, report)
+    with locked(run, what="run"):
+        _finish(run, report)
+        refuse_without_links(run)
+        journal.begin(run, withdrawal.prepare(run, to, note=note))
+        _finish(run, report)
+    return read_release(run)

@@ -1,0 +1,107 @@
+"""The table of months: every phase of a run, what it scored, what became of it, and when the run went back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ilora.present.numbers import plain, points
+from ilora.releases.candidate import phase_label, phase_names
+from ilora.releases.journal import events
+from ilora.releases.manifest import Manifest
+from ilora.releases.store import Release, current, line, list_releases, release_folder
+from ilora.results.matrix import forgetting, mean_of_all
+from ilora.results.reader import Results, matrix, read_results
+
+_COLUMNS = ("phase", "tasks", "date", "score", "mean", "forgotten", "release", "gate", "state")
+_NUMBERS = ("score", "mean", "forgotten", "release")
+
+
+def history(run: Path) -> dict[str, Any]:
+    """The months and events of a run, as plain JSON.
+
+    `phases`: by phase and release, each with `phase`, `tasks`, `date` (UTC), `score` (of its own task just after it),
+    `mean` (over the tasks so far) and `forgotten`, all in [0, 1] or None; `release` (a number or None), `state`
+    (`candidate`: finished, no release; `passed`: a later phase was trained on it; `released`, `current`, or
+    `withdrawn`: a rollback left it behind), `gate` (what it found) and `note`.
+    `events`: the lines of releases/history.jsonl.
+    """
+    now, led, releases = current(run), line(run), list_releases(run)
+    of_phase = {len(manifest.phases): manifest for manifest in releases if manifest.number in led}
+    months = []
+    if (run / "results.json").is_file():
+        results = read_results(run)
+        months = [
+            _month(run, results, number, of_phase.get(number), now)
+            for number in range(1, len(matrix(results, results["answers_with"])) + 1)
+        ]
+    for manifest in releases:
+        if manifest.number not in led:
+            then = Release(release_folder(run, manifest.number), manifest).scores()
+            months.append(_month(run, then, len(manifest.phases), manifest, now) | {"state": "withdrawn"})
+    months.sort(key=lambda month: (month.pop("number"), month["release"] is None, month["release"] or 0))
+    return {"current": now, "phases": months, "events": [event.model_dump(mode="json") for event in events(run)]}
+
+
+def _month(run: Path, results: Results, number: int, manifest: Manifest | None, now: int | None) -> dict[str, Any]:
+    """A line of the table. number: of the phase, from 1."""
+    names, rows = phase_names(results)[:number], matrix(results, results["answers_with"])
+    label, joint = phase_label(names), results.get("stream") == "joint"
+    tasks = [task["name"] for task in results["tasks"]]
+    seen = len(tasks) if joint else number
+    row = rows[number - 1] if number <= len(rows) else [None] * len(tasks)
+    last = number == len(phase_names(results)) and results.get("complete")
+    state = ("candidate" if last else "passed") if manifest is None else "released"
+    return {
+        "number": number,
+        "phase": label,
+        "tasks": tasks if joint else names[-1:],
+        "date": manifest.created if manifest else _date(run / "adapters" / label),
+        "score": None if joint else row[number - 1],
+        "mean": mean_of_all(row[:seen]),
+        "forgotten": None if joint or not rows[:number] else forgetting(rows[:number]),
+        "release": manifest.number if manifest else None,
+        "state": "current" if manifest and manifest.number == now else state,
+        "gate": manifest.gate if manifest else None,
+        "note": manifest.note if manifest else "",
+    }
+
+
+def history_table(found: Mapping[str, Any]) -> Table:
+    """`history` as a table, with what went back in its caption."""
+    table = Table(box=None, pad_edge=False, caption=_caption(found["events"]), caption_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right" if column in _NUMBERS else "left")
+    for month in found["phases"]:
+        shown = month | {key: points(month[key]) for key in ("score", "mean", "forgotten")}
+        shown["tasks"] = ", ".join(month["tasks"])
+        shown["date"] = (month["date"] or "")[:10]
+        shown["release"] = "" if month["release"] is None else month["release"]
+        shown["gate"] = "" if month["gate"] is None else month["gate"].get("outcome", "asked")
+        style = {"current": "bold", "withdrawn": "dim"}.get(month["state"], "")
+        table.add_row(*(Text(plain(shown[column], 40)) for column in _COLUMNS), style=style)
+    return table
+
+
+def _caption(lines: list[dict[str, Any]]) -> Text:
+    """One line for each event that is no promotion."""
+    told = [
+        f"{line['time'][:16]} {line['event']}: release {line['release']}"
+        + (f" (from {line['left']})" if line.get("left") else "")
+        + (f": {line['note']}" if line["note"] else "")
+        for line in lines
+        if line["event"] != "promote"
+    ]
+    return Text("\n".join(plain(text, 200) for text in told))
+
+
+def _date(folder: Path) -> str | None:
+    """When an adapter folder was written, in UTC; None where there is none."""
+    if not folder.is_dir():
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(folder.stat().st_mtime))

@@ -1,0 +1,128 @@
+"""What is under way and what was done: releases/pending.json and releases/history.jsonl.
+
+A promotion or a rollback is written down in pending.json before anything of the run changes, and done from there. Each
+of its steps may be repeated, so that one that was killed is finished by the next command that opens the run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ilora.errors import InputError
+from ilora.files import flush_folder, write_atomic
+from ilora.releases.manifest import Manifest
+from ilora.releases.store import PENDING
+from ilora.results.reader import Results, read_text, task_labels
+from ilora.results.schema import Form, known_version, validated
+
+FORMAT = 1
+
+
+class Event(Form):
+    """A line of history.jsonl. scores: of the answering variant, the summary and the last row of R."""
+
+    id: int = Field(ge=1)
+    time: str
+    event: str
+    release: int = Field(ge=1)
+    phase: str
+    tasks: list[str]
+    scores: dict[str, Any]
+    note: str = ""
+    ilora: str
+
+
+class Pending(Form):
+    """A promotion or a rollback that has begun.
+
+    number: the release that becomes current.
+    withdrawn: of a rollback, the number of the folder below releases/withdrawn/ that takes what is set aside.
+    """
+
+    format: Annotated[int, known_version(FORMAT)] = FORMAT
+    what: Literal["promote", "rollback"]
+    number: int = Field(ge=1)
+    withdrawn: int | None = None
+    event: Event
+
+
+def now() -> str:
+    """The present time in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def version() -> str:
+    """The version of ilora that is at work."""
+    return importlib.metadata.version("ilora")
+
+
+def new_event(run: Path, what: str, manifest: Manifest, results: Results, **more: Any) -> Event:
+    """The next line of the history, not written yet. more: further fields, as plain JSON; `note` among them."""
+    variant = results["variants"][results["answers_with"]]
+    last = dict(zip(task_labels(results), variant["R"][-1], strict=True)) if variant["R"] else {}
+    return Event(
+        id=len(events(run)) + 1,
+        time=now(),
+        event=what,
+        release=manifest.number,
+        phase=manifest.phase,
+        tasks=manifest.tasks,
+        scores={"summary": variant.get("summary"), "tasks": last},
+        ilora=version(),
+        **more,
+    )
+
+
+def events(run: Path) -> list[Event]:
+    """The lines of releases/history.jsonl. Raises InputError naming a line that is damaged."""
+    path = run / "releases" / "history.jsonl"
+    if not path.is_file():
+        return []
+    found = []
+    for number, text in enumerate(read_text(path).split("\n"), 1):
+        if text:
+            try:
+                content = json.loads(text)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise InputError(f"{path}:{number}: not JSON: {error}") from None
+            found.append(validated(Event, content, f"{path}:{number}"))
+    return found
+
+
+def record(run: Path, event: Event) -> None:
+    """Add a line to the history, unless it is there already."""
+    lines = events(run)
+    if all(line.id != event.id for line in lines):
+        whole = [*lines, event]
+        text = "".join(json.dumps(line.model_dump(mode="json"), ensure_ascii=False) + "\n" for line in whole)
+        write_atomic(run / "releases" / "history.jsonl", text)
+
+
+def begin(run: Path, pending: Pending) -> None:
+    """Write down what is to be done; from here on it will be done."""
+    write_atomic(run / "releases" / PENDING, json.dumps(pending.model_dump(mode="json"), indent=1) + "\n")
+
+
+def under_way(run: Path) -> Pending | None:
+    """What was begun and is not finished. Raises InputError where pending.json is damaged."""
+    path = run / "releases" / PENDING
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    return validated(Pending, content, str(path))
+
+
+def finish(run: Path, pending: Pending) -> None:
+    """The last step of all: a line in the history, and nothing is under way any more."""
+    record(run, pending.event)
+    (run / "releases" / PENDING).unlink(missing_ok=True)
+    flush_folder(run / "releases")

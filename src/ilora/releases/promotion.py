@@ -1,0 +1,147 @@
+"""Making a release of a candidate: its folder is complete before anything points at it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ilora.errors import IloraError, InputError
+from ilora.files import flush_folder, flush_tree, link_or_copy, write_flushed
+from ilora.releases import journal
+from ilora.releases.candidate import Candidate, Part, phase_names
+from ilora.releases.journal import Pending
+from ilora.releases.manifest import read_manifest, write_manifest
+from ilora.releases.store import current, list_releases, numbers, point_to, release_folder
+
+GROWING = ("adapters", "trajectory", "data")  # folders of a run that get an entry with each phase, or several
+
+
+def prepare(candidate: Candidate, *, gate: dict[str, Any] | None, note: str) -> Pending:
+    """Write the release's folder under a scratch name. Raises InputError where the phase is a release already."""
+    run = candidate.run
+    _refuse_twice(candidate)
+    number = max(numbers(run), default=0) + 1
+    scratch = _scratch(run, number)
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        for part in candidate.parts:
+            _write_part(scratch / part.place, part)
+        adapter = _copy_adapter(candidate, scratch)
+        _write_json(scratch / "data.json", _fingerprints(candidate.parts[0]))
+        write_manifest(scratch, _content(candidate, number, adapter) | {"gate": gate, "note": note})
+        flush_tree(scratch)
+    except InputError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise IloraError(f"{release_folder(run, number)}: cannot write the release: {error}") from error
+    event = journal.new_event(run, "promote", read_manifest(scratch), candidate.results, note=note)
+    return Pending(what="promote", number=number, event=event)
+
+
+def finish(run: Path, pending: Pending) -> None:
+    """Give the folder its name, and make it the current release."""
+    scratch, final = _scratch(run, pending.number), release_folder(run, pending.number)
+    if not final.exists():
+        scratch.rename(final)
+        flush_folder(final.parent)
+    point_to(run, pending.number)
+    journal.finish(run, pending)
+
+
+def entries(folder: Path) -> Iterator[str]:
+    """What grows with each phase in the folder of a run or a contrast run, as paths in it."""
+    for name in GROWING:
+        yield from (f"{name}/{path.name}" for path in sorted((folder / name).glob("*")))
+    for path in sorted((folder / "predictions").rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix()
+
+
+def _scratch(run: Path, number: int) -> Path:
+    return run / "releases" / f".{number}-writing"
+
+
+def _refuse_twice(candidate: Candidate) -> None:
+    number = current(candidate.run)
+    if number is None:
+        return
+    found = next(manifest for manifest in list_releases(candidate.run) if manifest.number == number)
+    if len(found.phases) == len(phase_names(candidate.results)):
+        raise InputError(f"{candidate.run}: phase {candidate.phase} is release {number} already")
+
+
+def _write_part(target: Path, part: Part) -> None:
+    """The state, scores and configuration of the run or of a contrast run.
+
+    Checkpoints are only ever dropped, never changed, so that their files may be shared with the release.
+    """
+    (target / "state").mkdir(parents=True)
+    for file in sorted(part.state.iterdir()):
+        link_or_copy(file, target / "state" / file.name)
+    shutil.copyfile(part.folder / "results.json", target / "scores.json")
+    shutil.copyfile(part.folder / "config.yaml", target / "config.yaml")
+
+
+def _copy_adapter(candidate: Candidate, scratch: Path) -> str | None:
+    """Copied, not linked: people work on adapter folders. Raises InputError where a file of weights is cut off."""
+    if candidate.adapter is None:
+        name, source = "adapters", candidate.run / "adapters" / candidate.phase
+    else:
+        name, source = "adapter", candidate.adapter
+    if candidate.adapter is None and not source.is_dir():  # a method that trains nothing
+        return None
+    if not source.is_dir():
+        raise InputError(f"{source}: the adapter that answers is missing")
+    shutil.copytree(source, scratch / name)
+    for file in (scratch / name).rglob("*.safetensors"):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            place = source / file.relative_to(scratch / name)
+            raise InputError(f"{place}: damaged, no release can be made of it: {error}") from None
+    return None if candidate.adapter is None else name
+
+
+def _content(candidate: Candidate, number: int, adapter: str | None) -> dict[str, Any]:
+    """The fields of the manifest."""
+    results, part = candidate.results, candidate.parts[0]
+    return {
+        "number": number,
+        "previous": current(candidate.run),
+        "phase": candidate.phase,
+        "phases": phase_names(results),
+        "tasks": [task["name"] for task in results["tasks"]],
+        "method": results["method"],
+        "answers_with": results["answers_with"],
+        "adapter": adapter,
+        "base": part.values.get("base"),
+        "tokenizer_sha256": results.get("tokenizer_sha256"),
+        "template": results.get("template"),
+        "steps": part.values["counters"]["steps"],
+        "created": journal.now(),
+        "ilora": journal.version(),
+        "run": [f"{one.place}/{entry}".lstrip("/") for one in candidate.parts for entry in entries(one.folder)],
+    }
+
+
+def _fingerprints(part: Part) -> list[dict[str, Any]]:
+    """What data.json says of every task."""
+    found = []
+    for task, fingerprint in zip(part.results["tasks"], part.values["fingerprints"], strict=True):
+        rows = {split: task[split] for split in ("train", "eval", "test") if split in task}
+        kept = {key: task.get(key) for key in ("name", "label", "source", "train_sha256")}
+        found.append(kept | {"rows": rows, "fingerprint": fingerprint})
+    return found
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_flushed(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
