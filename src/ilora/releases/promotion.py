@@ -14,6 +14,7 @@ from ilora.errors import IloraError, InputError
 from ilora.files import flush_folder, flush_tree, link_or_copy, write_flushed
 from ilora.releases import journal
 from ilora.releases.candidate import Candidate, Part, phase_names
+from ilora.releases.card import card
 from ilora.releases.journal import Pending
 from ilora.releases.manifest import read_manifest, write_manifest
 from ilora.releases.store import current, list_releases, numbers, point_to, release_folder
@@ -34,7 +35,9 @@ def prepare(candidate: Candidate, *, gate: dict[str, Any] | None, note: str) -> 
             _write_part(scratch / part.place, part)
         adapter = _copy_adapter(candidate, scratch)
         _write_json(scratch / "data.json", _fingerprints(candidate.parts[0]))
-        write_manifest(scratch, _content(candidate, number, adapter) | {"gate": gate, "note": note})
+        content = _content(candidate, number, adapter) | {"gate": gate, "note": note}
+        write_flushed(scratch / "card.md", card(content, candidate.results).encode())
+        write_manifest(scratch, content)
         flush_tree(scratch)
     except InputError:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -96,10 +99,8 @@ def _copy_adapter(candidate: Candidate, scratch: Path) -> str | None:
         name, source = "adapters", candidate.run / "adapters" / candidate.phase
     else:
         name, source = "adapter", candidate.adapter
-    if candidate.adapter is None and not source.is_dir():  # a method that trains nothing
-        return None
     if not source.is_dir():
-        raise InputError(f"{source}: the adapter that answers is missing")
+        raise InputError(f"{source}: is missing, no release can be made without it")
     shutil.copytree(source, scratch / name)
     for file in (scratch / name).rglob("*.safetensors"):
         try:

@@ -3,6 +3,7 @@
     RUN/current                    a symbolic link to the current release
     RUN/releases/<n>/manifest.json size and SHA-256 of every file below
                      adapter/      the adapter that answers, an ordinary PEFT folder (adapters/ for methods without one)
+                     card.md       the release for people to read
                      scores.json   results.json as it was
                      config.yaml   as it was
                      data.json     the fingerprint of every task's rows

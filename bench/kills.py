@@ -1,0 +1,178 @@
+"""Is a release ever torn? `kill -9` of a real process at random moments of a promotion or a rollback.
+
+    .venv/bin/python bench/kills.py [--times 100] [what ...]
+
+A small run with a memory and a contrast run is made once, with two releases. Each time it is copied, a process works on
+the copy and is killed after a random time (between nothing and a little more than the whole takes). Then the current
+release must be the old or the new one and every release sound; then another process opens the run, as any command does,
+and the run must be exactly what it was before or what it is after, with nothing under way. What is not, is printed and
+counted as torn. A kill is no power cut: that the disk has what was flushed is not tested here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from ilora import IloraError, InputError, add, run
+from ilora.model.load import resolve
+from ilora.releases import change
+from ilora.releases.history import history
+from ilora.releases.store import current, list_releases, read_release
+
+WORDS = "red green blue black white small large old new fast slow warm cold".split()
+NOT_COMPARED = (".lock", "pending.json", "report.html")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is killed. before: makes the run that it starts from out of the one with two releases; after: its end."""
+
+    act: Callable[[Path], object]
+    before: Callable[[Path], object] = lambda _run: None
+
+
+def no_report(_run: Path) -> None:
+    """In place of report.html, which would take most of the time."""
+
+
+def one_release_less(folder: Path) -> None:
+    """The run as it was before its second release was made of the same phase."""
+    shutil.rmtree(folder / "releases" / "2")
+    (folder / "current").unlink()
+    (folder / "current").symlink_to("releases/1")
+    lines = folder / "releases" / "history.jsonl"
+    lines.write_text(lines.read_text(encoding="utf-8").partition("\n")[0] + "\n", encoding="utf-8")
+
+
+KINDS = {
+    "promote": Kind(lambda folder: change.promote(folder, report=no_report), one_release_less),
+    "rollback": Kind(lambda folder: change.rollback(folder, report=no_report)),
+}
+
+
+def make_run(folder: Path) -> Path:
+    """A finished run of three tasks on a tiny random model, its last two phases released."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"vocab_size": len(tokenizer), "max_position_embeddings": 256, "eos_token_id": tokenizer.eos_token_id}
+    LlamaForCausalLM(LlamaConfig(**sizes, **ends)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for task in ("one", "two", "three"):
+        source = random.Random(task)
+        for split, size in {"train": 16, "eval": 2, "test": 4}.items():
+            texts = (" ".join(source.choices(WORDS, k=8)) for _ in range(size))
+            rows = [{"prompt": f"{task}: {text}", "answer": text.split()[0]} for text in texts]
+            (folder / "tasks" / task).mkdir(parents=True, exist_ok=True)
+            (folder / "tasks" / task / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+    config = {
+        "name": "kills",
+        "model": {"name": str(folder / "model"), "dtype": "float32"},
+        "data": {"path": str(folder / "tasks"), "tasks": ["one", "two"], "max_length": 64, "template": "none"},
+        "training": {"epochs": 1, "global_batch_size": 8},
+        "evaluation": {"max_new_tokens": 2},
+        "method": {"name": "ilora", "memory_size": 10},
+        "contrast": [{"name": "er", "memory_size": 10}],
+    }
+    made = run(config, folder / "run", quiet=True).path
+    change.promote(made, report=no_report)
+    add(made, ["three"], quiet=True)
+    change.promote(made, report=no_report)
+    return made
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a run outside its releases, but those that no run compares."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name not in NOT_COMPARED)
+    named = {file.relative_to(folder).as_posix(): file for file in files}
+    return {name: file.read_bytes() for name, file in named.items() if not name.startswith(("releases/", "current/"))}
+
+
+def torn(folder: Path, ends: dict[int | None, dict[str, bytes]]) -> str | None:
+    """What is wrong with a run whose process was killed; None where nothing is. ends: the two states it may have."""
+    try:
+        now = [current(folder)]
+        for manifest in list_releases(folder):
+            read_release(folder, manifest.number)
+        change.open_run(folder, no_report)
+        now.append(current(folder))
+        history(folder)
+    except (IloraError, InputError, OSError, ValueError) as error:
+        return repr(error)
+    if not ends.keys() >= set(now):
+        return f"current was {now}"
+    if content(folder) != ends[now[-1]]:
+        return f"the run is not what it is at release {now[-1]}"
+    if (folder / "releases" / "pending.json").exists():
+        return "something is still under way"
+    return None
+
+
+def killed(folder: Path, act: Callable[[Path], object], seconds: float) -> bool:
+    """Do it in a process of its own, and kill that after some time. Returns whether it was still at work."""
+    child = multiprocessing.get_context("fork").Process(target=act, args=(folder,))
+    child.start()
+    child.join(seconds)
+    working = child.is_alive()
+    if working:
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    return working
+
+
+def measure(name: str, made: Path, folder: Path, times: int) -> int:
+    """Kill it so often; returns how many runs were torn, and prints it."""
+    kind, source = KINDS[name], random.Random(name)
+    start = Path(shutil.copytree(made, folder / f"{name}-start", symlinks=True))
+    kind.before(start)
+    done = Path(shutil.copytree(start, folder / f"{name}-done", symlinks=True))
+    began = time.perf_counter()
+    assert not killed(done, kind.act, 60)  # so that the time includes that of beginning a process
+    whole = time.perf_counter() - began
+    ends = {current(start): content(start), current(done): content(done)}
+    bad = early = late = 0
+    for number in range(times):
+        copy = Path(shutil.copytree(start, folder / f"{name}-{number}", symlinks=True))
+        hit = killed(copy, kind.act, source.uniform(0, 1.2 * whole))
+        pending = (copy / "releases" / "pending.json").exists()
+        wrong = torn(copy, ends)
+        if wrong is not None:
+            bad += 1
+            print(f"  {name}, kill {number}: {wrong}")
+        early, late = early + (hit and not pending), late + (hit and pending)
+        shutil.rmtree(copy)
+    rest = times - early - late
+    print(f"{name}: {times} kills, {bad} torn ({early} before it was decided, {late} between, {rest} after its end)")
+    return bad
+
+
+def main() -> None:
+    """Print a line for each kind; exit code 1 where anything was torn."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=list(KINDS), help=", ".join(KINDS))
+    parser.add_argument("--times", type=int, default=100)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        made = make_run(Path(place))
+        if sum(measure(name, made, Path(place), chosen.times) for name in chosen.what):
+            raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
