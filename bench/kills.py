@@ -27,7 +27,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ilora import IloraError, InputError, add, run
+from ilora import IloraError, InputError, add
+from ilora import run as train
 from ilora.model.load import resolve
 from ilora.releases import change
 from ilora.releases.history import history
@@ -39,7 +40,7 @@ NOT_COMPARED = (".lock", "pending.json", "report.html")
 
 @dataclass(frozen=True)
 class Kind:
-    """What is killed. before: makes the run that it starts from out of the one with two releases; after: its end."""
+    """What is killed. before: makes the run that it starts from out of the one with two releases."""
 
     act: Callable[[Path], object]
     before: Callable[[Path], object] = lambda _run: None
@@ -88,7 +89,7 @@ def make_run(folder: Path) -> Path:
         "method": {"name": "ilora", "memory_size": 10},
         "contrast": [{"name": "er", "memory_size": 10}],
     }
-    made = run(config, folder / "run", quiet=True).path
+    made = train(config, folder / "run", quiet=True).path
     change.promote(made, report=no_report)
     add(made, ["three"], quiet=True)
     change.promote(made, report=no_report)
@@ -102,7 +103,10 @@ def content(folder: Path) -> dict[str, bytes]:
     return {name: file.read_bytes() for name, file in named.items() if not name.startswith(("releases/", "current/"))}
 
 
-def torn(folder: Path, ends: dict[int | None, dict[str, bytes]]) -> str | None:
+State = tuple[int | None, dict[str, bytes]]  # the current release, and `content`
+
+
+def torn(folder: Path, ends: list[State]) -> str | None:
     """What is wrong with a run whose process was killed; None where nothing is. ends: the two states it may have."""
     try:
         now = [current(folder)]
@@ -113,10 +117,10 @@ def torn(folder: Path, ends: dict[int | None, dict[str, bytes]]) -> str | None:
         history(folder)
     except (IloraError, InputError, OSError, ValueError) as error:
         return repr(error)
-    if not ends.keys() >= set(now):
+    if not {number for number, _ in ends} >= set(now):
         return f"current was {now}"
-    if content(folder) != ends[now[-1]]:
-        return f"the run is not what it is at release {now[-1]}"
+    if (now[-1], content(folder)) not in ends:
+        return f"the run is neither what it was nor what it should become, at release {now[-1]}"
     if (folder / "releases" / "pending.json").exists():
         return "something is still under way"
     return None
@@ -144,7 +148,7 @@ def measure(name: str, made: Path, folder: Path, times: int) -> int:
     began = time.perf_counter()
     assert not killed(done, kind.act, 60)  # so that the time includes that of beginning a process
     whole = time.perf_counter() - began
-    ends = {current(start): content(start), current(done): content(done)}
+    ends = [(current(run), content(run)) for run in (start, done)]
     bad = early = late = 0
     for number in range(times):
         copy = Path(shutil.copytree(start, folder / f"{name}-{number}", symlinks=True))

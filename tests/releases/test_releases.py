@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ilora import InputError, add, resume, run
+from ilora.data.task import Task
 from ilora.model.identity import BaseModel
 from ilora.model.load import load_tokenizer
 from ilora.releases import change
@@ -21,7 +22,7 @@ from ilora.releases.history import history
 from ilora.releases.journal import events
 from ilora.releases.store import current, list_releases, read_release
 from ilora.settings import ModelConfig
-from tests.helpers import FEW_SCORES, MakeConfig, weights
+from tests.helpers import FEW_SCORES, MakeConfig, task_rows, weights
 from tests.releases.conftest import no_report
 
 pytestmark = pytest.mark.xdist_group("releases")
@@ -159,9 +160,11 @@ def test_add_after_a_rollback_gives_the_bits_of_an_add_at_that_release(
         rollback(back, to=2)
 
 
-def test_back_to_the_current_release_from_a_phase_that_was_not_promoted(one_release: Path, data: Path) -> None:
+def test_back_to_the_current_release_from_a_phase_that_was_not_promoted(one_release: Path) -> None:
     before = tree(one_release, without=("releases", "checkpoints", "contrast"))
-    add(one_release, [str(data / "three")], quiet=True)
+    rows: Any = {split: task_rows("three", 8, seed=1) for split in ("train", "test")}
+    add(one_release, [Task("three", rows)], quiet=True)
+    assert (one_release / "data/three/train.jsonl").is_file()
     for measured in ("connectivity/index.html", "general.json"):
         (one_release / measured).parent.mkdir(exist_ok=True)
         (one_release / measured).write_text("{}")
@@ -170,6 +173,7 @@ def test_back_to_the_current_release_from_a_phase_that_was_not_promoted(one_rele
     rollback(one_release, to=1, note="the third task was a mistake")
     assert tree(one_release, without=("releases", "checkpoints", "contrast")) == before
     assert (one_release / "releases/withdrawn/1/connectivity/index.html").is_file()
+    assert (one_release / "releases/withdrawn/1/data/three/train.jsonl").is_file()
     assert [(event.event, event.note) for event in events(one_release)][1:] == [
         ("rollback", "the third task was a mistake")
     ]

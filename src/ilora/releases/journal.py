@@ -25,7 +25,10 @@ FORMAT = 1
 
 
 class Event(Form):
-    """A line of history.jsonl. scores: of the answering variant, the summary and the last row of R."""
+    """A line of history.jsonl. scores: of the answering variant, the summary and the last row of R.
+
+    It may have more: a promotion `gate` (what the gate found, or None), a rollback `left` (the release before it).
+    """
 
     id: int = Field(ge=1)
     time: str

@@ -45,7 +45,7 @@ def prepare(candidate: Candidate, *, gate: dict[str, Any] | None, note: str) -> 
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise IloraError(f"{release_folder(run, number)}: cannot write the release: {error}") from error
-    event = journal.new_event(run, "promote", read_manifest(scratch), candidate.results, note=note)
+    event = journal.new_event(run, "promote", read_manifest(scratch), candidate.results, note=note, gate=gate)
     return Pending(what="promote", number=number, event=event)
 
 

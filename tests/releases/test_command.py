@@ -1,0 +1,36 @@
+"""`ilora promote`, `rollback` and `history` as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ilora.cli import app
+from ilora.errors import InputError
+from ilora.releases.store import current
+from tests.releases.conftest import no_report
+
+pytestmark = pytest.mark.xdist_group("releases")
+
+
+def test_the_commands(two_releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ilora.commands.releases.write_report", no_report)
+
+    def ilora(*arguments: str) -> str:
+        done = CliRunner().invoke(app, [*arguments], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.stdout
+
+    assert "current" in ilora("history", str(two_releases))
+    assert "release 1 (02-two)" in ilora("rollback", str(two_releases), "--to", "1", "--note", "[bold]worse[/bold]")
+    assert current(two_releases) == 1
+    shown = ilora("history", str(two_releases))
+    assert "release 1 (from 2): [bold]worse[/bold]" in shown
+    assert [line.split()[0] for line in shown.splitlines()[1:4]] == ["01-one", "02-two", "03-three"]
+    found = json.loads(ilora("history", str(two_releases), "--json"))
+    assert (found["current"], found["events"][-1]["left"]) == (1, 2)
+    with pytest.raises(InputError, match="02-two is release 1 already"):
+        ilora("promote", str(two_releases))
