@@ -248,6 +248,18 @@ def test_a_link_that_is_no_link(two_releases: Path, monkeypatch: pytest.MonkeyPa
     assert current(two_releases) == 2
 
 
+def test_without_hard_links_files_are_copied(two_releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    rollback(two_releases)
+    state, release = two_releases / "checkpoints/000001/state.json", read_release(two_releases)
+    assert state.read_bytes() == (release.state / "state.json").read_bytes()
+    assert not state.samefile(release.state / "state.json")
+    assert not list(two_releases.rglob(".*-writing"))
+
+
 # -- the table of months -----------------------------------------------------------------------------------------------
 
 
