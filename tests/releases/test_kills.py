@@ -140,7 +140,7 @@ def test_every_command_finishes_what_was_killed(
     result = add(two_releases, [str(data / "three")], quiet=True)
     assert result.results["tasks"][-1]["train"] == 24  # the third task's other rows were rolled back
     assert [month["state"] for month in history(two_releases)["phases"]] == [
-        "passed",
+        "earlier",
         "current",
         "withdrawn",
         "candidate",

@@ -248,6 +248,21 @@ def test_a_link_that_is_no_link(two_releases: Path, monkeypatch: pytest.MonkeyPa
     assert current(two_releases) == 2
 
 
+def test_contrast_runs_that_the_configuration_does_not_name(one_release: Path) -> None:
+    shutil.rmtree(one_release / "releases")
+    (one_release / "current").unlink()
+    shutil.copytree(one_release / "contrast/er", one_release / "contrast/before")
+    flip(one_release / "contrast/before/results.json", b'"complete": true', b'"complete": false')
+    promote(one_release)
+    assert [path.name for path in (one_release / "releases/1/contrast").iterdir()] == ["er"]
+    (one_release / "contrast/before").rename(one_release / "contrast/after")
+    shutil.rmtree(one_release / "checkpoints")  # a rollback brings them back
+    rollback(one_release, to=1)
+    assert [path.name for path in (one_release / "contrast").iterdir()] == ["er"]
+    assert (one_release / "releases/withdrawn/1/contrast/after/results.json").is_file()
+    assert tree(one_release / "checkpoints/000001") == tree(one_release / "releases/1/state")
+
+
 def test_without_hard_links_files_are_copied(two_releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object, **__: object) -> None:
         raise OSError(1, "Operation not permitted")
@@ -268,7 +283,7 @@ def test_the_months_of_a_line(two_releases: Path) -> None:
     slow = results["variants"]["slow"]
     found = history(two_releases)
     assert [(month["phase"], month["release"], month["state"]) for month in found["phases"]] == [
-        ("01-one", None, "passed"),
+        ("01-one", None, "earlier"),
         ("02-two", 1, "released"),
         ("03-three", 2, "current"),
     ]
@@ -281,7 +296,7 @@ def test_the_months_of_a_line(two_releases: Path) -> None:
     rollback(two_releases)
     found = history(two_releases)
     assert [(month["phase"], month["release"], month["state"]) for month in found["phases"]] == [
-        ("01-one", None, "passed"),
+        ("01-one", None, "earlier"),
         ("02-two", 1, "current"),
         ("03-three", 2, "withdrawn"),
     ]
@@ -298,7 +313,7 @@ def test_a_run_without_releases_shows_its_candidate(one_release: Path) -> None:
     (one_release / "current").unlink()
     found = history(one_release)
     assert [(month["phase"], month["state"]) for month in found["phases"]] == [
-        ("01-one", "passed"),
+        ("01-one", "earlier"),
         ("02-two", "candidate"),
     ]
     assert found["current"] is None

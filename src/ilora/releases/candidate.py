@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ilora.config import read_yaml
 from ilora.data.task import Phase
 from ilora.errors import InputError
-from ilora.results.reader import Results, read_results, read_text
+from ilora.results.reader import Results, read_results
+from ilora.results.scores import contrast_folder
 from ilora.training.checkpoint import load_latest
 
 
@@ -48,11 +47,18 @@ class Candidate:
         return self.run / self.results["adapter"] if self.results["adapter"] else None
 
 
-def places(folder: Path) -> Iterator[str]:
-    """The run itself, as an empty text, and `contrast/<method>` for each contrast run; of a run or of a release."""
-    yield ""
-    for config in sorted(folder.glob("contrast/*/config.yaml")):
-        yield config.parent.relative_to(folder).as_posix()
+def places(folder: Path) -> list[str]:
+    """The run itself, as an empty text, and `contrast/<method>` for each contrast run that its configuration names.
+
+    folder: of a run or of a release.
+    """
+    methods = read_yaml(folder / "config.yaml").get("contrast") or []
+    return ["", *(contrast_folder(Path(), _name(method)).as_posix() for method in methods)]
+
+
+def _name(entry: Any) -> str:
+    """Of a method or a task, which a configuration may also give by its name alone."""
+    return str(entry["name"] if isinstance(entry, dict) else entry)
 
 
 def candidate(run: Path) -> Candidate:
@@ -80,8 +86,8 @@ def _part(run: Path, place: str) -> Part:
     if not (folder / "results.json").is_file():
         raise InputError(unfinished)
     results = read_results(folder)
-    listed = yaml.safe_load(read_text(folder / "config.yaml"))["data"]["tasks"]
-    if not results.get("complete") or [task["name"] for task in listed] != [t["name"] for t in results["tasks"]]:
+    wanted = [_name(task) for task in read_yaml(folder / "config.yaml")["data"]["tasks"]]
+    if not results.get("complete") or wanted != [task["name"] for task in results["tasks"]]:
         raise InputError(unfinished)
     found, damaged = load_latest(folder / "checkpoints")
     if found is None or found.place is None:

@@ -27,7 +27,7 @@ def history(run: Path) -> dict[str, Any]:
 
     `phases`: by phase and release, each with `phase`, `tasks`, `date` (UTC), `score` (of its own task just after it),
     `mean` (over the tasks so far) and `forgotten`, all in [0, 1] or None; `release` (a number or None), `state`
-    (`candidate`: finished, no release; `passed`: a later phase was trained on it; `released`, `current`, or
+    (`candidate`: finished, no release; `earlier`: a later phase was trained on it; `released`, `current`, or
     `withdrawn`: a rollback left it behind), `gate` (what it found) and `note`.
     `events`: the lines of releases/history.jsonl.
     """
@@ -56,7 +56,7 @@ def _month(run: Path, results: Results, number: int, manifest: Manifest | None, 
     seen = len(tasks) if joint else number
     row = rows[number - 1] if number <= len(rows) else [None] * len(tasks)
     last = number == len(phase_names(results)) and results.get("complete")
-    state = ("candidate" if last else "passed") if manifest is None else "released"
+    state = ("candidate" if last else "earlier") if manifest is None else "released"
     return {
         "number": number,
         "phase": label,

@@ -19,7 +19,7 @@ from ilora.releases.journal import Pending
 from ilora.releases.manifest import read_manifest, write_manifest
 from ilora.releases.store import current, list_releases, numbers, point_to, release_folder
 
-GROWING = ("adapters", "trajectory", "data")  # folders of a run that get an entry with each phase, or several
+GROWING = ("adapters", "trajectory", "data", "contrast")  # folders of a run that get entries with time
 
 
 def prepare(candidate: Candidate, *, gate: dict[str, Any] | None, note: str) -> Pending:
