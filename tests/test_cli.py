@@ -216,7 +216,7 @@ def test_folders_that_cannot_be_used(config: Path, refused: Refused, tmp_path: P
 def test_finished_run_refuses_what_does_not_fit(config: Path, ilora: Command, refused: Refused, tmp_path: Path) -> None:
     assert ilora("run", config, "--out", "run", "--quiet") == Done(0, "", "")
     refused("run", config, "--out", "run", says=["run: exists already"])
-    refused("add", "run", "tasks/three", says=["tasks/three: no such task folder"])
+    refused("add", "run", "tasks/three", says=["tasks/three: no such file or folder of rows"])
     refused("add", "run", "three", says=["no task 'three'", "there are one, two"])
     refused("add", "run", "two", says=["duplicate task names 'two' and 'two'"])
     refused("add", "run", "tasks/one", says=["duplicate task names 'one' and 'one'"])
