@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
 from typer.main import get_command
 
 from ilora import cli, run
 from ilora.errors import InputError
 from ilora.methods import METHODS
+from ilora.report.tables import run_table
+from ilora.results.reader import SUMMARY
 from tests.helpers import MakeConfig
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +40,49 @@ def test_python_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "OP" in capsys.readouterr().out
     assert (tmp_path / "runs" / "python" / "adapters" / "02-tone" / "slow" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "runs" / "python" / "report.html").is_file()
+
+
+def printed(block: str) -> str:
+    """The table of a run with the numbers of README's, as the terminal prints it in 80 columns."""
+    lines = [line.split() for line in block.splitlines()]
+    tasks = [line for line in lines if len(line) > 6 and line[1:2] and line[1].replace(".", "").isdecimal()][:8]
+    names = [line[0] for line in tasks]
+    slow, last = [[None] * 8 for _ in names], len(names) - 1
+    columns: list[list[float | None]] = [[], [], []]
+    for i, line in enumerate(tasks):
+        sign = -1 if "gained" in line else 1
+        before, learnt, kept, drop, fast, other = (
+            None if cell == "–" else float(cell) / 100 for cell in line[1:] if cell != "gained"
+        )
+        assert learnt is not None
+        assert kept is not None
+        for k in range(i, last):
+            slow[k][i] = learnt if k == i else kept + sign * (drop or 0)  # type: ignore[call-overload]
+        slow[last][i] = kept if i < last else learnt  # type: ignore[call-overload]
+        for column, value in zip(columns, (before, fast, other), strict=True):
+            column.append(value)
+    summaries = {line[-7] if line[-6] == "(answers)" else line[-6]: line[-5:] for line in lines[-10:] if len(line) > 5}
+    fake = {}
+    tables = {"slow": slow, "fast": [*slow[:last], columns[1]], "sequential": [*slow[:last], columns[2]]}
+    for name, rows in tables.items():
+        measures = dict(zip(SUMMARY, (float(value) / 100 for value in summaries[name]), strict=True))
+        fake[name] = {"R": rows, "zero_shot": columns[0], "summary": measures}
+    run = {
+        "name": "demo", "method": "ilora", "title": "I-LoRA", "model": "smollm2-135m", "complete": True,
+        "stream": "sequential", "tasks": [{"name": name} for name in names], "answers_with": "slow",
+        "variants": {name: fake[name] for name in ("slow", "fast")},
+    }  # fmt: skip
+    beside = run | {"method": "sequential", "title": "", "variants": {"x": fake["sequential"]}, "answers_with": "x"}
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(run_table(run, [beside], width=80))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def test_the_table_is_as_it_is_printed() -> None:
+    block = re.search(r"```\n(demo: .*?)\n```", README, flags=re.DOTALL)
+    assert block is not None
+    assert printed(block[1]) == block[1]
 
 
 def test_commands_exist() -> None:

@@ -70,6 +70,11 @@ def test_nothing_sticks_out_on_a_narrow_screen(page: Path, tmp_path: Path) -> No
         browser.call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True)
         browser.open(page)
         assert browser.run("document.documentElement.scrollWidth") <= 400
+        assert browser.run("[...document.querySelectorAll('table')].every(table => table.closest('.scroll'))")
+        assert browser.run("[...document.querySelectorAll('figure svg')].every(svg => svg.clientWidth <= 640)")
+        assert browser.run(
+            "[...document.querySelectorAll('figure')].every(f => f.getBoundingClientRect().right <= 400)"
+        )
 
 
 def test_the_main_table_fits_a_common_screen(page: Path, tmp_path: Path) -> None:
@@ -78,6 +83,15 @@ def test_the_main_table_fits_a_common_screen(page: Path, tmp_path: Path) -> None
         browser.open(page)
         box = "document.getElementById('main').parentElement"
         assert browser.run(f"{box}.scrollWidth <= {box}.clientWidth")
+
+
+def test_a_picture_of_one_method_does_not_fill_the_screen(tmp_path: Path) -> None:
+    _, folder = compare([write_sweep(tmp_path / "s", {"sequential": Method(), "er": Method(loss=0)}, items=20)])
+    with Browser(tmp_path / "profile") as browser:
+        browser.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+        browser.open(folder / "index.html")
+        heights = "[...document.querySelectorAll('figure svg')].map(svg => svg.getBoundingClientRect().height)"
+        assert max(browser.run(heights)) < 450
 
 
 def test_dark_pages_have_light_text(page: Path, tmp_path: Path) -> None:

@@ -121,6 +121,16 @@ def test_prompt_with_a_script_is_shown_as_text(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;, number 16?" in page.source
 
 
+def test_ten_right_rows_are_no_certainty(tmp_path: Path) -> None:
+    main = results(["a", "b"], {"fast": [[0.6, None], [1.0, 0.7]]})
+    main["variants"]["fast"] |= {"se": [[0.16, None], [0.0, 0.1528]], "n": [[10, None], [10, 10]]}
+    page = Page(write_report(write_run(tmp_path / "demo", main, predictions=False)))
+    assert "100.0(72–100)" in page.text.replace(" ", "")
+    assert "70.0±15.3" in page.text.replace(" ", "")
+    assert "85.0±8.4" in page.text.replace(" ", "")  # of the mean: both tasks' errors, ±7.1 and ±15.3
+    assert "gained 40.0" in page.text
+
+
 def test_examples_of_what_was_forgotten(tmp_path: Path) -> None:
     """stance: 18 of 20 right when learnt, 16 at the end, so rows 16 and 17; fomc: 13, then 12: row 12."""
     main, _ = three_tasks()

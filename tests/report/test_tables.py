@@ -48,7 +48,9 @@ def test_forgotten_is_the_best_earlier_score_minus_the_final_one_and_may_be_nega
     scores = row_values(results(["a", "b", "c"], {"fast": rows})).series[0].scores
     assert scores[0].forgotten == pytest.approx(0.10)  # from 0.70, not from the 0.50 when it was learnt
     assert scores[1].forgotten == pytest.approx(-0.15)
-    assert points(scores[1].forgotten) == "-15.0"
+    main = results(["a", "b", "c"], {"fast": rows})
+    assert line_with(lines_of(run_table(main)), "b").split()[-2:] == ["gained", "15.0"]
+    assert "gained 15.0" in markdown_table(main)
 
 
 def test_scores_before_the_training_of_a_task_do_not_count_as_learnt() -> None:

@@ -12,7 +12,7 @@ from ilora.connectivity.evaluate import evaluate_adapter
 from ilora.connectivity.jobs import Settings
 from ilora.connectivity.sources import Source, from_adapters, from_run, pair_of
 from ilora.errors import InputError
-from ilora.present.numbers import points
+from ilora.present.numbers import points, with_uncertainty
 from ilora.report.html import write_report
 
 __all__ = ["Settings", "connect", "connect_command", "evaluate", "evaluate_command", "select_command"]
@@ -175,5 +175,4 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _spread(values: Mapping[str, Any]) -> str:
-    error = "" if values["score_se"] is None else f" ± {points(values['score_se'])}"
-    return f"{points(values['score'])}{error}"
+    return with_uncertainty(values["score"], values["score_se"], values.get("n"))

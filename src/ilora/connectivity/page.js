@@ -10,23 +10,22 @@ function cell(row, text) {
   return made;
 }
 
-function number(value, error, factor, digits) {
-  const spread = error === null ? "" : " ± " + (factor * error).toFixed(digits);
-  return (factor * value).toFixed(digits) + spread;
+function loss(value, error) {
+  return value.toFixed(3) + (error === null ? "" : " ± " + error.toFixed(3));
 }
 
 function show() {
   const path = paths[choice.value], at = Number(slider.value);
   place.textContent = "t = " + path.ts[at].toFixed(3) + (path.ts[at] === path.best ? " (highest mean score)" : "");
   body.replaceChildren(...path.rows.map((task) => {
-    const row = document.createElement("tr"), [score, scoreError, loss, lossError] = task.cells[at];
+    const row = document.createElement("tr"), [score, shown, ...losses] = task.cells[at];
     cell(row, task.title);
     const bar = document.createElement("meter");
     bar.max = 1;
     bar.value = score;
     cell(row, "").append(bar);
-    cell(row, number(score, scoreError, 100, 1));
-    cell(row, number(loss, lossError, 1, 3));
+    cell(row, shown);
+    cell(row, loss(...losses));
     return row;
   }));
 }

@@ -9,7 +9,7 @@ from typing import Any
 from ilora.connectivity import files, pictures
 from ilora.files import write_atomic
 from ilora.present.figures import as_svg
-from ilora.present.numbers import plain
+from ilora.present.numbers import plain, with_uncertainty
 from ilora.present.page import inert_json, own_drawing, render_page
 
 
@@ -33,7 +33,7 @@ def write_page(folder: Path, drawn: Mapping[str, str]) -> Path:
 
 
 def _moving(result: dict[str, Any]) -> dict[str, Any]:
-    """What the slider needs of a path: rows (task or mean) by point, score and its standard error in points."""
+    """What the slider needs of a path: rows (task or mean) by point, the score as a number and as a text, the loss."""
     rows = [{"title": plain(task["name"], 40), "at": ("tasks", task["label"])} for task in result["tasks"]]
     rows += [
         {"title": pictures.GROUPS[group], "at": (group,)} for group in pictures.GROUPS if group in result["groups"]
@@ -45,7 +45,8 @@ def _moving(result: dict[str, Any]) -> dict[str, Any]:
             values = point
             for key in row["at"]:
                 values = values[key]
-            cells.append([values[key] for key in ("score", "score_se", "loss", "loss_se")])
+            shown = with_uncertainty(values["score"], values["score_se"], values.get("n"))
+            cells.append([values["score"], shown, values["loss"], values["loss_se"]])
         made.append({"title": row["title"], "cells": cells})
     ends = [plain(end["label"], 48) for end in result["ends"]]
     return {

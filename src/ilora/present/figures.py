@@ -19,6 +19,7 @@ INK, MUTED, GRID = "#1c2733", "#5b6875", "#dfe4e8"
 COLOURS = ("#0b4f8a", "#e08a1e", "#5aa9d6", "#8c5a9e", "#7a7a7a")
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+PIXELS_A_POINT = 5 / 3  # of a picture on a page, at most
 _DASHES_IN_TURN = 4  # five would keep step with the five colours
 
 
@@ -68,7 +69,13 @@ def as_svg(name: str, draw: Callable[[], Figure]) -> str:
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # Several figures stand in one page, where an id must be unique.
     text = _SVG_ID.sub(lambda match: f"{match[0]}{name}-", text)
+    text = re.sub(r'^<svg ([^>]*?)width="([\d.]+)pt"', _not_blown_up, text)
     return re.sub(r">\s+<", "><", text).strip()
+
+
+def _not_blown_up(match: re.Match[str]) -> str:
+    """A page widens a picture to its column; a small one only so far that its letters stay those of the others."""
+    return f'<svg style="max-width: {float(match[2]) * PIXELS_A_POINT:.0f}px" {match[1]}width="{match[2]}pt"'
 
 
 def series_look(order: int) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
+Z95 = 1.959963984540054  # of the normal distribution, two-sided
+
 
 def plain(text: object, limit: int | None = None) -> str:
     """Untrusted text as one line without control characters; the middle of a long one is cut, not its end."""
@@ -19,6 +21,46 @@ def plain(text: object, limit: int | None = None) -> str:
 def points(score: float | None) -> str:
     """A score of 0..1 in points with one decimal; an en dash where there is none."""
     return "–" if score is None else f"{round(100 * score, 1) + 0.0:.1f}"
+
+
+def wilson(share: float, rows: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `rows` rows (Wilson 1927): never of width 0, never beyond 0 and 1."""
+    squared = Z95**2
+    middle = (share + squared / (2 * rows)) / (1 + squared / rows)
+    half = Z95 / (1 + squared / rows) * math.sqrt(share * (1 - share) / rows + squared / (4 * rows**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def standard_error_shown(score: float | None, error: float | None, rows: int | None) -> float | None:
+    """A score's standard error; where all rows score alike and s / √n is 0, that which Wilson's interval stands for."""
+    if error != 0 or score is None or not rows:
+        return error
+    low, high = wilson(score, rows)
+    return (high - low) / (2 * Z95)
+
+
+def uncertainty(score: float | None, error: float | None, rows: int | None) -> str:
+    """What is beside a score: `± 4.1`, its standard error; `(72–100)`, Wilson's interval, where all rows score alike.
+
+    Empty where there is no score or no error.
+    """
+    if score is None or error is None:
+        return ""
+    if error != 0 or not rows:
+        return f"± {points(error)}"
+    low, high = wilson(score, rows)
+    return f"({100 * low:.0f}–{100 * high:.0f})"
+
+
+def with_uncertainty(score: float | None, error: float | None, rows: int | None) -> str:
+    """A score in points, and what stands beside it."""
+    return " ".join(filter(None, [points(score), uncertainty(score, error, rows)]))
+
+
+def forgotten(drop: float | None) -> str:
+    """How far a task fell from its best score, in points; `gained 4.5` where it rose, since -4.5 reads as a loss."""
+    shown = points(drop)
+    return f"gained {shown[1:]}" if shown.startswith("-") else shown
 
 
 def number(value: object) -> float | None:

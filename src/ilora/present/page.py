@@ -11,7 +11,7 @@ from importlib.resources import files
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ilora.present.numbers import count, duration, points
+from ilora.present.numbers import count, duration, forgotten, points, uncertainty
 
 
 def render_page(package: str, template: str, *, script: str | None = None, **content: object) -> str:
@@ -41,6 +41,8 @@ def _environment(package: str) -> Environment:
     )
     environment.filters |= {
         "pts": lambda score: points(score).replace("-", "−"),
+        "forgotten": forgotten,
+        "uncertainty": uncertainty,
         "duration": duration,
         "count": count,
         "quoted": lambda text: json.dumps(text, ensure_ascii=False),

@@ -13,7 +13,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from ilora.present.numbers import markdown, number, plain, points
+from ilora.present.numbers import forgotten, markdown, number, plain, points, standard_error_shown
 from ilora.results.reader import SUMMARY, Results, learning_row, matrix, method_title, task_labels, zero_shot_scores
 
 SCORES = ("learnt", "kept", "forgotten")
@@ -25,13 +25,14 @@ CAPTION = (
 
 @dataclass(frozen=True, slots=True)
 class TaskOutcome:
-    """The numbers of one task, 0..1; None = not evaluated, or not defined. `error`: the standard error of `kept`."""
+    """The numbers of one task, 0..1; None = not evaluated, or not defined. `error`, `rows`: those of `kept`."""
 
     learnt: float | None = None
     kept: float | None = None
     forgotten: float | None = None
     zero_shot: float | None = None
     error: float | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class RowValues:
 
 def _task_scores(results: Results, variant: str) -> list[TaskOutcome]:
     rows, before = matrix(results, variant), zero_shot_scores(results, variant)
-    errors = results["variants"][variant].get("se") or []
+    se, n = (results["variants"][variant].get(key) or [] for key in ("se", "n"))
     scores = []
     for i, zero_shot in enumerate(before):
         row = learning_row(results, i)
@@ -85,15 +86,15 @@ def _task_scores(results: Results, variant: str) -> list[TaskOutcome]:
         kept = rows[-1][i]
         earlier = [past[i] for past in rows[row:-1] if past[i] is not None]
         best = max((score for score in earlier if score is not None), default=None)
-        forgotten = None if best is None or kept is None else best - kept
-        error = number(errors[len(rows) - 1][i]) if len(errors) >= len(rows) else None
-        scores.append(TaskOutcome(rows[row][i], kept, forgotten, zero_shot, error))
+        drop = None if best is None or kept is None else best - kept
+        error, count = (number(table[len(rows) - 1][i]) if len(table) >= len(rows) else None for table in (se, n))
+        scores.append(TaskOutcome(rows[row][i], kept, drop, zero_shot, error, None if count is None else int(count)))
     return scores
 
 
 def _error_of_mean(scores: Sequence[TaskOutcome]) -> float | None:
     """The standard error of the mean of kept scores; rows of different tasks are independent."""
-    errors = [score.error for score in scores if score.kept is not None]
+    errors = [standard_error_shown(score.kept, score.error, score.rows) for score in scores if score.kept is not None]
     if not errors or None in errors:
         return None
     return math.sqrt(sum(error**2 for error in errors if error is not None)) / len(errors)
@@ -158,6 +159,10 @@ def _block(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return table
 
 
+def _shown(scores: TaskOutcome, column: str) -> str:
+    return forgotten(scores.forgotten) if column == "forgotten" else points(getattr(scores, column))
+
+
 def _task_blocks(values: RowValues, other: Sequence[str], shown: Sequence[Series], name_width: int) -> Table:
     first = values.series[0]
     names = [*(plain(name, name_width) for name in values.tasks), "average"]
@@ -166,7 +171,7 @@ def _task_blocks(values: RowValues, other: Sequence[str], shown: Sequence[Series
     for series in shown:
         columns = SCORES if series is first else other
         scores = (*series.scores, series.mean)
-        blocks.append(_block(series.label, columns, [[points(getattr(s, c)) for c in columns] for s in scores]))
+        blocks.append(_block(series.label, columns, [[_shown(s, c) for c in columns] for s in scores]))
     grid = Table.grid(padding=0)
     grid.add_row(*blocks)
     return grid
@@ -222,7 +227,7 @@ def markdown_table(results: Results, contrast: Sequence[Results] = ()) -> str:
     lines = [head]
     for row, name in enumerate((*values.tasks, "average")):
         per_series = [(*s.scores, s.mean)[row] for s in values.columns]
-        cells = [points(getattr(scores, column)) for scores in per_series for column in SCORES]
+        cells = [_shown(scores, column) for scores in per_series for column in SCORES]
         lines.append([name, points((*first.scores, first.mean)[row].zero_shot), *cells])
     summary = [["run", *SUMMARY]]
     summary += [[s.label, *(points(s.summary[key]) for key in SUMMARY)] for s in values.series]
