@@ -21,6 +21,7 @@ from ilora.data.split import split_off
 from ilora.data.task import SPLITS, Row, Task, task_label
 from ilora.errors import InputError
 from ilora.metrics.metrics import METRICS, check_references, infer_task
+from ilora.model.names import absolute
 from ilora.registry import did_you_mean
 from ilora.settings import DataConfig, LimitConfig, TaskConfig
 
@@ -97,8 +98,6 @@ def reading_lines(tasks: Sequence[Task]) -> list[str]:
 
 def resolve(config: Config, tasks: list[Task]) -> Config:
     """The configuration with its stream spelled out and its paths absolute: what a resume months later needs."""
-    from ilora.model.load import absolute  # here, so that reading a stream does not import transformers
-
     chosen = config.data.tasks or [TaskConfig(name=task.name) for task in tasks]
     placed = [_absolute(task) for task in chosen]
     data = {"tasks": placed, "path": config.data.path.absolute() if config.data.path else None}

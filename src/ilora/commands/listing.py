@@ -19,7 +19,8 @@ def listing(kind: str) -> Table:
     columns, rows = {"methods": _methods, "benchmarks": _benchmarks, "metrics": _metrics, "models": _models}[kind]()
     table = Table(box=None, pad_edge=False, caption=_CAPTIONS.get(kind), caption_justify="left")
     for column in columns:
-        table.add_column(column, no_wrap=column in ("name", "alias", "family", "paper"))
+        fixed = column in ("name", "alias", "family", "hub id", "task id")
+        table.add_column(column, no_wrap=fixed, max_width=16 if column == "paper" else None)
     for row in rows:
         table.add_row(*row)
     return table
@@ -55,7 +56,7 @@ def _metrics() -> Listed:
 
 
 def _models() -> Listed:
-    from ilora.model.load import ALIASES
+    from ilora.model.names import ALIASES
 
     rows = [(name, alias.hub_id, alias.about) for name, alias in ALIASES.items()]
     return ["alias", "hub id", "what"], [

@@ -106,16 +106,19 @@ def data_files(folder: Path) -> list[Path]:
 def load_hub(dataset: str, subset: str | None = None, *, split: str, revision: str | None = None) -> Any:
     """One split of a Hugging Face data set, or of a local folder that `datasets` can load. Errors: InputError."""
     place = hub_place(dataset, subset, split)
+    from ilora.hub import within_reach  # here, since it takes a second
+
     try:
         import datasets
     except ImportError:
         raise InputError(
             f"{place}: reading data sets needs the `datasets` library: pip install 'ilora[datasets]'"
         ) from None
-    try:
-        return datasets.load_dataset(dataset, subset, split=split, revision=revision)
-    except Exception as error:  # the library raises its own, its back ends' and plain errors
-        raise InputError(f"{place}: cannot be loaded: {type(error).__name__}: {error}") from error
+    with within_reach(dataset, revision, kind="dataset"):
+        try:
+            return datasets.load_dataset(dataset, subset, split=split, revision=revision)
+        except Exception as error:  # the library raises its own, its back ends' and plain errors
+            raise InputError(f"{place}: cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def hub_place(dataset: str, subset: str | None, split: str) -> str:

