@@ -10,10 +10,11 @@ import pytest
 import yaml
 from pydantic import Field
 
-from ilora.config import INSTEAD, Config, load_config
+from ilora.config import Config, load_config
 from ilora.errors import InputError
 from ilora.methods import METHODS, Method
 from ilora.settings import MethodConfig
+from ilora.words import INSTEAD
 
 ROOT = Path(__file__).parents[1]
 DATA = {"benchmark": "mini8"}
@@ -247,7 +248,7 @@ def test_ilora_refuses_two_decays() -> None:
 # -- the whole ---------------------------------------------------------------------------------------------------------
 
 
-def test_dump_and_load_are_inverse(tmp_path: Path) -> None:
+def test_dump_and_load_are_inverse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(
         "training.learning_rate=1e-4",
         "evaluation.max_new_tokens=12",
@@ -256,7 +257,8 @@ def test_dump_and_load_are_inverse(tmp_path: Path) -> None:
         contrast=["sequential", {"name": "er", "memory_policy": "reservoir", "replay_from": "whole_memory"}],
         trackers=["wandb"],
     )
-    path = tmp_path / "config.yaml"
+    monkeypatch.chdir(tmp_path)
+    path = Path("config.yaml")
     path.write_text(yaml.safe_dump(config.dump(), sort_keys=False), encoding="utf-8")
     again = load_config(path)
     assert again == config

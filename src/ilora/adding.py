@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from pydantic import ValidationError
 
 from ilora.changes import changed, values
 from ilora.config import Config, problems, read_override
-from ilora.data.tables import SUFFIXES
 from ilora.data.task import Task, task_label
+from ilora.early import refuse_no_rows
 from ilora.errors import InputError
 from ilora.in_memory import given_tasks
 from ilora.settings import TaskConfig
@@ -92,13 +91,12 @@ def _new_task(item: str, config: Config, own: dict[str, Any]) -> TaskConfig:
     Its rows are read as those of the task before, unless `own` says otherwise.
     """
     place = Path(item)
+    refuse_no_rows(item)
     if place.exists():
         name = place.resolve().name if place.is_dir() else place.resolve().stem
         task_label(name)
         before = config.data.tasks[-1].model_dump(include={"columns", "marker"}) if config.data.tasks else {}
         section = {"name": name, "path": place.absolute()} | before | own
-    elif os.sep in item or place.suffix in SUFFIXES:
-        raise InputError(f"{item}: no such file or folder of rows")
     elif config.data.path is None and config.data.benchmark is None:
         raise InputError(
             f"{item}: no such file or folder of rows, and the run has no `data.path` or `data.benchmark` to find it in"

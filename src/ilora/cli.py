@@ -54,17 +54,22 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train one model on a stream of tasks, evaluate it after each one, and write a report."""
+    from ilora.early import before_run
+
+    before_run(config, overrides or (), out, quiet=quiet)
+    from ilora import runner
     from ilora.config import load_config
 
     settings = load_config(config, overrides or ())
-    from ilora import runner
-
     _work(lambda: runner.run(settings, out, quiet=quiet), quiet)
 
 
 @app.command()
 def resume(path: RunFolder, places: Places = None, quiet: Quiet = False) -> None:
     """Continue an interrupted run from its last checkpoint, to the same final weights."""
+    from ilora.early import before_resume
+
+    before_resume(path, places or (), quiet=quiet)
     from ilora import runner
 
     _work(lambda: runner.resume(path, places or (), quiet=quiet), quiet)
@@ -85,10 +90,13 @@ def add(
     quiet: Quiet = False,
 ) -> None:
     """Train a finished run on further tasks; its memory and its adapters are kept."""
-    from ilora import runner
     from ilora.adding import tasks_and_settings
+    from ilora.early import before_add
 
     tasks, settings = tasks_and_settings(words)
+    before_add(path, tasks, quiet=quiet)
+    from ilora import runner
+
     _work(lambda: runner.add(path, tasks, settings, quiet=quiet), quiet)
 
 
@@ -109,6 +117,11 @@ def sweep_command(
     quiet: Quiet = False,
 ) -> None:
     """Make a run for every method, order, seed and setting of a file. Called again, finish what is left."""
+    from ilora.progress import first_line
+    from ilora.sweeps.plan import read_sweep
+
+    read_sweep(file, overrides or ())
+    first_line(quiet=quiet)
     from ilora.commands.sweep import sweep
 
     chosen: dict[str, Any] = {
@@ -164,7 +177,7 @@ def connect(
     quiet: Quiet = False,
 ) -> None:
     """Measure loss and score between adapters, along paths or over a plane (mode connectivity)."""
-    from ilora.commands import connect as commands
+    from ilora.early import before_connecting
 
     if select:
         other = ("pairs", "split", "plane", "grid", "space", "similarity", "text", "bend_steps", "data", "model")
@@ -177,6 +190,9 @@ def connect(
         _refuse(context, ("bend_steps",), "is for the paths bezier and chain")
     if not similarity:
         _refuse(context, ("text",), "is for --similarity")
+    before_connecting(places, quiet=quiet)
+    from ilora.commands import connect as commands
+
     wanted = None if paths is None else tuple(filter(None, paths.split(",")))
     settings = commands.Settings(
         paths=wanted, points=points, split=split, rows=rows, plane=plane, grid=grid, space=space,
@@ -218,10 +234,13 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a run's adapter, or a point between two of its adapters, on its own tasks or on others."""
-    from ilora.commands import connect as commands
+    from ilora.early import before_reading
 
     if at is None:
         _refuse(context, ("between", "along"), "is for --at")
+    before_reading(path, quiet=quiet)
+    from ilora.commands import connect as commands
+
     chosen: dict[str, Any] = {
         "at": at,
         "between": between,
@@ -258,6 +277,10 @@ def compare_command(
     """Compare many runs: means with intervals, and paired differences."""
     from rich.console import Console
 
+    from ilora.results.reader import refuse_no_place
+
+    for place in places:
+        refuse_no_place(place)
     from ilora.commands.compare import compare
     from ilora.comparison.texts import terminal
 
@@ -281,6 +304,9 @@ def general_command(
     quiet: Quiet = False,
 ) -> None:
     """Measure general ability before and after the run, with lm-evaluation-harness."""
+    from ilora.early import before_reading
+
+    before_reading(path, quiet=quiet)
     from ilora.commands.general import general, lines
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]

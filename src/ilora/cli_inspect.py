@@ -36,12 +36,12 @@ def show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the configuration with every default written out."""
     import yaml
 
-    from ilora.config import load_config
+    from ilora.config import load_config, refuse_early
+    from ilora.stream import placed
 
-    typer.echo(
-        yaml.safe_dump(load_config(config, overrides or ()).dump(), sort_keys=False, allow_unicode=True),
-        nl=False,
-    )
+    refuse_early(config, overrides or ())
+    found = placed(load_config(config, overrides or ()))
+    typer.echo(yaml.safe_dump(found.dump(), sort_keys=False, allow_unicode=True), nl=False)
 
 
 @config_app.command()
@@ -68,6 +68,9 @@ def check(
     timed: Annotated[bool, typer.Option("--time", help="Also measure how long training would take.")] = False,
 ) -> None:
     """Find repeated rows, test rows in train, over-long rows and unreadable answers. Exit code 1 for an error."""
+    from ilora.early import before_check
+
+    before_check(source, overrides or (), quiet=json_file == Path("-"))
     from ilora.check import audit
 
     config = audit.config_of(source, overrides or ())

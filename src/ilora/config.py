@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from pydantic import (
     SerializeAsAny,
     ValidationError,
     WithJsonSchema,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -25,6 +27,7 @@ from pydantic import (
 from ilora.changes import changed, for_method
 from ilora.data.tables import SUFFIXES
 from ilora.errors import InputError
+from ilora.places import anchored
 from ilora.registry import did_you_mean
 from ilora.section import Section
 from ilora.settings import (
@@ -37,6 +40,7 @@ from ilora.settings import (
     TrainingConfig,
     method_label,
 )
+from ilora.words import INSTEAD, SAME, translated
 
 
 def _method(value: Any) -> Any:
@@ -91,11 +95,6 @@ class Config(Section):
         [], description="where to log as well as in metrics.jsonl"
     )
 
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model_by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
     @model_validator(mode="after")
     def _not_merged(self) -> Config:
         if self.evaluation.merge and self.model.quantization != "none":
@@ -148,84 +147,68 @@ class Config(Section):
         return self.model_dump(mode="json")
 
 
-# Words of other tools, and of those who leave a section out: what they mean here.
-SAME = {
-    "lr": "training.learning_rate",
-    "learning_rate": "training.learning_rate",
-    "training.lr": "training.learning_rate",
-    "epochs": "training.epochs",
-    "num_train_epochs": "training.epochs",
-    "training.num_epochs": "training.epochs",
-    "training.num_train_epochs": "training.epochs",
-    "lora_rank": "adapter.r",
-    "lora_alpha": "adapter.alpha",
-    "lora_dropout": "adapter.dropout",
-    "adapter.rank": "adapter.r",
-    "adapter.lora_rank": "adapter.r",
-    "adapter.lora_r": "adapter.r",
-    "max_length": "data.max_length",
-    "max_seq_length": "data.max_length",
-    "data.max_seq_length": "data.max_length",
-    "columns": "data.columns",
-    "marker": "data.marker",
-    "template": "data.template",
-}
-# Those without a counterpart of the same meaning: what to use.
-INSTEAD = {
-    "max_steps": "training.epochs and data.limit.train decide how many steps there are",
-    "gradient_accumulation_steps": "training.global_batch_size is a step's rows, training.micro_batch_size a pass's",
-    "per_device_train_batch_size": "training.micro_batch_size is a pass's rows, training.global_batch_size a step's",
-    "batch_size": "training.global_batch_size is a step's rows, evaluation.batch_size those answered together",
-    "warmup_steps": "training.warmup_ratio is the share of a task's steps",
-    "lr_scheduler_type": "training.schedule is constant, linear or cosine",
-    "output_dir": "the folder is given as --out",
-    "bf16": "model.dtype is bfloat16 or float32",
-    "fp16": "model.dtype is bfloat16 or float32",
-}
-
-
-def translated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with the words of SAME under our names. Raises InputError where one is given twice."""
-    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-    for word, ours in SAME.items():
-        *section, key = word.split(".")
-        table = found.get(section[0]) if section else found
-        if not isinstance(table, dict) or key not in table:
-            continue
-        target, name = ours.split(".")
-        place = found.get(target) or {}
-        if not isinstance(place, Mapping):
-            continue  # the section itself is wrong, which is said elsewhere
-        if name in place:
-            raise InputError(f"{word} and {ours} are the same setting; give one of them")
-        found[target] = {**place, name: table[key]}
-        (found[section[0]] if section else found).pop(key)
-    return found
-
-
 def load_config(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
     """Read YAML (or take a mapping), apply `a.b=value` overrides, validate. Raises InputError with all problems.
 
     A file or folder of rows is the configuration of a run on them, with every other setting at its default.
 
-    Relative paths in a file count from the working directory, like paths on the command line.
+    Relative paths in a file count from the file's folder; those of overrides and of a mapping from the working
+    directory.
     """
-    if isinstance(source, Mapping):
-        place, values = "configuration", dict(source)
-    elif is_data(Path(source)):
-        place, values = str(source), {"name": _run_name(Path(source)), "data": {"path": str(source)}}
-    else:
-        place, values = str(source), read_yaml(Path(source))
-    if not all(isinstance(key, str) for key in values):
-        raise InputError(f"{place}: expected a mapping of settings by name")
-    values = translated(values)
-    for override in overrides:
-        apply_override(values, override)
+    place, values = _values(source, overrides)
     try:
         return Config(**values)
     except ValidationError as error:
-        lines = [f"  {line}" for line in problems(error, values, Config)]
-        raise InputError(f"{place}: {len(lines)} problem(s)\n" + "\n".join(lines)) from None
+        raise refusal(place, problems(error, values, Config)) from None
+
+
+def refuse_early(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Any:
+    """What `load_config` says of all but the methods' own settings, which takes no import of torch.
+
+    Returns the sections without the methods. Raises InputError with all problems outside of `method` and `contrast`.
+    """
+    place, values = _values(source, overrides)
+    try:
+        return _beside_methods()(**{key: value for key, value in values.items() if key not in METHODS_KEYS})
+    except ValidationError as error:
+        note = "(the methods' own settings are checked after these)" if values.keys() & set(METHODS_KEYS) else ""
+        raise refusal(place, problems(error, values, Config), note=note) from None
+
+
+METHODS_KEYS = ("method", "contrast")
+
+
+@cache
+def _beside_methods() -> type[Section]:
+    """A configuration without its methods: their settings stand in files that need torch."""
+    fields = {name: (field.annotation, field) for name, field in Config.model_fields.items()}
+    chosen: dict[str, Any] = {name: field for name, field in fields.items() if name not in METHODS_KEYS}
+    return create_model("BesideMethods", __base__=Section, **chosen)
+
+
+def refusal(place: str | Path, lines: list[str], *, note: str = "") -> InputError:
+    """All problems of a file as one message."""
+    return InputError("\n  ".join([f"{place}: {len(lines)} problem(s)", *lines, *filter(None, [note])]))
+
+
+def _values(source: str | Path | Mapping[str, Any], overrides: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    """What to call a source of settings, and the settings under our names, with overrides and places seen from here."""
+    if isinstance(source, Mapping):
+        values = dict(source)
+    elif is_data(Path(source)):
+        values = {"name": _run_name(Path(source)), "data": {"path": str(source)}}
+    else:
+        values = read_yaml(Path(source))
+    if not all(isinstance(key, str) for key in values):
+        raise InputError("configuration: expected a mapping of settings by name")
+    values, typed = translated(values), list(overrides)
+    for override in typed:
+        apply_override(values, override)
+    if isinstance(source, Mapping):
+        return "configuration", values
+    if is_data(Path(source)):
+        return str(source), values
+    return str(source), anchored(values, Path(source), [override.partition("=")[0].strip() for override in typed])
 
 
 def is_data(path: Path) -> bool:

@@ -36,6 +36,11 @@ def hide_other_lines() -> None:
         warnings.filterwarnings("ignore", category=kind)
 
 
+def first_line(*, quiet: bool) -> None:
+    """Say that a command begins, before the imports that take seconds."""
+    Console(quiet=quiet, highlight=False).print("loading torch and transformers")
+
+
 class Display:
     """Bars for a run. `quiet` (other processes than the first, and tests) shows nothing."""
 

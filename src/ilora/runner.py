@@ -23,11 +23,13 @@ from ilora.config import Config, load_config, read_yaml
 from ilora.data.duplicates import warnings
 from ilora.data.encoding import with_template
 from ilora.data.task import Task
+from ilora.early import config_of, refuse_existing, refuse_unfinished
 from ilora.environment import note_environment, use_threads
 from ilora.errors import IloraError, InputError
 from ilora.files import locked, write_atomic
 from ilora.in_memory import given_tasks, write_files
 from ilora.model.load import GivenModel, load_tokenizer
+from ilora.places import anchored
 from ilora.progress import Display
 from ilora.releases.change import open_run
 from ilora.report.html import write_report
@@ -89,7 +91,7 @@ def run(
     config, given = _with_model(_config_of(config, tasks), model, tokenizer)
     path = Path(out) if out is not None else Path("runs") / config.name
     accelerator = _accelerator(config, path)
-    on_main(accelerator, lambda: _refuse_existing(path))
+    on_main(accelerator, lambda: refuse_existing(path))
     given_rows = () if tasks is None else given_tasks(tasks, config, path / "data")
     config, loaded, files = given_rows or (config, load_tasks(config.data), {})
     config = resolve(config, loaded)
@@ -99,7 +101,7 @@ def run(
     with ExitStack() as held:
 
         def begin() -> None:
-            _refuse_existing(path)
+            refuse_existing(path)
             path.mkdir(parents=True)
             held.enter_context(locked(path, what="run"))
             write_files(files)
@@ -122,10 +124,11 @@ def _config_of(source: Config | Mapping[str, Any] | str | Path, tasks: Sequence[
     """A configuration, which needs no data of its own where tasks are given."""
     if isinstance(source, Config):
         return source
-    values = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
-    if tasks is not None:
-        given = {"tasks": [task.name for task in tasks], "path": None, "benchmark": None}
-        values["data"] = {**(values.get("data") or {}), **given}
+    if tasks is None:
+        return load_config(source)
+    values = dict(source) if isinstance(source, Mapping) else anchored(read_yaml(Path(source)), Path(source), ["data"])
+    given = {"tasks": [task.name for task in tasks], "path": None, "benchmark": None}
+    values["data"] = {**(values.get("data") or {}), **given}
     return load_config(values)
 
 
@@ -189,11 +192,9 @@ def add(
     """
     path = open_run(path, write_report)
     config, given = _with_model(_read_config(path), model, tokenizer)
-    results = path / "results.json"
     if config.stream != "sequential":
         raise InputError(f"{path}: a joint run has no next task; start a sequential one")
-    if not results.is_file() or not read_results(path).get("complete"):
-        raise InputError(f"{path}: not finished; `ilora resume {path}` first, then add")
+    refuse_unfinished(path)
     config, loaded, files = with_new_tasks(config, tasks, overrides, path)
     config = resolve(config, loaded)
     accelerator = _accelerator(config, path)
@@ -290,11 +291,6 @@ def _tracked(accelerator: Accelerator, config: Config) -> Iterator[None]:
         accelerator.trackers = []
 
 
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise InputError(f"{path}: exists already; `ilora resume {path}` goes on with it, --out names another folder")
-
-
 @contextmanager
 def _locked(path: Path, accelerator: Accelerator) -> Iterator[None]:
     """`files.locked`, held by the first process for all of them."""
@@ -309,4 +305,4 @@ def _write_config(path: Path, config: Config) -> None:
 
 
 def _read_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    return load_config(path / "config.yaml", overrides)
+    return load_config(config_of(path), overrides)

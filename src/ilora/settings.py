@@ -69,6 +69,11 @@ class ModelConfig(Section):
     liger: bool = Field(False, description="use liger-kernel's fused norms, rotary positions and gated MLPs (on a GPU)")
     trust_remote_code: bool = Field(False, description="run the Python code that comes with a model on the hub")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
 
 _PEFT_NAMES = ("lora_alpha", "lora_dropout")
 _MORE_OF_PEFT = (

@@ -49,6 +49,21 @@ def read_tasks(config: DataConfig) -> Iterator[Task]:
     return (prepared(read(), config) for _, read in readers(config))
 
 
+def refuse_missing(config: Any) -> None:
+    """Raises InputError where a place that the sections name is not there, before any row is read."""
+    tasks, path = config.data.tasks or [], config.data.path
+    for task in tasks:
+        for key in ("path", *SPLITS):
+            place = getattr(task, key)
+            if place is not None and not place.exists():
+                raise InputError(f"task '{task.name}', {key}: {place}: no such file or folder")
+    if path is not None and not path.exists() and not (tasks and all(task.placed for task in tasks)):
+        raise InputError(f"data.path: {path}: no such file or folder")
+    text = config.evaluation.perplexity_file
+    if text is not None and not text.is_file():
+        raise InputError(f"evaluation.perplexity_file: {text}: no such file")
+
+
 def readers(config: DataConfig, *, whole: bool = False) -> list[tuple[str, Callable[[], Task]]]:
     """The name of every task, and what reads its rows, before repeated ones are dropped (`prepared` does).
 
@@ -99,8 +114,13 @@ def reading_lines(tasks: Sequence[Task]) -> list[str]:
 def resolve(config: Config, tasks: list[Task]) -> Config:
     """The configuration with its stream spelled out and its paths absolute: what a resume months later needs."""
     chosen = config.data.tasks or [TaskConfig(name=task.name) for task in tasks]
-    placed = [_absolute(task) for task in chosen]
-    data = {"tasks": placed, "path": config.data.path.absolute() if config.data.path else None}
+    return placed(config.model_copy(update={"data": config.data.model_copy(update={"tasks": chosen})}))
+
+
+def placed(config: Config) -> Config:
+    """The configuration with absolute places."""
+    tasks = [_absolute(task) for task in config.data.tasks] if config.data.tasks else None
+    data = {"tasks": tasks, "path": config.data.path.absolute() if config.data.path else None}
     text = config.evaluation.perplexity_file
     return config.model_copy(
         update={

@@ -32,7 +32,7 @@ def write(make_config: MakeConfig, tmp_path: Path) -> Any:
 
 
 def jobs_of(file: Path, *overrides: str) -> list[Job]:
-    return expand(*read_sweep(file, overrides))
+    return expand(read_sweep(file, overrides), file)
 
 
 def test_every_combination_once_and_the_first_seed_and_order_first(write: Any) -> None:

@@ -18,7 +18,7 @@ from ilora.errors import IloraError, InputError
 from ilora.files import write_atomic
 from ilora.model.load import resolve
 from ilora.report.html import write_report
-from ilora.results.reader import read_results
+from ilora.results.reader import read_results, refuse_no_results
 
 SCHEMA = 1
 
@@ -99,9 +99,7 @@ def _number(value: Any) -> float | None:
 
 def _adapter(run: Path) -> Path:
     """The folder of the adapter that answers after the last task."""
-    for name in ("config.yaml", "results.json"):
-        if not (run / name).is_file():
-            raise InputError(f"{run}: not a run folder with results (no {name} in it)")
+    refuse_no_results(run)
     results = read_results(run)
     if not results.get("complete"):
         raise InputError(f"{run}: not finished; `ilora resume {run}` first")

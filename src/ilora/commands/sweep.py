@@ -45,8 +45,8 @@ def sweep(
     """
     if not 1 <= processes <= (os.cpu_count() or 1):
         raise InputError(f"--processes {processes}: allowed are 1 to {os.cpu_count()}, the cores of this machine")
-    asked, home = read_sweep(Path(file), overrides)
-    jobs = expand(asked, home)
+    asked = read_sweep(Path(file), overrides)
+    jobs = expand(asked, Path(file))
     book = Book(Path(out) if out is not None else Path("sweeps") / str(asked.name), jobs)
     book.refuse_changes()
     chosen = book.matching(only)

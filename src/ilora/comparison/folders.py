@@ -17,18 +17,14 @@ from ilora.comparison.schema import FinishedResults
 from ilora.data.task import Phase, Task
 from ilora.errors import InputError
 from ilora.present.numbers import number, plain
-from ilora.results.reader import Results, read_results, task_labels
+from ilora.results.reader import Results, read_results, refuse_no_place, task_labels
 from ilora.results.schema import validated
 from ilora.results.scores import BASE, prediction_file, read_records
 
 
 def run_folders(place: Path) -> list[Path]:
     """Those in or below `place`. Raises InputError where there is none."""
-    if not place.is_dir():
-        raise InputError(
-            f"{place}: no such folder or file; give a run folder, a folder with run folders in it, "
-            "or a file that --save made"
-        )
+    refuse_no_place(place)
     found = list(_below(place))
     if not found:
         raise InputError(f"{place}: no run folder in it (a run folder has config.yaml and results.json)")

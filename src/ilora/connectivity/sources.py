@@ -16,7 +16,9 @@ from ilora.config import Config, is_data, load_config
 from ilora.connectivity import space
 from ilora.connectivity.space import Adapter
 from ilora.data.task import Phase, Task, phases
+from ilora.early import refuse_no_adapters
 from ilora.errors import InputError
+from ilora.results.reader import refuse_no_results
 from ilora.stream import fingerprint, load_tasks
 from ilora.training.trajectory import Snapshot, snapshots
 
@@ -101,9 +103,7 @@ def file_name(label: str) -> str:
 
 def read_run(run: Path) -> tuple[Config, list[Task], dict[str, Any]]:
     """Configuration, tasks and results of a run folder. Raises InputError where it is none, or has none yet."""
-    for name in ("config.yaml", "results.json"):
-        if not (run / name).is_file():
-            raise InputError(f"{run}: not a run folder with results (no {name} in it)")
+    refuse_no_results(run)
     config = load_config(run / "config.yaml")
     try:
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
@@ -218,8 +218,7 @@ def _at(snapshot: Snapshot, variant: str, like: Adapter, label: str) -> Adapter:
 
 def from_adapters(folders: Sequence[Path], *, data: Path | None, model: str | None) -> Source:
     """Any two or three PEFT LoRA folders of one base model, evaluated on `data` (see `data_of`)."""
-    if not 2 <= len(folders) <= 3:
-        raise InputError(f"{len(folders)} adapters: give a run folder, or two or three adapter folders")
+    refuse_no_adapters(folders)
     labels = labels_of(folders)
     found = [space.read(folder, label=label) for folder, label in zip(folders, labels, strict=True)]
     bases = list(dict.fromkeys(adapter.base for adapter in found if adapter.base))

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ilora.early import ADAPTER, refuse_no_adapter
 from ilora.errors import IloraError, InputError
 from ilora.model.adapters import LowRank
 from ilora.model.identity import FILE
@@ -97,9 +98,8 @@ def base_alias(folder: Path) -> str | None:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        raise InputError(f"{folder}: not a PEFT adapter folder (no adapter_config.json in it)")
+    refuse_no_adapter(folder)
+    file = folder / ADAPTER
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

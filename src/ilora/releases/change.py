@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ilora.early import config_of, own_run
 from ilora.errors import InputError
 from ilora.files import locked
 from ilora.releases import journal, promotion, withdrawal
@@ -22,12 +23,8 @@ def open_run(path: str | Path, report: WriteReport) -> Path:
     report: writes report.html, where a rollback has to be finished.
     Raises InputError where it is no run folder, or a contrast run, whose run's lock and configuration rule over it.
     """
-    path = Path(path)
-    whole = path.absolute().parent.parent
-    if path.absolute().parent.name == "contrast" and (whole / "config.yaml").is_file():
-        raise InputError(f"{path}: a contrast run is a part of {whole}; name that one")
-    if not (path / "config.yaml").is_file():
-        raise InputError(f"{path}: not a run folder (no config.yaml in it)")
+    path = own_run(path)
+    config_of(path)
     if journal.under_way(path) is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError(f"{path}: a promotion or rollback was interrupted; `ilora history {path}` finishes it")

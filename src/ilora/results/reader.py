@@ -18,6 +18,22 @@ SUMMARY = ("OP", "BWT", "forgetting", "FWT", "plasticity")
 _PROSE = {"sequential": "sequential fine-tuning", "joint": "joint training"}  # as they read in a sentence
 
 
+def refuse_no_results(run: Path) -> None:
+    """Raises InputError for a folder that is not that of a run, or of one without results."""
+    for name in ("config.yaml", "results.json"):
+        if not (run / name).is_file():
+            raise InputError(f"{run}: not a run folder with results (no {name} in it)")
+
+
+def refuse_no_place(place: Path) -> None:
+    """Raises InputError where there is nothing to compare."""
+    if not place.exists():
+        raise InputError(
+            f"{place}: no such folder or file; give a run folder, a folder with run folders in it, "
+            "or a file that --save made"
+        )
+
+
 def method_title(results: Results, *, prose: bool = False) -> str:
     """How the method of a run is written: short for tables, or as it reads in a sentence."""
     method = plain(results.get("method", "?"), 24)

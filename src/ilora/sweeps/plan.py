@@ -14,11 +14,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from ilora.config import Config, apply_override, load_config, problems, read_yaml, translated
+from ilora.config import Config, apply_override, load_config, problems, read_yaml, refusal
 from ilora.errors import InputError
+from ilora.places import NAMES, PLACES, anchored, place_of
 from ilora.section import Section
 from ilora.settings import PositiveInt, method_label
 from ilora.stream import load_tasks, resolve
+from ilora.words import translated
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -112,37 +114,40 @@ def _safe(text: str) -> str:
     return clean if clean == text else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def read_sweep(path: Path, overrides: Iterable[str] = ()) -> tuple[SweepConfig, Path]:
-    """The file's content and the folder its `base` counts from. overrides: of the runs' settings."""
+def read_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
+    """The file's content. overrides: of the runs' settings. Raises InputError with all problems."""
     values = read_yaml(path)
     values.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]", "-", path.stem).lstrip("_.-")[:64] or "sweep")
-    config = values.get("config") or {}
+    config, overrides = values.get("config") or {}, list(overrides)
     if not isinstance(config, dict):
         raise InputError(f"{path}: config: expected a mapping of settings, found {config!r}")
     values["config"] = config
     for override in overrides:
         apply_override(config, override)
+    values["config"] = anchored(config, path, [override.partition("=")[0].strip() for override in overrides])
     try:
-        return SweepConfig(**values), path.parent
+        return SweepConfig(**values)
     except ValidationError as error:
-        lines = [f"  {line}" for line in problems(error, values, SweepConfig)]
-        raise InputError(f"{path}: {len(lines)} problem(s)\n" + "\n".join(lines)) from None
+        raise refusal(path, problems(error, values, SweepConfig)) from None
 
 
-def expand(sweep: SweepConfig, home: Path) -> list[Job]:
+def expand(sweep: SweepConfig, file: Path) -> list[Job]:
     """Every run, those of the first seed and order first, so that a part of a sweep is a whole comparison.
+
+    file: the sweep's, from whose folder its places count.
 
     Raises InputError for settings that no run can have, a task that is not in the stream, and two runs of one name.
     """
-    shared = _shared(sweep, home)
+    shared = _shared(sweep, file.parent)
+    methods = {label: anchored(entry, file) for label, entry in sweep.methods.items()}
     names = _task_names(shared)
     jobs = []
     for seed, (number, order) in itertools.product(sweep.seeds, enumerate(_orders(sweep, names), 1)):
-        for label, entry in sweep.methods.items():
+        for label, entry in methods.items():
             for settings in _grid(sweep, label, _merged(shared, entry)):
                 values = _merged(_merged(shared, entry), {"seed": seed, "contrast": []})
                 for key, value in settings.items():
-                    _place(values, key, value)
+                    _place(values, key, _seen(key, value, file))
                 values["data"]["tasks"] = _ordered(values["data"].get("tasks") or names, order)
                 jobs.append(Job(label, number, seed, _config(values, label), settings))
     _refuse_twins(jobs)
@@ -151,6 +156,8 @@ def expand(sweep: SweepConfig, home: Path) -> list[Job]:
 
 def _shared(sweep: SweepConfig, home: Path) -> dict[str, Any]:
     base = translated(read_yaml(home / sweep.base)) if sweep.base else {}
+    if sweep.base:  # its places count from its own folder; the sweep file's own, which replace them, are seen from here
+        base = anchored(base, home / sweep.base, list(_dotted(sweep.config)))
     values = _merged({"training": {"trajectory": 0}}, _merged(base, translated(sweep.config)))
     values["method"] = "sequential"  # a base file's own method and contrast have no part in a sweep
     values["contrast"] = []
@@ -158,6 +165,11 @@ def _shared(sweep: SweepConfig, home: Path) -> dict[str, Any]:
     values["data"] = resolved.dump()["data"]
     values["model"] = resolved.dump()["model"]
     return values
+
+
+def _dotted(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield from _dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else [f"{above}{key}"]
 
 
 def _task_names(shared: Mapping[str, Any]) -> list[Any]:
@@ -229,6 +241,12 @@ def _place(values: dict[str, Any], key: str, value: Any) -> None:
         section[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
         section = section[parent]
     section[leaf] = value
+
+
+def _seen(key: str, value: Any, file: Path) -> Any:
+    """A value of `settings`; a place as it is seen from the working directory."""
+    placed = key in (*PLACES, *NAMES) and isinstance(value, str)
+    return place_of(value, key, file, hub=key in NAMES) if placed else value
 
 
 def _refuse_twins(jobs: list[Job]) -> None:

@@ -1,0 +1,122 @@
+"""What a command can refuse at once: before torch and transformers are imported, which takes seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ilora.config import refuse_early
+from ilora.data.tables import SUFFIXES
+from ilora.errors import InputError
+from ilora.model.names import refuse_unknown_model
+from ilora.progress import first_line
+from ilora.results.reader import read_results, refuse_no_results
+from ilora.stream import refuse_missing
+
+FIRST = os.environ.get("RANK", "0") == "0"  # of several processes, the one that looks and speaks
+
+
+def before_run(config: Path, overrides: Iterable[str], out: Path | None, *, quiet: bool) -> None:
+    """Check what `run` is given, and say that it begins. Raises InputError."""
+    if FIRST:
+        found = refuse_early(config, overrides)
+        refuse_existing(out if out is not None else Path("runs") / found.name)
+        refuse_missing(found)
+        first_line(quiet=quiet)
+        from ilora.hub import refuse_unknown  # here, since it takes a second
+
+        refuse_unknown_model(found.model.name, found.model.revision)
+        for task in found.data.tasks or ():
+            if task.dataset is not None:
+                refuse_unknown(task.dataset, task.revision, kind="dataset")
+
+
+def before_resume(run: Path, overrides: Iterable[str], *, quiet: bool) -> None:
+    """Check what `resume` is given, and say that it begins. Raises InputError."""
+    if FIRST:
+        refuse_early(config_of(own_run(run)), overrides)
+        first_line(quiet=quiet)
+
+
+def before_add(run: Path, tasks: Sequence[str], *, quiet: bool) -> None:
+    """Check what `add` is given, and say that it begins. Raises InputError."""
+    if FIRST:
+        refuse_early(config_of(own_run(run)))
+        if not (run / "releases" / "pending.json").is_file():  # a rollback that is finished first
+            refuse_unfinished(run)
+        for item in tasks:
+            refuse_no_rows(item)
+        first_line(quiet=quiet)
+
+
+def before_reading(run: Path, *, quiet: bool) -> None:
+    """Check that a folder is that of a run, and say that the command begins. Raises InputError."""
+    refuse_no_results(run)
+    first_line(quiet=quiet)
+
+
+def before_connecting(places: Sequence[Path], *, quiet: bool) -> None:
+    """Check that these are a run, or adapters, and say that the command begins. Raises InputError."""
+    if len(places) == 1 and not (places[0] / ADAPTER).is_file():
+        refuse_no_results(places[0])
+    elif len(places) > 1:
+        refuse_no_adapters(places)
+    first_line(quiet=quiet)
+
+
+def before_check(source: Path, overrides: Iterable[str], *, quiet: bool) -> None:
+    """Check what `data check` is given, and say that it begins. Raises InputError."""
+    refuse_early(source, overrides)
+    first_line(quiet=quiet)
+
+
+ADAPTER = "adapter_config.json"
+
+
+def refuse_no_adapters(folders: Sequence[Path]) -> None:
+    """Raises InputError for anything but two or three adapters."""
+    if not 2 <= len(folders) <= 3:
+        raise InputError(f"{len(folders)} adapters: give a run folder, or two or three adapter folders")
+    for folder in folders:
+        refuse_no_adapter(folder)
+
+
+def refuse_no_adapter(folder: Path) -> None:
+    """Raises InputError for a folder that holds no PEFT adapter."""
+    if not (folder / ADAPTER).is_file():
+        raise InputError(f"{folder}: not a PEFT adapter folder (no {ADAPTER} in it)")
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises InputError where a new run's folder is there already."""
+    if path.exists():
+        raise InputError(f"{path}: exists already; `ilora resume {path}` goes on with it, --out names another folder")
+
+
+def refuse_unfinished(run: Path) -> None:
+    """Raises InputError for a run that has something left to do."""
+    if not (run / "results.json").is_file() or not read_results(run).get("complete"):
+        raise InputError(f"{run}: not finished; `ilora resume {run}` first, then add")
+
+
+def refuse_no_rows(task: str) -> None:
+    """Raises InputError for a task that is given as a path, where nothing is."""
+    if (os.sep in task or Path(task).suffix in SUFFIXES) and not Path(task).exists():
+        raise InputError(f"{task}: no such file or folder of rows")
+
+
+def own_run(path: str | Path) -> Path:
+    """A run folder that is not a part of another one, whose lock and configuration rule over it."""
+    path = Path(path)
+    whole = path.absolute().parent.parent
+    if path.absolute().parent.name == "contrast" and (whole / "config.yaml").is_file():
+        raise InputError(f"{path}: a contrast run is a part of {whole}; name that one")
+    return path
+
+
+def config_of(run: Path) -> Path:
+    """The configuration in a run's folder. Raises InputError where there is none."""
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run}: not a run folder (no config.yaml in it)")
+    return run / "config.yaml"
