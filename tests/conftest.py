@@ -15,6 +15,8 @@ from ilora.config import Config, load_config
 from ilora.report import write_report
 from tests.helpers import MakeConfig, task_rows, write_task
 
+pytest_plugins = ("tests.command",)  # the fixtures `ilora`, `refused` and `config`
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
