@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="A running vLLM or SGLang server: it loads this release, then drops the one before."
+    ),
+]
 Note = Annotated[str, typer.Option(help="Why, in a few words, for the history.")]
 
 
@@ -17,11 +26,22 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def promote(run: RunFolder, note: Note = "") -> None:
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Print warnings as lines of the command."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", category=UserWarning)
+        yield
+    for one in told:
+        typer.echo(f"warning: {one.message}", err=True)
+
+
+def promote(run: RunFolder, note: Note = "", server: Server = None) -> None:
     """Make the last finished phase the current release: RUN/releases/N, with RUN/current pointing at it."""
     from ilora.commands import releases
 
-    release = releases.promote(run, note=note)
+    with _warnings_told():
+        release = releases.promote(run, note=note, server=server)
     typer.echo(f"release {release.number} ({release.manifest.phase}) is the current one: {release.folder}")
 
 
@@ -31,11 +51,13 @@ def rollback(
         int | None, typer.Option(min=1, help="The release to go back to (default: the one before the current one).")
     ] = None,
     note: Note = "",
+    server: Server = None,
 ) -> None:
     """Go back to an earlier release, memory and method state included; the next `add` starts from there."""
     from ilora.commands import releases
 
-    release = releases.rollback(run, to=to, note=note)
+    with _warnings_told():
+        release = releases.rollback(run, to=to, note=note, server=server)
     typer.echo(
         f"release {release.number} ({release.manifest.phase}) is the current one, and the run is what it was then; "
         f"what came later is in {run / 'releases' / 'withdrawn'}"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ilora.early import config_of, own_run
-from ilora.errors import InputError
+from ilora.errors import IloraError, InputError
 from ilora.files import locked
 from ilora.releases import journal, promotion, withdrawal
 from ilora.releases.candidate import candidate
-from ilora.releases.store import Release, read_release, refuse_without_links
+from ilora.releases.server import Server
+from ilora.releases.store import Release, current, read_release, refuse_without_links
 
 WriteReport = Callable[[Path], object]
 
@@ -41,31 +43,68 @@ def _finish(run: Path, report: WriteReport) -> None:
         withdrawal.finish(run, pending, report)
 
 
-def promote(run: str | Path, *, gate: dict[str, Any] | None = None, note: str = "", report: WriteReport) -> Release:
+def promote(
+    run: str | Path,
+    *,
+    gate: dict[str, Any] | None = None,
+    note: str = "",
+    server: str | None = None,
+    report: WriteReport,
+) -> Release:
     """Make a release of the last finished phase, and the current one.
 
-    gate: what the gate found, as plain JSON. note: why, for the history.
-    Raises InputError, with nothing written, where the run is not finished or the phase is a release already.
+    gate: what the gate found, as plain JSON. note: why, for the history. server: the address of a vLLM or SGLang server
+    that loads the release, and then drops the one before.
+    Raises InputError, with nothing written, where the run is not finished or the phase is a release already, and
+    IloraError, with the current release as it was, where the server refuses.
     """
-    run = open_run(run, report)
+    run, serving = open_run(run, report), None if server is None else Server(server)
     with locked(run, what="run"):
         _finish(run, report)
         refuse_without_links(run)
-        journal.begin(run, promotion.prepare(candidate(run), gate=gate, note=note))
+        before = current(run)
+        journal.begin(run, promotion.prepare(candidate(run), gate=gate, note=note, server=serving))
         _finish(run, report)
-    return read_release(run)
+    release = read_release(run)
+    if serving is not None and before is not None:
+        _drop(serving, run, before)
+    return release
 
 
-def rollback(run: str | Path, *, to: int | None = None, note: str = "", report: WriteReport) -> Release:
+def rollback(
+    run: str | Path, *, to: int | None = None, note: str = "", server: str | None = None, report: WriteReport
+) -> Release:
     """Go back to an earlier release (default: the one before the current one), memory and method state included.
 
     The next `add` starts from there. What came later is kept in releases/withdrawn/.
-    Raises InputError, with nothing changed, where there is no such release or it is damaged.
+    server: as for `promote`; it loads the earlier release before anything changes.
+    Raises InputError, with nothing changed, where there is no such release or it is damaged, and IloraError where the
+    server refuses.
     """
-    run = open_run(run, report)
+    run, serving = open_run(run, report), None if server is None else Server(server)
     with locked(run, what="run"):
         _finish(run, report)
         refuse_without_links(run)
-        journal.begin(run, withdrawal.prepare(run, to, note=note))
+        before, pending = current(run), withdrawal.prepare(run, to, note=note)
+        if serving is not None:
+            _serve(serving, read_release(run, pending.number), run)
+        journal.begin(run, pending)
         _finish(run, report)
-    return read_release(run)
+    release = read_release(run)
+    if serving is not None and before is not None and before != release.number:
+        _drop(serving, run, before)
+    return release
+
+
+def _serve(server: Server, release: Release, run: Path) -> None:
+    if release.adapter is None:
+        raise InputError(f"{release.folder}: it answers with more than one adapter; no server takes it")
+    server.load(promotion.served_name(run, release.number), release.adapter)
+
+
+def _drop(server: Server, run: Path, number: int) -> None:
+    """Unload a release. The new one is current already, so a refusal is a warning."""
+    try:
+        server.unload(promotion.served_name(run, number))
+    except IloraError as error:
+        warnings.warn(f"{error}; release {number} is still served", stacklevel=3)

@@ -46,12 +46,14 @@ class Pending(Form):
 
     number: the release that becomes current.
     withdrawn: of a rollback, the number of the folder below releases/withdrawn/ that takes what is set aside.
+    server: of a promotion, the address of a server that must take the release first.
     """
 
     format: Annotated[int, known_version(FORMAT)] = FORMAT
     what: Literal["promote", "rollback"]
     number: int = Field(ge=1)
     withdrawn: int | None = None
+    server: str | None = None
     event: Event
 
 
@@ -124,8 +126,13 @@ def under_way(run: Path) -> Pending | None:
     return validated(Pending, content, str(path))
 
 
+def drop(run: Path) -> None:
+    """What was begun is not done: nothing of it is left."""
+    (run / "releases" / PENDING).unlink(missing_ok=True)
+    flush_folder(run / "releases")
+
+
 def finish(run: Path, pending: Pending) -> None:
     """The last step of all: a line in the history, and nothing is under way any more."""
     record(run, pending.event)
-    (run / "releases" / PENDING).unlink(missing_ok=True)
-    flush_folder(run / "releases")
+    drop(run)

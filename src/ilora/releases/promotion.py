@@ -17,15 +17,18 @@ from ilora.releases.candidate import Candidate, Part, phase_names
 from ilora.releases.card import card
 from ilora.releases.journal import Pending
 from ilora.releases.manifest import read_manifest, write_manifest
+from ilora.releases.server import Server
 from ilora.releases.store import current, list_releases, numbers, point_to, release_folder
 
 GROWING = ("adapters", "trajectory", "data", "contrast")  # folders of a run that get entries with time
 
 
-def prepare(candidate: Candidate, *, gate: dict[str, Any] | None, note: str) -> Pending:
+def prepare(candidate: Candidate, *, gate: dict[str, Any] | None, note: str, server: Server | None = None) -> Pending:
     """Write the release's folder under a scratch name. Raises InputError where the phase is a release already."""
     run = candidate.run
     _refuse_twice(candidate)
+    if server is not None and candidate.adapter is None:
+        raise InputError(f"{run}: {candidate.results['method']} answers with more than one adapter; no server takes it")
     number = max(numbers(run), default=0) + 1
     scratch = _scratch(run, number)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -46,17 +49,33 @@ def prepare(candidate: Candidate, *, gate: dict[str, Any] | None, note: str) -> 
         shutil.rmtree(scratch, ignore_errors=True)
         raise IloraError(f"{release_folder(run, number)}: cannot write the release: {error}") from error
     event = journal.new_event(run, "promote", read_manifest(scratch), candidate.results, note=note, gate=gate)
-    return Pending(what="promote", number=number, event=event)
+    return Pending(what="promote", number=number, server=server.url if server else None, event=event)
 
 
 def finish(run: Path, pending: Pending) -> None:
-    """Give the folder its name, and make it the current release."""
+    """Give the folder its name, and make it the current release.
+
+    Raises IloraError, with nothing left of the promotion, where a server does not take it.
+    """
     scratch, final = _scratch(run, pending.number), release_folder(run, pending.number)
     if not final.exists():
         scratch.rename(final)
         flush_folder(final.parent)
+    if pending.server is not None:
+        try:
+            Server(pending.server).load(served_name(run, pending.number), final / "adapter")
+        except IloraError:
+            final.rename(scratch)
+            journal.drop(run)
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
     point_to(run, pending.number)
     journal.finish(run, pending)
+
+
+def served_name(run: Path, number: int) -> str:
+    """The name under which a server has a release."""
+    return f"{run.resolve().name}-{number}"
 
 
 def entries(folder: Path) -> Iterator[str]:
