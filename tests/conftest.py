@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ilora import run
 from ilora.config import Config, load_config
 from ilora.report import write_report
 from tests.helpers import MakeConfig, task_rows, write_task
@@ -116,3 +117,11 @@ def make_config(tiny_model: Path, data: Path) -> MakeConfig:
         return load_config(values | sections, overrides)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two tasks with both of I-LoRA's adapters, trained enough that their answers score apart."""
+    tasks = "data.tasks=[{name: one, metric: edit}, {name: two, metric: edit}]"
+    config = make_config(tasks, "training.epochs=12", "training.learning_rate=0.02", "training.trajectory=4")
+    return run(config, tmp_path_factory.mktemp("finished") / "run", quiet=True).path

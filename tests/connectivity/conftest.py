@@ -1,13 +1,10 @@
-"""Adapters with known weights, a landscape on the tiny model, and a finished tiny run."""
+"""Adapters with known weights, and a landscape on the tiny model."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
-from ilora import run
 from ilora.connectivity.landscape import Landscape
 from ilora.connectivity.space import Adapter
 from ilora.model.adapters import LowRank
@@ -41,11 +38,3 @@ def landscape(make_config: MakeConfig) -> Landscape:
     """The tiny model with a slot, and the test rows of two tasks."""
     config = make_config("evaluation.batch_size=3")
     return Landscape(config, load_tasks(config.data)[:2], LAYERS, split="test")
-
-
-@pytest.fixture(scope="session")
-def finished(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two tasks with both of I-LoRA's adapters, trained enough that their answers score apart."""
-    tasks = "data.tasks=[{name: one, metric: edit}, {name: two, metric: edit}]"
-    config = make_config(tasks, "training.epochs=12", "training.learning_rate=0.02", "training.trajectory=4")
-    return run(config, tmp_path_factory.mktemp("connect") / "run", quiet=True).path

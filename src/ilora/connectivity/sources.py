@@ -103,6 +103,12 @@ def file_name(label: str) -> str:
 
 def read_run(run: Path) -> tuple[Config, list[Task], dict[str, Any]]:
     """Configuration, tasks and results of a run folder. Raises InputError where it is none, or has none yet."""
+    config, results = read_outcome(run)
+    return config, load_tasks(config.data), results
+
+
+def read_outcome(run: Path) -> tuple[Config, dict[str, Any]]:
+    """Configuration and results of a run folder, whose data need not be there. Raises InputError as `read_run`."""
     refuse_no_results(run)
     config = load_config(run / "config.yaml")
     try:
@@ -114,7 +120,7 @@ def read_run(run: Path) -> tuple[Config, list[Task], dict[str, Any]]:
     ]
     if missing:
         raise InputError(f"{run / 'results.json'}: not the results of a run (no {', '.join(missing)} in it)")
-    return config, load_tasks(config.data), results
+    return config, results
 
 
 def from_run(run: Path, *, pairs: str) -> Source:

@@ -16,7 +16,7 @@ from ilora.data.template import end_of_turn, in_template, refuse_without_text, s
 from ilora.errors import InputError
 from ilora.settings import DataConfig
 
-_LONGEST_AUTO = 128
+LONGEST_AUTO = 128  # tokens of an answer, at most, where the limit follows from the training answers
 _AT_ONCE = 1000  # rows tokenized together
 _ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -241,7 +241,7 @@ def answer_limit(task: Task, setting: int | str, longest: int, *, positions: int
     """
     limit = task.max_new_tokens or setting
     if not isinstance(limit, int):
-        limit = min(_LONGEST_AUTO, int(1.5 * longest) + 4)
+        limit = min(LONGEST_AUTO, int(1.5 * longest) + 4)
         return limit if positions is None else min(limit, max(longest, positions // 2))
     if positions is not None and limit >= positions:
         raise InputError(

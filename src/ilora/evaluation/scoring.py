@@ -82,6 +82,20 @@ def evaluate(
     notes: a method writes here, by row id, what belongs beside a row's prediction.
     Returns one record per row: id, prompt, prediction (raw text), parsed, reference, score in [0, 1], and its notes.
     """
+    made = answer(data, engine, encoder, batch_size=batch_size, notes=notes, advance=advance)
+    return [record(data, index, text) | noted for index, (text, noted) in enumerate(made)]
+
+
+def answer(
+    data: EvaluationSet,
+    engine: Engine,
+    encoder: Encoder,
+    *,
+    batch_size: int,
+    notes: dict[str, dict[str, Any]] | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[tuple[str, dict[str, Any]]]:
+    """The predicted text and the notes of every row, in their order, without a score. Arguments as in `evaluate`."""
     notes, accelerator = {} if notes is None else notes, engine.accelerator
     order = sorted(range(len(data.examples)), key=lambda index: -len(data.examples[index].prompt))
     mine = order[accelerator.process_index :: accelerator.num_processes]
@@ -111,7 +125,7 @@ def evaluate(
         engine.model.train(training)
     if accelerator.num_processes > 1:
         texts = gather_object(texts)
-    return [record(data, index, text) | noted for index, text, noted in sorted(texts, key=lambda item: item[0])]
+    return [(text, noted) for _, text, noted in sorted(texts, key=lambda item: item[0])]
 
 
 def record(data: EvaluationSet, index: int, text: str) -> dict[str, Any]:
@@ -129,16 +143,20 @@ def record(data: EvaluationSet, index: int, text: str) -> dict[str, Any]:
 
 def _generate(data: EvaluationSet, rows: list[int], engine: Engine, encoder: Encoder) -> list[str]:
     """Greedy continuation of each prompt up to end-of-text or the task's token limit."""
-    pad = encoder.pad
-    batch = collate(questions(data, rows, encoder), pad=pad, device=engine.device)
-    settings = GenerationConfig(
+    batch = collate(questions(data, rows, encoder), pad=encoder.pad, device=engine.device)
+    made = engine.generate(batch, greedy(encoder, data.max_new_tokens))
+    return [answer_text(row, encoder) for row in made.tolist()]
+
+
+def greedy(encoder: Encoder, max_new_tokens: int) -> GenerationConfig:
+    """The likeliest token each time, up to an end or the limit."""
+    return GenerationConfig(
         do_sample=False,
-        max_new_tokens=data.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         eos_token_id=list(encoder.ends),
-        pad_token_id=pad,
+        pad_token_id=encoder.pad,
         use_cache=True,
     )
-    return [answer_text(row, encoder) for row in engine.generate(batch, settings).tolist()]
 
 
 def questions(data: EvaluationSet, rows: Sequence[int], encoder: Encoder) -> list[Example]:

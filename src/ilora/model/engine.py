@@ -134,12 +134,15 @@ class Engine:
         finally:
             handle.remove()
 
-    def generate(self, batch: Batch, settings: GenerationConfig) -> Tensor:
-        """New token ids (rows, up to max_new_tokens), with the active adapter, soft prompt or routes."""
+    def generate(self, batch: Batch, settings: GenerationConfig, *, streamer: Any = None) -> Tensor:
+        """New token ids (rows, up to max_new_tokens), with the active adapter, soft prompt or routes.
+
+        streamer: a streamer of transformers, told of the tokens of a single row as they come.
+        """
         inputs = self._inputs(batch, whole=True).arguments
         inputs.pop("position_ids", None)  # generation counts on from the mask itself
         with self._as_written():
-            made: Tensor = self.model.generate(**inputs, generation_config=settings)
+            made: Tensor = self.model.generate(**inputs, generation_config=settings, streamer=streamer)
         # From embeddings, generation returns the new tokens alone.
         return made if "inputs_embeds" in inputs else made[:, batch.input_ids.shape[1] :]
 
