@@ -18,6 +18,14 @@ def plain(text: object, limit: int | None = None) -> str:
     return f"{line[: limit - 1 - tail]}…{line[len(line) - tail :]}"
 
 
+def clip(text: object, limit: int) -> str:
+    """The text without its middle: a prompt explains itself at its start and asks its question at its end."""
+    whole = "" if text is None else str(text).strip()
+    if len(whole) <= limit:
+        return whole or "(empty)"
+    return f"{whole[: limit // 2]}\n[… {len(whole) - limit} characters …]\n{whole[-(limit // 2) :]}"
+
+
 def points(score: float | None) -> str:
     """A score of 0..1 in points with one decimal; an en dash where there is none."""
     return "–" if score is None else f"{round(100 * score, 1) + 0.0:.1f}"

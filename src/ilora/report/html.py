@@ -11,7 +11,7 @@ import yaml
 
 from ilora.errors import InputError
 from ilora.files import write_atomic
-from ilora.present.numbers import number, plain, points
+from ilora.present.numbers import clip, number, plain, points
 from ilora.present.page import own_drawing, render_page
 from ilora.report.connectivity import connectivity
 from ilora.report.general import harness_rows, perplexity_rows, text_name
@@ -115,6 +115,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "harness": harness_rows([(run_dir, results), *zip(folders, contrast, strict=True)]),
         "costs": [run.get("cost") or {} for run in (results, *contrast)],
         "connectivity": connectivity(run_dir),
+        "diffs": sorted(path.name for path in (run_dir / "diffs").glob("*.html")),
         "config": config[:CONFIG_CHARACTERS],
     }
 
@@ -224,20 +225,12 @@ def _compare(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
     lost = [pair for pair, change in zip(pairs, changes, strict=True) if change <= -LOST]
     examples = [
         {
-            "prompt": _clip(before.get("prompt"), PROMPT_CHARACTERS),
-            "reference": _clip(before.get("reference"), ANSWER_CHARACTERS),
-            "then": _clip(before.get("prediction"), ANSWER_CHARACTERS),
-            "now": _clip(after.get("prediction"), ANSWER_CHARACTERS),
+            "prompt": clip(before.get("prompt"), PROMPT_CHARACTERS),
+            "reference": clip(before.get("reference"), ANSWER_CHARACTERS),
+            "then": clip(before.get("prediction"), ANSWER_CHARACTERS),
+            "now": clip(after.get("prediction"), ANSWER_CHARACTERS),
         }
         for before, after in lost[:limit]
     ]
     gained = sum(change >= LOST for change in changes)
     return {"lost": len(lost), "gained": gained, "compared": len(pairs), "examples": examples}
-
-
-def _clip(text: object, limit: int) -> str:
-    """The text without its middle: a prompt explains itself at its start and asks its question at its end."""
-    whole = "" if text is None else str(text).strip()
-    if len(whole) <= limit:
-        return whole or "(empty)"
-    return f"{whole[: limit // 2]}\n[… {len(whole) - limit} characters …]\n{whole[-(limit // 2) :]}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from ilora.data.task import Phase
 from ilora.errors import InputError
 from ilora.present.numbers import number, plain
 from ilora.results.schema import ResultsFile, validated
@@ -76,6 +77,14 @@ def changes(results: Results) -> list[str]:
             listed = ", ".join(f"{plain(key, 60)} {plain(value, 60)}" for key, value in settings.items())
             found.append(f"task {place} ({plain(task['name'])}) on: {listed}")
     return found
+
+
+def phase_labels(results: Results) -> list[str]:
+    """The labels of the phases in order, as file names have them: `02-fomc`. Raises InputError for a damaged name."""
+    names = results.get("phases")  # a run of an older version does not say
+    if names is None:
+        names = ["joint"] if results.get("stream") == "joint" else [task["name"] for task in results["tasks"]]
+    return [Phase(number, str(name), ()).label for number, name in enumerate(names, 1)]
 
 
 def near_chance(results: Results) -> dict[str, str]:
