@@ -24,10 +24,11 @@ FLOORS = (
     ("stream", "comparison"),
     ("training", "in_memory", "early"),
     ("connectivity", "check", "adding", "releases"),
+    ("answering", "diffs"),
     ("report", "sweeps"),
     ("runner",),
     ("commands",),
-    ("cli_inspect", "cli_releases"),
+    ("cli_inspect", "cli_releases", "cli_use"),
     ("cli",),
     ("__main__",),
 )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ilora.commands.compare import compare
     from ilora.commands.connect import connect, evaluate
     from ilora.commands.releases import history, promote, rollback
+    from ilora.commands.predict import predict
     from ilora.commands.sweep import sweep
     from ilora.data.examples import Batch, Example, Totals
     from ilora.data.task import Row, Task
@@ -47,6 +48,7 @@ __all__ = [
     "history",
     "load_config",
     "promote",
+    "predict",
     "resume",
     "rollback",
     "run",
@@ -60,6 +62,7 @@ _LATE = {
     "RunResult": "runner",
     "compare": "commands.compare",
     "connect": "commands.connect",
+    "predict": "commands.predict",
     "sweep": "commands.sweep",
     "history": "commands.releases",
     "promote": "commands.releases",

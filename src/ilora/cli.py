@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ilora import cli_releases
+from ilora import cli_use
 from ilora.cli_inspect import ConfigFile, Overrides, config_app, data_app, list_names
 
 if TYPE_CHECKING:
@@ -314,6 +315,9 @@ def general_command(
 
 
 cli_releases.register(app)
+app.command("diff")(cli_use.diff)
+app.command("ask")(cli_use.ask)
+app.command("predict")(cli_use.predict)
 app.command("list")(list_names)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")

@@ -1,0 +1,1 @@
+"""Answers from a finished run's weights: one question at a time, or a file of them."""
