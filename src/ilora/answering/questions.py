@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ilora.data import rows
+from ilora.data.forms import RowReader
+from ilora.data.rows import collect
 from ilora.data.tables import Entry, Problem
 from ilora.data.task import Row, Task
 from ilora.metrics.metrics import METRICS
@@ -25,23 +26,24 @@ class Question:
 
 
 def read_questions(entries: Iterable[Entry], source: str, task: Task | None) -> list[Question]:
-    """The questions in order. An entry is `{prompt}` or `{messages}`, with an answer or without, as `data/rows.py`.
+    """The questions in order. An entry is `{prompt}` or `{messages}` without an answer, or in any form of forms.py.
 
-    task: what judges the answers. Raises InputError that names the first ten entries that cannot be used.
+    task: what judges the answers. Raises InputError that names the entries that cannot be used.
     """
     found: list[Question] = []
+    reader = RowReader(place=source)
 
     def convert(entry: Any) -> Row:
-        found.append(_question(entry, task))
+        found.append(_question(entry, reader, task))
         return found[-1].row
 
-    rows.collect(entries, convert, source)
+    collect(entries, convert, source)
     return found
 
 
-def _question(entry: Any, task: Task | None) -> Question:
+def _question(entry: Any, reader: RowReader, task: Task | None) -> Question:
     whole, answered = _with_an_answer(entry)
-    row = rows.row(whole, rows.field_names(None, ""))
+    row = reader(whole)
     taken = [name for name in ADDED if name in entry]
     if taken:
         raise Problem(f"it has a field '{taken[0]}', which the answer would replace; rename it")
@@ -50,11 +52,11 @@ def _question(entry: Any, task: Task | None) -> Question:
         complaint = METRICS[task.metric].complaint(reference, task.choices)
         if complaint:
             raise Problem(f"its answer cannot be scored by {task.metric} as those of task '{task.name}': {complaint}")
-    return Question(Row(row.prompt, "", row.messages), reference, entry)
+    return Question(replace(row, answer=""), reference, entry)
 
 
 def _with_an_answer(entry: Any) -> tuple[Any, bool]:
-    """The entry in a form that `rows.row` takes, and whether the answer in it is its own."""
+    """The entry in a form that `RowReader` takes, and whether the answer in it is its own."""
     if not isinstance(entry, Mapping):
         return entry, True
     messages = entry.get("messages")
@@ -62,7 +64,7 @@ def _with_an_answer(entry: Any) -> tuple[Any, bool]:
         last = messages[-1]
         if isinstance(last, Mapping) and last.get("role") != "assistant":
             return {**entry, "messages": [*messages, {"role": "assistant", "content": _UNUSED}]}, False
-    if "prompt" in entry:
+    if "prompt" in entry and "completion" not in entry:
         answer = entry.get("answer")
         if answer is None or (isinstance(answer, str) and not answer.strip()):
             return {**entry, "answer": _UNUSED}, False
