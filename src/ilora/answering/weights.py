@@ -34,8 +34,8 @@ class RunWeights:
         self.answering = str(self.results["answers_with"])
         if not self.results["adapter"]:
             raise InputError(
-                f"{run}: method {self.results['method']} does not answer with one adapter, but with one for each task, a "
-                "choice among them, or prompts; it can be asked in its run alone, which keeps every prediction"
+                f"{run}: method {self.results['method']} does not answer with one adapter, but with one for each task, "
+                "a choice among them, or prompts; it can be asked in its run alone, which keeps every prediction"
             )
         labels = phase_labels(self.results)
         self.phases = [label for label in labels if (run / "adapters" / label / self.answering).is_dir()]
