@@ -65,6 +65,8 @@ class Asking:
         with Live(table, console=self.console, refresh_per_second=8):
             for adapter, text in zip(self.chosen, said, strict=True):
                 cut = self._reply(adapter, question, lambda piece, text=text: text.append(_printable(piece))) or cut  # type: ignore[misc]
+        if not self.console.is_terminal:
+            print()  # there, the table is without its last line end
         return cut
 
     def command(self, line: str) -> bool:

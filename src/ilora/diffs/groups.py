@@ -67,7 +67,9 @@ def _kinds(rows: Sequence[Change]) -> dict[str, Callable[[Change], str]]:
         above = [edge for edge in edges if edge >= words]
         if not above:
             return f"more than {edges[-1]} words"
-        return f"{below[-1] + 1} to {above[0]} words" if below else f"up to {above[0]} words"
+        if not below:
+            return f"up to {above[0]} words"
+        return f"{above[0]} words" if below[-1] + 1 == above[0] else f"{below[-1] + 1} to {above[0]} words"
 
     def beginning(row: Change) -> str:
         return plain(" ".join(row.prompt.split()[shared : shared + _WORDS]), 60) or "(nothing more)"

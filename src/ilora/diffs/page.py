@@ -39,7 +39,7 @@ def write_page(path: Path, found: Changes) -> None:
         graded=any(row.score_before not in (0, 1) for task in found.tasks for row in task.rows),
         tasks=summary(found),
         skipped=[plain(line) for line in found.skipped],
-        groups=[(plain(task.name), group) for task in found.tasks for group in groups(task, threshold=found.threshold)],
+        groups=[(plain(task.name), made) for task in found.tasks if (made := groups(task, threshold=found.threshold))],
         cut=cut,
         index=inert_json(_index(found)),
         parts=parts,
