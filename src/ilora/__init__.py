@@ -15,8 +15,8 @@ from ilora.settings import MethodConfig
 if TYPE_CHECKING:
     from ilora.commands.compare import compare
     from ilora.commands.connect import connect, evaluate
-    from ilora.commands.releases import history, promote, rollback
     from ilora.commands.predict import predict
+    from ilora.commands.releases import history, promote, rollback
     from ilora.commands.sweep import sweep
     from ilora.data.examples import Batch, Example, Totals
     from ilora.data.task import Row, Task
@@ -47,8 +47,8 @@ __all__ = [
     "evaluate",
     "history",
     "load_config",
-    "promote",
     "predict",
+    "promote",
     "resume",
     "rollback",
     "run",

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ilora import cli_releases
-from ilora import cli_use
+from ilora import cli_releases, cli_use
 from ilora.cli_inspect import ConfigFile, Overrides, config_app, data_app, list_names
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ Weights = Annotated[
     typer.Option(
         "--with",
         metavar="NAME",
-        help="base, a variant such as fast, phase:2, phase:2/fast or t:0.4 (default: the adapter that answers).",
+        help="base, a variant such as fast, phase:2, phase:2/fast, release:1 or t:0.4 (default: the adapter that "
+        "answers).",
     ),
 ]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Of an answer (default: as in the run's evaluation).")]
@@ -27,8 +28,8 @@ def diff(
         list[str] | None,
         typer.Argument(
             metavar="[A [B]]",
-            help="Phases, by number, label or `base`, or one other run folder (default: the last phase and the one "
-            "before; one phase: it and the last).",
+            help="Phases, by number, label, `base` or release:1, or one other run folder (default: the last phase and "
+            "the current release or the phase before; one phase: it and the last).",
         ),
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only this task. May be given several times.")] = None,
@@ -60,6 +61,9 @@ def ask(
     max_tokens: MaxTokens = None,
 ) -> None:
     """Ask a run's adapter, and compare its answers with those of the base model or of an earlier phase."""
+    from ilora.results.reader import refuse_no_results
+
+    refuse_no_results(path)  # before torch is imported
     from ilora.commands.ask import ask
 
     _interruptible(lambda: ask(path, question, weights=weights, max_tokens=max_tokens), "interrupted")
@@ -80,6 +84,9 @@ def predict(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no lines at the end.")] = False,
 ) -> None:
     """Answer every row of a file with a run's adapter."""
+    from ilora.early import before_reading
+
+    before_reading(path, quiet=quiet)
     from ilora.commands.predict import predict_command
 
     def work() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ilora import promote
 from ilora.answering.weights import RunWeights
 from ilora.connectivity import space
 from ilora.connectivity.space import Adapter
+from ilora.diffs.sides import both_sides
 from ilora.errors import InputError
 
 
@@ -54,6 +56,22 @@ def test_other_names_are_refused(name: str, finished: Path) -> None:
 def test_the_names_that_there_are(finished: Path) -> None:
     with pytest.raises(InputError, match=r"base, slow, fast, phase:1 to phase:2"):
         RunWeights(finished).named("medium")
+
+
+def test_releases(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
+    with pytest.raises(InputError, match="no release 1"):
+        RunWeights(run).named("release:1")
+    promote(run)
+    weights = RunWeights(run)
+    assert same(weights.named(None), space.read(finished / "adapters" / "02-two" / "slow"))
+    assert weights.named(None).label == weights.named("release:1").label == "release 1 (02-two)"
+    for name in ("release:2", "release:", "release:a"):
+        with pytest.raises(InputError, match="release"):
+            weights.named(name)
+    first, second = both_sides(run, ["1", "release:1"])
+    assert (first.label, second.label) == ("01-one", "02-two")
+    assert [side.label for side in both_sides(run, [])] == ["01-one", "02-two"]  # the release is the last phase
 
 
 def test_a_method_with_several_adapters_is_refused_by_name(finished: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from ilora.diffs.groups import groups
 from ilora.diffs.rows import changes
 from ilora.diffs.sides import both_sides
 from ilora.errors import InputError
+from ilora.releases.manifest import write_manifest
+from ilora.releases.store import point_to
 from ilora.report.html import write_report
 from tests.report.fake_run import results, write_run
 
@@ -201,3 +203,26 @@ def test_the_report_leads_to_the_page(run: Path, ilora: Command) -> None:
     assert "ilora diff" in write_report(run).read_text()
     ilora(run, "-q")
     assert 'href="diffs/01-notes..02-law.html"' in write_report(run).read_text()
+
+
+def test_the_current_release_is_what_the_last_phase_is_compared_with(run: Path) -> None:
+    for number, phase in ((1, "00-base"), (2, "01-notes")):
+        folder = run / "releases" / str(number)
+        folder.mkdir(parents=True)
+        content = {
+            "number": number,
+            "previous": None,
+            "phase": phase,
+            "phases": ["notes"],
+            "tasks": ["notes"],
+            "run": [],
+        }
+        empty = dict.fromkeys(("adapter", "base", "tokenizer_sha256", "template"))
+        told = {"method": "ilora", "answers_with": "slow", "steps": 1, "created": "now", "ilora": "0"}
+        write_manifest(folder, content | empty | told)
+    for number, label in ((1, "00-base"), (2, "01-notes")):
+        point_to(run, number)
+        assert [side.label for side in both_sides(run, [])] == [label, "02-law"]
+        assert both_sides(run, [f"release:{number}"])[0].label == label
+    with pytest.raises(InputError):
+        both_sides(run, ["release:3"])

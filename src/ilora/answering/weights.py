@@ -15,6 +15,7 @@ from ilora.connectivity.sources import read_outcome
 from ilora.connectivity.space import Adapter
 from ilora.data.encoding import LONGEST_AUTO
 from ilora.errors import InputError
+from ilora.releases.store import current, read_release
 from ilora.results.reader import check_results, phase_labels
 
 BASE = "base"
@@ -23,7 +24,8 @@ BASE = "base"
 class RunWeights:
     """A run's weights, read when they are asked for. Its data need not be there.
 
-    answering: the variant that answers. phases: the labels of the phases that have left adapters.
+    answering: the variant that answers. release: the number of the current one; None without releases.
+    phases: the labels of the phases that have left adapters.
     """
 
     def __init__(self, run: Path) -> None:
@@ -41,6 +43,7 @@ class RunWeights:
         self.phases = [label for label in labels if (run / "adapters" / label / self.answering).is_dir()]
         if not self.phases:
             raise InputError(f"{run}: no adapter in adapters/")
+        self.release = current(run)
 
     @property
     def variants(self) -> list[str]:
@@ -63,17 +66,22 @@ class RunWeights:
         )
 
     def named(self, name: str | None) -> Adapter:
-        """The adapter of a name; None: the one that answers. `base` is an adapter that changes nothing.
+        """The adapter of a name; None: the current release's, or the one that answers after the last phase.
+
+        `base` is an adapter that changes nothing.
 
         Raises InputError, with the names that there are, for any other.
         """
-        kind, _, rest = (self.answering if name is None else name).partition(":")
+        now = self.answering if self.release is None else f"release:{self.release}"
+        kind, _, rest = (now if name is None else name).partition(":")
         if kind == BASE and not rest:
             return Adapter(BASE, {})
         if kind == "phase":
             return self._of_phase(rest)
         if kind == "t":
             return self._between(rest)
+        if kind == "release":
+            return self._of_release(rest)
         if not rest and kind in self.variants:
             return self._read(self.phases[-1], kind)
         raise InputError(f"{self.run}: no weights {name!r}; there are {self.allowed}")
@@ -87,6 +95,14 @@ class RunWeights:
         if variant and not (self.run / "adapters" / label / variant).is_dir():
             raise InputError(f"{self.run}: no variant {variant!r} after {label}; there are {', '.join(self.variants)}")
         return self._read(label, variant or self.answering)
+
+    def _of_release(self, number: str) -> Adapter:
+        if not number.isdigit():
+            raise InputError(f"release {number!r}: a number is needed, such as release:1")
+        release = read_release(self.run, int(number))
+        if release.adapter is None:
+            raise InputError(f"{release.folder}: it holds no adapter that answers")
+        return space.read(release.adapter, label=f"release {number} ({release.manifest.phase})")
 
     def _between(self, text: str) -> Adapter:
         try:

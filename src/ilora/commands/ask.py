@@ -23,6 +23,7 @@ HELP = """Every line is a question of its own: earlier ones are not remembered.
   {variants}     a variant of the method, after the last phase
   /phase 2         the adapter after a phase, by number or label; /phase 2/{first}: a variant of it
   /t 0.4           a point between the adapters of the last two phases
+  /release 3       the adapter of a release
   /side A B        two of them side by side, such as /side base {first} or /side phase:1 phase:2
   /both            the base model beside the adapter that answers now
   /help, /quit     also Ctrl-D; Ctrl-C stops an answer"""
@@ -90,7 +91,7 @@ class Asking:
             if len(rest) != 2:
                 raise InputError("/side takes two names, such as /side base phase:1")
             return [self.weights.named(one) for one in rest]
-        if name in ("phase", "t"):
+        if name in ("phase", "release", "t"):
             if len(rest) != 1:
                 raise InputError(f"/{name} takes one value, such as /{name} {'0.4' if name == 't' else '2'}")
             return [self.weights.named(f"{name}:{rest[0]}")]

@@ -52,7 +52,10 @@ class Stages:
         return Stages(run, results, labels)
 
     def find(self, name: str) -> Side | None:
-        """The stage of a name: `2`, `02-fomc`, `fomc`, `base` or `0`; None where the run has none of that name."""
+        """The stage of a name: `2`, `02-fomc`, `fomc`, `base` or `0`, `release:3`; None where there is none."""
+        kind, _, number = name.partition(":")
+        if kind == "release" and number.isdigit():
+            name = _phase_of_release(self.run, int(number))
         for label in self.labels:
             number, _, task = label.partition("-")
             if name in (label, task, number, str(int(number))):
@@ -75,7 +78,8 @@ class Stages:
 
 
 def both_sides(run: Path, names: Sequence[str]) -> tuple[Side, Side]:
-    """The two that are meant: none named: the last phase and the one before; one: it and the last phase; two: they.
+    """The two that are meant: none named: the last phase and the current release
+    or the phase before; one: it and the last phase; two: they.
 
     The only name may also be another run's folder: then both are taken as they ended. Raises InputError.
     """
@@ -88,12 +92,32 @@ def both_sides(run: Path, names: Sequence[str]) -> tuple[Side, Side]:
     elif names:
         first, second = stages.named(names[0]), stages.side(stages.labels[-1])
     elif len(stages.labels) > 1:
-        first, second = (stages.side(label) for label in stages.labels[-2:])
+        last = stages.labels[-1]
+        first, second = stages.side(_released(stages) or stages.labels[-2]), stages.side(last)
     else:
         raise InputError(f"{run}: predictions of {stages.labels[0]} alone; a comparison needs two phases")
     if first.label == second.label:
         raise InputError(f"{run}: {first.label} on both sides; name two phases")
     return first, second
+
+
+def _released(stages: Stages) -> str | None:
+    """The label of the current release's phase, where that has predictions and is not the last one; else None."""
+    if not (stages.run / "releases").is_dir():
+        return None
+    from ilora.releases.store import current  # here, since it brings torch along
+
+    number = current(stages.run)
+    label = None if number is None else _phase_of_release(stages.run, number)
+    return label if label in stages.labels[:-1] else None
+
+
+def _phase_of_release(run: Path, number: int) -> str:
+    """The label of the last phase of a release. Raises InputError where there is no such release."""
+    from ilora.releases.manifest import read_manifest
+    from ilora.releases.store import release_folder
+
+    return read_manifest(release_folder(run, number)).phase
 
 
 def titles(first: Side, second: Side) -> tuple[str, str]:
