@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ilora.commands.connect import connect, evaluate
     from ilora.commands.predict import predict
     from ilora.commands.releases import history, promote, rollback
+    from ilora.commands.export import export
     from ilora.commands.sweep import sweep
     from ilora.data.examples import Batch, Example, Totals
     from ilora.data.task import Row, Task
@@ -46,6 +47,7 @@ __all__ = [
     "connect",
     "evaluate",
     "history",
+    "export",
     "load_config",
     "predict",
     "promote",
@@ -68,6 +70,7 @@ _LATE = {
     "promote": "commands.releases",
     "rollback": "commands.releases",
     "evaluate": "commands.connect",
+    "export": "commands.export",
     "Batch": "data.examples",
     "Example": "data.examples",
     "Totals": "data.examples",

@@ -9,8 +9,8 @@ from jinja2 import TemplateError
 
 from ilora.errors import InputError
 
-_DATE = "26 Jul 2024"  # as Llama 3's template has it where none is given
-_DATED = f"{{%- macro strftime_now(format) -%}}{_DATE}{{%- endmacro -%}}"  # in place of the function of that name
+DATE = "26 Jul 2024"  # as Llama 3's template has it where none is given
+_DATED = f"{{%- macro strftime_now(format) -%}}{DATE}{{%- endmacro -%}}"  # in place of the function of that name
 _PROBE = ({"role": "user", "content": "question"},)
 
 
@@ -30,7 +30,7 @@ def in_template(
             tools=list(tools) or None,
             tokenize=False,
             add_generation_prompt=asks,
-            date_string=_DATE,
+            date_string=DATE,
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:  # a template may fail in any of its expressions
         raise TemplateError(f"{type(error).__name__}: {error}") from error

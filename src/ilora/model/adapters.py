@@ -251,6 +251,9 @@ def load_state(model: PeftModel, tensors: dict[str, Tensor], *, first: str) -> N
 def save(model: PeftModel, folder: Path, adapters: Sequence[str]) -> None:
     """Write each adapter as an ordinary PEFT folder, `folder/<adapter>`."""
     model.save_pretrained(str(folder), selected_adapters=list(adapters), save_embedding_layers=False)
+    (folder / "README.md").unlink(
+        missing_ok=True
+    )  # PEFT's empty form; `ilora export` writes a card that says something
 
 
 def save_sum(model: PeftModel, folder: Path, chosen: Sequence[str], *, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ilora.errors import InputError
 from ilora.files import write_atomic
 from ilora.model.names import ALIASES, absolute
 from ilora.settings import ModelConfig
@@ -43,6 +45,17 @@ class BaseModel:
         revision = config.revision or (found if isinstance(found, str) else None)
         return BaseModel(name, revision, alias, weights_sha256(model))
 
+    @staticmethod
+    def read(folder: Path) -> BaseModel:
+        """From an adapter's folder. Raises InputError where it has none, or one that is damaged."""
+        file = folder / FILE
+        try:
+            return BaseModel(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{file}: says which base model the adapter belongs to, and cannot be read: {error}"
+            ) from None
+
     def write(self, folder: Path) -> None:
         """Into an adapter's folder."""
         write_atomic(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
@@ -50,11 +63,15 @@ class BaseModel:
 
 def weights_sha256(model: nn.Module) -> str:
     """SHA-256 over names and bytes of all weights, shared ones once (1.7 GB/s on two cores)."""
-    named = sorted(model.named_parameters(), key=lambda entry: entry[0])
+    named = dict(model.named_parameters())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing holds no lock
-        digests = list(pool.map(lambda entry: _digest(entry[1]), named))
+        return joined_sha256(dict(zip(named, pool.map(tensor_sha256, named.values()), strict=True)))
+
+
+def joined_sha256(digests: Mapping[str, str]) -> str:
+    """The hash of all weights, from each one's (`tensor_sha256`) by name."""
     found = hashlib.sha256()
-    for (name, _), digest in zip(named, digests, strict=True):
+    for name, digest in sorted(digests.items()):
         found.update(f"{name} {digest}\n".encode())
     return found.hexdigest()
 
@@ -70,7 +87,8 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _digest(tensor: Tensor) -> str:
+def tensor_sha256(tensor: Tensor) -> str:
+    """SHA-256 over type, shape and bytes."""
     plain: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     found.update(memoryview(plain))
