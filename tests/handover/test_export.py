@@ -157,10 +157,10 @@ def test_a_folder_of_the_hubs_cache_is_its_hub_id(finished: Path, tmp_path: Path
     adapter = tmp_path / "adapter"
     shutil.copytree(finished / "adapters" / "02-two" / "slow", adapter)
     noted = json.loads((adapter / "base_model.json").read_text())
-    place = "/home/me/.cache/huggingface/hub/models--owner--a--model/snapshots/0123"
+    place = "/home/me/.cache/huggingface/hub/models--owner--model/snapshots/0123"
     (adapter / "base_model.json").write_text(json.dumps(noted | {"name": place}))
     source = replace(from_run(finished), adapter=adapter)
-    assert (source.base.name, source.base.revision, source.base_on_hub) == ("owner/a--model", "0123", True)
+    assert (source.base.name, source.base.revision, source.base_on_hub) == ("owner/model", "0123", True)
 
 
 def test_texts_of_others_stay_texts(finished: Path) -> None:

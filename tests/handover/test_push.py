@@ -45,7 +45,10 @@ class Answers(BaseHTTPRequestHandler):
             self.server.created = json.loads(body)
             return self._send(200, {"url": f"{self.server.address}/owner/name"})
         if "/preupload/" in self.path:
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
             return self._send(200, {"files": files})
         if self.path == "/api/validate-yaml":
             return self._send(200, {"errors": [], "warnings": []})
