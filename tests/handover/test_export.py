@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ilora import InputError, cli, run
 from ilora.commands.export import export
@@ -182,6 +182,27 @@ def test_texts_of_others_stay_texts(finished: Path) -> None:
         tables = [line for line in body.splitlines() if line.startswith("|")]
         cells = {len(re.findall(r"(?<!\\)\|", line)) for line in tables}
         assert cells == {9, 6}
+
+
+def test_a_quantized_base_is_loaded_as_the_run_did(finished: Path) -> None:
+    source = from_run(finished, base="owner/model")
+    model = source.config.model.model_copy(update={"quantization": "4bit"})
+    quantized = replace(source, config=source.config.model_copy(update={"model": model}))
+    lines = re.search(
+        r"```python\n(.*?)```", card(quantized, asking(source), kind="peft", wishes=PLAIN), flags=re.DOTALL
+    )
+    assert lines is not None
+    compile(lines[1], "README.md", "exec")
+    asked = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    written = re.search(r"weights = (.*)", lines[1])
+    assert written is not None
+    made = eval(written[1], {"BitsAndBytesConfig": BitsAndBytesConfig, "torch": torch})
+    assert made.to_dict() == asked.to_dict()
 
 
 def test_an_earlier_phase_has_its_own_scores(finished: Path, tmp_path: Path) -> None:

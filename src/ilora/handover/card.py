@@ -24,6 +24,12 @@ from ilora.present.numbers import count, markdown, markdown_text, plain, points
 from ilora.results.reader import method_title
 
 LIBRARIES = {"peft": "peft", "merged": "transformers", "gguf": "gguf"}
+_QUANTIZED = {  # as `model/load.py` reads such a base
+    "none": "",
+    "8bit": "load_in_8bit=True",
+    "4bit": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
+    "bnb_4bit_compute_dtype=torch.{dtype}",
+}
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 
 
@@ -55,6 +61,7 @@ def card(source: Source, asked: Asking, *, kind: str, wishes: Wishes) -> str:
             scores=_scores(source.tasks),
             data=_data(source),
             settings=_settings(source),
+            quantized=_QUANTIZED[source.config.model.quantization].format(dtype=source.config.model.dtype),
             rank=_rank(source.adapter) if kind == "peft" else None,
             version=version("ilora"),
         )
