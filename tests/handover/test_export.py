@@ -96,6 +96,9 @@ def test_the_card_writes_prompts_as_the_run_did(
     config = make_config("data.tasks=[one]", f"data.template={template}", "data.max_length=128", "method=sequential")
     made = run(config, tmp_path / "run", quiet=True)
     folder = export(made.path, tmp_path / "folder", kind="peft").folder
+    modelfile = (folder / "README.md").read_text(encoding="utf-8").partition("FROM path")[2]
+    alpaca = '### Instruction:\n{{ .Prompt }}\n\n### Response:\n"""'
+    assert (alpaca in modelfile, "TEMPLATE" in modelfile) == (template == "alpaca", template == "alpaca")
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
     exec(compile(snippet(folder, tiny_model), "README.md", "exec"), names)
