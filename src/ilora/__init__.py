@@ -15,9 +15,9 @@ from ilora.settings import MethodConfig
 if TYPE_CHECKING:
     from ilora.commands.compare import compare
     from ilora.commands.connect import connect, evaluate
+    from ilora.commands.export import export
     from ilora.commands.predict import predict
     from ilora.commands.releases import history, promote, rollback
-    from ilora.commands.export import export
     from ilora.commands.sweep import sweep
     from ilora.data.examples import Batch, Example, Totals
     from ilora.data.task import Row, Task
@@ -46,8 +46,8 @@ __all__ = [
     "compare",
     "connect",
     "evaluate",
-    "history",
     "export",
+    "history",
     "load_config",
     "predict",
     "promote",

@@ -16,8 +16,11 @@ def export_run(
     kind: Annotated[
         str, typer.Option("--as", help="peft, merged (a whole model) or gguf (an adapter for llama.cpp).")
     ] = "peft",
+    release: Annotated[
+        int | None, typer.Option(min=1, help="Which release (default: the current one, where there is one).")
+    ] = None,
     phase: Annotated[
-        str | None, typer.Option(help="After which task: 03-fomc, 3 or fomc (default: the last finished one).")
+        str | None, typer.Option(help="After which task: 03-fomc, 3 or fomc (default: the release, or the last task).")
     ] = None,
     variant: Annotated[
         str | None, typer.Option(help="Which adapter, such as slow (default: the one that answers).")
@@ -37,7 +40,14 @@ def export_run(
 
     if private and push is None:
         raise InputError("--private: it is for --push")
-    chosen: dict[str, Any] = {"kind": kind, "phase": phase, "variant": variant, "base": base, "licence": license_}
+    chosen: dict[str, Any] = {
+        "kind": kind,
+        "phase": phase,
+        "variant": variant,
+        "base": base,
+        "licence": license_,
+        "release": release,
+    }
     try:
         made = export(path, to, languages=language or (), push_to=push, private=private, **chosen)
     except KeyboardInterrupt:  # here, because typer would end without a word

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from ilora import export
 from ilora.cli import app
 from ilora.errors import InputError
 from ilora.releases.store import current
@@ -34,3 +35,16 @@ def test_the_commands(two_releases: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (found["current"], found["events"][-1]["left"]) == (1, 2)
     with pytest.raises(InputError, match="02-two is release 1 already"):
         ilora("promote", str(two_releases))
+
+
+def test_export_hands_the_current_release_over(two_releases: Path, tmp_path: Path) -> None:
+    made = export(two_releases, tmp_path / "now")
+    first = export(two_releases, tmp_path / "first", release=1)
+    for exported, number, tasks in ((made, 2, ["one", "two", "three"]), (first, 1, ["one", "two"])):
+        release = two_releases / "releases" / str(number) / "adapter"
+        weights = "adapter_model.safetensors"
+        assert (exported.folder / weights).read_bytes() == (release / weights).read_bytes()
+        card = (exported.folder / "README.md").read_text()
+        assert [name in card for name in ("three", "two", "one")] == [name in tasks for name in ("three", "two", "one")]
+    with pytest.raises(InputError, match="--release"):
+        export(two_releases, tmp_path / "both", release=1, phase="one")

@@ -15,7 +15,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from ilora.config import Config, load_config
 from ilora.errors import InputError
 from ilora.model.identity import BaseModel
-from ilora.model.load import ALIASES, resolve
+from ilora.model.load import resolve
+from ilora.model.names import ALIASES
 from ilora.present.numbers import number
 from ilora.results.reader import Results, read_results
 from ilora.settings import ModelConfig
@@ -148,6 +149,11 @@ def from_run(run: Path, *, phase: str | None = None, variant: str | None = None,
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: no adapter there; there are {', '.join(labels) or 'none'}")
     source = Source(folder, load_config(run / "config.yaml"), results, int(label.partition("-")[0]), chosen)
+    return with_base(source, base)
+
+
+def with_base(source: Source, base: str | None) -> Source:
+    """The same with the base model's hub id, where one is given. Raises InputError for what cannot be it."""
     return source if base is None else replace(source, hub_id=_checked(base, source))
 
 
