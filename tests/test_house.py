@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1] / "src" / "ilora"
 # From the ground up. A room is a folder or a file of the package; it may import from rooms of lower floors only.
 FLOORS = (
     ("errors",),
-    ("registry", "files", "progress", "present", "section", "hub"),
+    ("registry", "files", "present", "section", "hub"),
+    ("progress", "stopping"),
     ("settings",),
     ("data", "environment", "changes"),
     ("kernels", "replay", "metrics"),

@@ -16,7 +16,7 @@ from ilora.evaluation.scoring import evaluate
 from ilora.files import write_atomic
 from ilora.methods.base import Method
 from ilora.model import adapters
-from ilora.progress import Bar, Display
+from ilora.progress import ANSWERS, Bar, Display
 from ilora.results.scores import BASE, perplexity_file, prediction_file
 from ilora.training.encoded import EncodedStream
 from ilora.training.interrupt import StopRequest
@@ -55,7 +55,8 @@ class StreamEvaluator:
         Returns whether a prediction file was missing.
         """
         jobs = [job for job in self._jobs(index) if not self._is_there(job.file)]
-        with self.display.bar(f"evaluating after {self.label(index)}", sum(map(self._rows, jobs))) as bar:
+        title = f"evaluating after {self.label(index)}"
+        with self.display.bar(title, sum(map(self._rows, jobs)), kind=ANSWERS) as bar:
             for job in jobs:
                 earlier = self._fixed_answers(index, job)
                 if earlier is None:
@@ -67,6 +68,10 @@ class StreamEvaluator:
         if index in (0, len(self.stream.phases)):
             self._measure_perplexity(index)
         return bool(jobs)
+
+    def missing_rows(self, index: int) -> int:
+        """Rows to be answered after phase `index`, as far as this process sees."""
+        return sum(self._rows(job) for job in self._jobs(index) if not job.file.is_file())
 
     def label(self, index: int) -> str:
         """The name of phase `index` in files and messages."""
