@@ -115,9 +115,19 @@ def test_each_row_once_an_epoch_and_a_smaller_last_batch() -> None:
     assert len({tuple(order) for order in orders}) == 3
 
 
+@pytest.mark.parametrize(("most", "expected"), [(1, 1), (3, 3), (4, 4), (9, 9), (10, 9)])
+def test_at_most_so_many_steps_are_the_first_ones(most: int, expected: int) -> None:
+    whole = Plan(seed=0, task="one", rows=10, batch=4, epochs=3)
+    plan = replace(whole, most=most)
+    assert plan.steps == expected
+    assert list(plan.batches()) == list(whole.batches())[:expected]
+    assert [plan.epoch(number) for number, _, _ in plan.batches()] == [epoch for _, epoch, _ in plan.batches()]
+
+
+@pytest.mark.parametrize("most", [None, 5])
 @pytest.mark.parametrize("first", range(1, 11))
-def test_a_resume_is_a_slice_of_the_plan(first: int) -> None:
-    plan = Plan(seed=3, task="one", rows=10, batch=4, epochs=3)
+def test_a_resume_is_a_slice_of_the_plan(first: int, most: int | None) -> None:
+    plan = Plan(seed=3, task="one", rows=10, batch=4, epochs=3, most=most)
     assert list(plan.batches(first)) == list(plan.batches())[first - 1 :]
 
 

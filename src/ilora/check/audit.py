@@ -26,6 +26,7 @@ from ilora.data.near import THRESHOLD, near_duplicates
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
 from ilora.metrics.metrics import METRICS
+from ilora.settings import TrainingConfig
 from ilora.stream import prepared, readers, reading_notes
 
 Report = dict[str, Any]
@@ -294,12 +295,13 @@ def config_of(source: Path, overrides: Sequence[str]) -> Config:
 def summarised(reports: Sequence[Report], config: Config, *, timed: bool = False) -> Report:
     """All reports, with the tokens to train on; timed: and how long that takes here, by plain fine-tuning."""
     counted = [report for report in reports if report["tokens"]]
-    tokens = config.training.epochs * sum(map(_trained, counted)) if counted else None
+    tokens = sum(_trained(report, config.training) for report in counted) if counted else None
     summary: Report = {
         "tasks": list(reports),
         "failed": failed(reports),
         "model": config.model.name,
         "epochs": config.training.epochs,
+        "max_steps": config.training.max_steps,
         "train_tokens": tokens,
         "tokens_per_second": None,
         "seconds": None,
@@ -310,13 +312,14 @@ def summarised(reports: Sequence[Report], config: Config, *, timed: bool = False
         limit, seconds = config.data.max_length, 0.0
         lengths = [min(max(report["tokens"]["median"], 2), limit) for report in counted]
         for report, speed in zip(counted, tokens_per_second(config, lengths), strict=True):
-            seconds += config.training.epochs * _trained(report) / speed
+            seconds += _trained(report, config.training) / speed
         summary |= {"tokens_per_second": round(tokens / seconds, 1), "seconds": round(seconds)}
     return summary
 
 
-def _trained(report: Report) -> int:
-    """Tokens of an epoch of the rows that a run would train on."""
+def _trained(report: Report, training: TrainingConfig) -> int:
+    """Tokens that a run would train on: of its rows, in all epochs, within `max_steps`."""
     rows: int = report["rows"]["train"]
     used: int = report["run"]["rows"]["train"] if report["run"] else rows
-    return int(report["tokens"]["train"] * used / max(1, rows))
+    passed = min(training.epochs * used, (training.max_steps or math.inf) * training.global_batch_size)
+    return int(report["tokens"]["train"] * passed / max(1, rows))

@@ -40,7 +40,9 @@ def check_table(summary: Mapping[str, Any]) -> Table:
 def _effort(summary: Mapping[str, Any]) -> str:
     if summary["train_tokens"] is None:
         return ""
-    line = f"\n{summary['train_tokens']:,} tokens to train on in {summary['epochs']} epochs ({plain(summary['model'])})"
+    most = f", at most {summary['max_steps']} steps a task" if summary["max_steps"] else ""
+    amount = f"{summary['train_tokens']:,} tokens to train on in {summary['epochs']} epochs{most}"
+    line = f"\n{amount} ({plain(summary['model'])})"
     if summary["seconds"] is None:
         return line
     minutes = summary["seconds"] / 60

@@ -27,13 +27,17 @@ from ilora.training.optim import schedule
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of a task's rows: made from (seed, task, epoch) alone, so that a resume is a slice of it."""
+    """The order of a task's rows: made from (seed, task, epoch) alone, so that a resume is a slice of it.
+
+    most: steps, at most; None: those of all epochs.
+    """
 
     seed: int
     task: str
     rows: int
     batch: int
     epochs: int
+    most: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,15 +47,22 @@ class Plan:
     @property
     def steps(self) -> int:
         """Optimizer steps of the task."""
-        return self.steps_per_epoch * self.epochs
+        whole = self.steps_per_epoch * self.epochs
+        return whole if self.most is None else min(whole, self.most)
+
+    def epoch(self, step: int) -> int:
+        """The pass over the rows that the step belongs to; steps count from 1, epochs from 0."""
+        return (step - 1) // self.steps_per_epoch
 
     def batches(self, first: int = 1) -> Iterator[tuple[int, int, list[int]]]:
         """(step, epoch, row numbers) from step `first` on; steps count from 1, epochs from 0."""
-        for epoch in range((first - 1) // self.steps_per_epoch, self.epochs):
+        for epoch in range(self.epoch(first), self.epochs):
             order = list(range(self.rows))
             random.Random(f"{self.seed}/order/{self.task}/{epoch}").shuffle(order)
             for number in range(self.steps_per_epoch):
                 step = epoch * self.steps_per_epoch + number + 1
+                if step > self.steps:
+                    return
                 if step >= first:
                     yield step, epoch, order[number * self.batch : (number + 1) * self.batch]
 
