@@ -347,6 +347,10 @@ def test_true_is_no_number_within_a_list_or_a_mapping_either(override: str) -> N
         ({"learning_rate": 1e-3}, "training.learning_rate", 1e-3),
         ({"training": {"lr": 1e-3, "epochs": 2}}, "training.learning_rate", 1e-3),
         ({"num_train_epochs": 2}, "training.epochs", 2),
+        ({"num_epochs": 2}, "training.epochs", 2),
+        ({"max_steps": 9}, "training.max_steps", 9),
+        ({"training": {"save_steps": 9}}, "training.checkpoint_every", 9),
+        ({"logging_steps": 9}, "training.log_every", 9),
         ({"lora_rank": 4}, "adapter.r", 4),
         ({"adapter": {"rank": 4}}, "adapter.r", 4),
         ({"adapter": {"lora_r": 4}, "lora_alpha": 8}, "adapter.alpha", 8),
@@ -372,6 +376,16 @@ def test_a_word_without_a_counterpart_is_named_with_what_to_use(word: str, secti
     with pytest.raises(InputError, match="1 problem") as caught:
         load_config({"data": {"path": "data"}} | given)
     assert INSTEAD[word] in str(caught.value)
+
+
+def test_early_stopping_by_overrides() -> None:
+    base = {"data": {"path": "data"}}
+    assert load_config(base).training.stop_when is None
+    rule = load_config(base, ["training.stop_when.patience=5"]).training.stop_when
+    assert rule is not None
+    assert (rule.patience, rule.every, rule.min_delta) == (5, 20, 0.0)
+    with pytest.raises(InputError, match=r"training\.stop_when\.patince: .*did you mean 'patience'"):
+        load_config(base, ["training.stop_when.patince=5"])
 
 
 def test_yes_without_quotes_is_named() -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -327,6 +327,7 @@ def _keys_beside(where: tuple[int | str, ...], values: Any, model: type[BaseMode
             break
         field = model.model_fields.get(str(part))
         inner = TaskConfig if part == "tasks" else field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
+        for kind in (inner, *get_args(inner)):  # a section, or one that may be left out
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
     return list(model.model_fields)

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ilora.files import expanded
 from ilora.section import Section
+from ilora.stopping import StopWhen
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -318,6 +319,8 @@ class TrainingConfig(Section):
     """The optimizer and its step."""
 
     epochs: PositiveInt = 3
+    max_steps: PositiveInt | None = Field(None, description="optimizer steps of a task, at most; None: all its epochs")
+    stop_when: StopWhen | None = Field(None, description="end a task early, by its validation loss: {patience: 3}")
     global_batch_size: PositiveInt = Field(
         16, description="new rows in an optimizer step, over all processes (replayed rows come on top)"
     )
@@ -344,6 +347,10 @@ class TrainingConfig(Section):
         4,
         ge=0,
         description="save the adapters between so many parts of each task, in trajectory/ (for `connect`); 0: never",
+    )
+
+    log_every: PositiveInt | None = Field(
+        None, description="optimizer steps between lines on the screen; metrics.jsonl has every step"
     )
 
     @property

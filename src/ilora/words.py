@@ -14,8 +14,14 @@ SAME = {
     "training.lr": "training.learning_rate",
     "epochs": "training.epochs",
     "num_train_epochs": "training.epochs",
+    "num_epochs": "training.epochs",
     "training.num_epochs": "training.epochs",
     "training.num_train_epochs": "training.epochs",
+    "max_steps": "training.max_steps",
+    "save_steps": "training.checkpoint_every",
+    "training.save_steps": "training.checkpoint_every",
+    "logging_steps": "training.log_every",
+    "training.logging_steps": "training.log_every",
     "lora_rank": "adapter.r",
     "lora_alpha": "adapter.alpha",
     "lora_dropout": "adapter.dropout",
@@ -31,7 +37,11 @@ SAME = {
 }
 # Those without a counterpart of the same meaning: what to use.
 INSTEAD = {
-    "max_steps": "training.epochs and data.limit.train decide how many steps there are",
+    "eval_steps": "training.stop_when: {every: ...} is the steps between validation losses; scores come after tasks",
+    "early_stopping": "training.stop_when is {patience: 3, every: 20, min_delta: 0}",
+    "early_stopping_patience": "training.stop_when: {patience: ...} is the measurements without a new lowest loss",
+    "early_stopping_threshold": "training.stop_when: {min_delta: ...} is how much lower a loss must be",
+    "load_best_model_at_end": "training.stop_when ends a task early, with the weights of its last step",
     "gradient_accumulation_steps": "training.global_batch_size is a step's rows, training.micro_batch_size a pass's",
     "per_device_train_batch_size": "training.micro_batch_size is a pass's rows, training.global_batch_size a step's",
     "batch_size": "training.global_batch_size is a step's rows, evaluation.batch_size those answered together",

@@ -107,6 +107,7 @@ def assert_equal(one: Path, two: Path) -> None:
         assert first["terms"] == pytest.approx(second["terms"], abs=1e-5)
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
         assert first["grad_norm"] == pytest.approx(second["grad_norm"], abs=1e-4)
+        assert first.get("validation_loss") == pytest.approx(second.get("validation_loss"), abs=1e-5)
 
 
 def metrics(folder: Path) -> list[dict[str, object]]:
@@ -115,12 +116,16 @@ def metrics(folder: Path) -> list[dict[str, object]]:
 
 
 def uneven(make_config: MakeConfig, **sections: object) -> Config:
-    """13 rows a task, 5 a step: batches that two processes cannot share equally. Dropout masks are per forward pass."""
+    """13 rows a task, 5 a step: batches that two processes cannot share equally. Dropout masks are per forward pass.
+
+    The validation loss is measured on 3 rows.
+    """
     return make_config(
         *FEW_SCORES,
         "adapter.dropout=0",
         "data.tasks=[one, two]",
-        "data.limit={train: 13, eval: 2, test: 5}",
+        "data.limit={train: 13, eval: 3, test: 5}",
+        "training.stop_when={every: 2, patience: 9}",
         "training.epochs=1",
         "training.global_batch_size=5",
         "training.micro_batch_size=2",

@@ -61,6 +61,7 @@ HOOKS = (
     "after_step",
     "end_task",
     "inference",
+    "in_training",
     "trainable",
     "variants",
     "state_dict",

@@ -125,6 +125,14 @@ class Method(Generic[ConfigT]):
         with self.weights(variant):
             yield
 
+    @contextmanager
+    def in_training(self) -> Iterator[None]:
+        """The weights that the optimizer moves, inside the block, as `loss` uses them: for the validation loss.
+
+        They are active all through a task, unless `loss` puts something of its own around the forward pass.
+        """
+        yield
+
     def save(self, folder: Path) -> None:
         """Write what answers: an ordinary PEFT folder `folder/<variant>` each."""
         adapters.save(self.engine.model, folder, self.variants)

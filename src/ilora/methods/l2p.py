@@ -91,8 +91,14 @@ class L2P(PromptMethod[L2PConfig]):
 
     @contextmanager
     def inference(self, task: str, variant: str) -> Iterator[None]:
-        """Every row with the prompts that its own input chooses."""
+        """As in training."""
         del task, variant
+        with self.in_training():
+            yield
+
+    @contextmanager
+    def in_training(self) -> Iterator[None]:
+        """Every row with the prompts that its own input chooses."""
 
         def prefix(batch: Batch) -> Tensor:
             chosen, _ = self.choose(self.engine.features(batch))

@@ -85,9 +85,14 @@ class ProgressivePrompts(PromptMethod[ProgressivePromptsConfig]):
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """Cross-entropy behind the new and all earlier prompts."""
-        whole = torch.cat([self.new_prompt(), *reversed(self.finished)])
-        with self._before(whole):
+        with self.in_training():
             return super().loss(batch, totals)
+
+    @contextmanager
+    def in_training(self) -> Iterator[None]:
+        """The new prompt and all earlier ones."""
+        with self._before(torch.cat([self.new_prompt(), *reversed(self.finished)])):
+            yield
 
     def end_task(self) -> None:
         """Freeze the prompt, as the MLP makes it."""

@@ -21,6 +21,7 @@ from ilora.results.reader import (
     SUMMARY,
     Results,
     changes,
+    ended_early,
     learning_row,
     matrix,
     method_title,
@@ -109,6 +110,11 @@ def _content(run_dir: Path) -> dict[str, Any]:
             for note in near_chance(run).values()
         ],
         "changes": changes(results),
+        "ended_early": [
+            f"{title}: {note}"
+            for title, run in zip(titles, [results, *contrast], strict=True)
+            for note in ended_early(run.get("phase_steps"))
+        ],
         "unreadable": _unreadable([results, *contrast]),
         "perplexities": perplexity_rows([results, *contrast]),
         "perplexity_text": text_name(config),

@@ -107,6 +107,18 @@ def near_chance(results: Results) -> dict[str, str]:
     return found
 
 
+def ended_early(phase_steps: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
+    """A note on each phase that took fewer steps than planned, since its validation loss no longer fell."""
+    notes = []
+    for label, steps in (phase_steps or {}).items():
+        if steps["taken"] < steps["planned"]:
+            note = f"{plain(label)} ended after {steps['taken']} of {steps['planned']} steps"
+            if (lowest := number(steps.get("validation_loss"))) is not None:
+                note += f" (lowest validation loss {lowest:.3f}, at step {steps['best_step']})"
+            notes.append(note)
+    return notes
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file. Raises InputError naming the file where it is missing or cannot be read."""
     try:

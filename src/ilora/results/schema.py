@@ -109,6 +109,15 @@ class VariantEntry(Form):
     summary: dict[str, float | None] | None = None
 
 
+class PhaseSteps(Form):
+    """The optimizer steps of a phase. best_step: that of the lowest validation loss, where one was measured."""
+
+    taken: int
+    planned: int
+    best_step: int | None = None
+    validation_loss: float | None = None
+
+
 class ResultsFile(Form):
     """results.json of a run, finished or not."""
 
@@ -118,6 +127,7 @@ class ResultsFile(Form):
     variants: dict[str, VariantEntry]
     answers_with: str
     phases: list[str] | None = None
+    phase_steps: dict[str, PhaseSteps] | None = None
     cost: dict[str, object] | None = None
     perplexity: dict[str, object] | None = None
 

@@ -12,6 +12,7 @@ from ilora.data.task import Phase, Task, phases
 from ilora.evaluation.perplexity import read_text
 from ilora.evaluation.scoring import EvaluationSet, chance, prepare
 from ilora.stream import training_digest
+from ilora.training.validation import validation_rows
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class EncodedStream:
     chances: each task's `chance`, by name.
     scored: the rows of the evaluation split, by task name.
     text: the windows of `evaluation.perplexity_file`; None without one.
+    validation: the rows for the validation loss, by task name; of those with `training.stop_when`.
     """
 
     tasks: list[Task]
@@ -33,6 +35,7 @@ class EncodedStream:
     chances: dict[str, float | None]
     scored: dict[str, EvaluationSet]
     text: list[list[int]] | None
+    validation: dict[str, list[Example]]
 
     @staticmethod
     def of(config: Config, tasks: list[Task], encoder: Encoder) -> EncodedStream:
@@ -50,10 +53,18 @@ class EncodedStream:
         text = read_text(file, encoder, most=most) if file else None
         digests = {task.name: training_digest(task) for task in tasks}
         chances = {task.name: chance(task, settings.split) for task in tasks}
-        return EncodedStream(tasks, phases(tasks, config.stream), encoder, train, digests, chances, scored, text)
+        order = phases(tasks, config.stream)
+        watched = [task for phase in order if config.at(phase.index).training.stop_when for task in phase.tasks]
+        validation = validation_rows(watched, encoder)
+        return EncodedStream(tasks, order, encoder, train, digests, chances, scored, text, validation)
 
     def warnings(self) -> Iterator[str]:
         """What of the data will not train or score as its owner may think."""
+        if self.validation and any(data.split == "eval" for data in self.scored.values()):
+            yield (
+                "evaluation.split is eval, by whose rows training.stop_when decides when a task ends: the scores are "
+                "too high as an estimate for new rows; evaluation.split: test avoids that"
+            )
         for task in self.tasks:
             scored, examples = self.scored[task.name], self.train[task.name]
             length = self.encoder.config.max_length
@@ -74,6 +85,10 @@ class EncodedStream:
     def rows(self, phase: Phase) -> list[Example]:
         """The training rows of a phase."""
         return [example for task in phase.tasks for example in self.train[task.name]]
+
+    def validation_rows(self, phase: Phase) -> list[Example]:
+        """The rows of a phase for the validation loss."""
+        return [example for task in phase.tasks for example in self.validation[task.name]]
 
     def read_by_engine(self, *, training: bool) -> list[list[Example]]:
         """The rows that go through the model more than once, task by task: those that are ranked or trained on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,11 @@ from ilora.methods import method_class
 from ilora.methods.base import Method
 from ilora.methods.view import Position, RunView
 from ilora.model.load import GivenModel
-from ilora.progress import Display
+from ilora.progress import ANSWERS, STEPS, Display
 from ilora.replay.memory import ReplayMemory
-from ilora.results.reader import near_chance
+from ilora.results.reader import ended_early, near_chance
 from ilora.training import trajectory
-from ilora.training.divergence import DivergenceWatch
+from ilora.training.divergence import DivergenceWatch, diverged
 from ilora.training.encoded import EncodedStream
 from ilora.training.evaluating import StreamEvaluator
 from ilora.training.folder import RunFolder
@@ -34,6 +35,7 @@ from ilora.training.optim import make_optimizer
 from ilora.training.peak import peak_memory, reset_peak_memory
 from ilora.training.state import Progress, State
 from ilora.training.summary import summarise_run
+from ilora.training.validation import steps_taken, validation_loss
 
 
 class Session:
@@ -88,8 +90,9 @@ class Session:
         """Do all that is left of the run; returns the content of results.json."""
         self._restore()
         self.method.engine.model.train()
-        finished = self.state.progress.finished
-        with self.display.bar(f"{self.config.method.name}: stream", len(self.stream.phases), done=finished) as bar:
+        finished, total = self.state.progress.finished, len(self.stream.phases)
+        title = f"{self.config.method.name}: whole run"
+        with self.display.bar(title, total, done=finished, ahead=self._work_ahead()) as bar:
             self.evaluate(0)
             if finished and self.state.progress.ended:
                 self.evaluate(finished)
@@ -99,6 +102,16 @@ class Session:
                 self._save_checkpoint()  # with what the evaluation has cost
                 bar.advance()
         return self._write_results(complete=True)
+
+    def _work_ahead(self) -> dict[str, int]:
+        """How much the rest of the run is, by the kinds of its bars."""
+        progress = self.state.progress
+        steps = sum(self.plan(phase).steps for phase in self.stream.phases[progress.finished :])
+        evaluations = {0, *range(max(progress.finished, 1), len(self.stream.phases) + 1)}
+        return {
+            STEPS: steps - (0 if progress.ended else progress.task_step),
+            ANSWERS: sum(map(self.evaluator.missing_rows, evaluations)),
+        }
 
     def release(self) -> None:
         """Take the adapters out of a base model that was given, so that it can be used again."""
@@ -141,12 +154,16 @@ class Session:
 
     # -- training ------------------------------------------------------------------------------------------------
 
+    def plan(self, phase: Phase) -> Plan:
+        """The order of a phase's rows."""
+        config, rows = self.config.at(phase.index).training, len(self.stream.rows(phase))
+        epochs = config.epochs if self.method.trains else 0
+        return Plan(self.config.seed, phase.name, rows, config.global_batch_size, epochs, config.max_steps)
+
     def train(self, phase: Phase) -> None:
         """Train a phase to its end, from where the last checkpoint left it, and save its adapters."""
         self._settle(phase.index)
-        rows, training = self.stream.rows(phase), self.now.training
-        epochs = training.epochs if self.method.trains else 0
-        plan = Plan(self.config.seed, phase.name, len(rows), training.global_batch_size, epochs)
+        rows, plan = self.stream.rows(phase), self.plan(phase)
         self.method.run.rows = rows
         if self.state.progress.ended:  # else: resumed inside this phase, everything is as it was
             self._begin(phase, plan)
@@ -166,15 +183,25 @@ class Session:
             self.method.begin_task()
         if self.now.training.reset_optimizer or self.method.fresh_start:
             self.state.optimizer = make_optimizer(self.method.trainable, self.now.training)
+        rule = self.now.training.stop_when
+        if rule is not None and 0 < plan.steps <= rule.earliest:
+            self.display.say(
+                f"warning: {phase.name} has {plan.steps} steps, and training.stop_when can end it after "
+                f"{rule.earliest} at the earliest; a smaller `every` measures more often"
+            )
 
     def _take_steps(self, phase: Phase, plan: Plan, rows: Sequence[Example]) -> None:
         config, progress = self.now.training, self.state.progress
         snapshots = trajectory.due(plan.steps, config.trajectory)
+        held_out = self.stream.validation_rows(phase) if config.stop_when else []
         title = f"training {phase.index}/{len(self.stream.phases)} {phase.name}"
-        with self.display.bar(title, plan.steps, done=progress.task_step) as bar:
+        with self.display.bar(title, plan.steps, done=progress.task_step, kind=STEPS) as bar:
             for step, epoch, numbers in plan.batches(first=progress.task_step + 1):
+                if config.stop_when and config.stop_when.reached(progress.validation):
+                    break
                 self._move_to(phase, plan, step=step, epoch=epoch)
-                bar.advance(note=self._step([rows[number] for number in numbers]))
+                note = self._step([rows[number] for number in numbers], held_out)
+                bar.advance(note=note, line=step % (config.log_every or plan.steps + 1) == 0)
                 if step in snapshots:
                     self.folder.save_snapshot(self.method, phase.label)
                 due = step % config.checkpoint_every == 0 and step < plan.steps
@@ -183,10 +210,15 @@ class Session:
                 self.stop.check()
 
     def _end(self, phase: Phase, plan: Plan) -> None:
-        self._move_to(phase, plan, step=plan.steps, epoch=plan.epochs - 1)
+        taken, losses = self.state.progress.task_step, self.state.progress.validation
+        self._move_to(phase, plan, step=taken, epoch=plan.epoch(taken))
         with self._training_time():
             self.method.end_task()
         self.state.progress.ended = True
+        steps = steps_taken(self.now.training.stop_when, losses, taken=taken, planned=plan.steps)
+        self.state.counters.phase_steps[phase.label] = steps
+        for note in ended_early({phase.label: steps}):
+            self.display.say(f"{self.config.method.name}: {note}")
         checkpoint = self.state.checkpoint()  # first, since it refuses weights that are not finite
         self.folder.save_adapters(self.method, phase.label)
         self.folder.save_checkpoint(checkpoint)
@@ -207,13 +239,16 @@ class Session:
 
     @contextmanager
     def _training_time(self) -> Iterator[None]:
-        """What a method does at a task's ends is part of its training time."""
+        """What a method does at a task's ends, and the validation loss, are part of the training time."""
         began = time.perf_counter()
         yield
         self.state.counters.train_seconds += time.perf_counter() - began
 
-    def _step(self, examples: list[Example]) -> str:
-        """Take one optimizer step and log it; returns what the bar shows of it."""
+    def _step(self, examples: list[Example], held_out: Sequence[Example]) -> str:
+        """Take one optimizer step and log it; returns what the bar shows of it.
+
+        held_out: the rows for the validation loss, where it is measured.
+        """
         began, before = time.perf_counter(), self._division
         report = optimizer_step(self.method, self.state.optimizer, examples)
         if self._division != before:
@@ -225,8 +260,25 @@ class Session:
         self.state.progress.task_step, counters.steps = position.task_step, position.step
         counters.trained_tokens += report.tokens
         counters.train_seconds += seconds
-        self._log(report, seconds)
-        return f"loss {report.loss:.3f}  {report.tokens / seconds:.0f} tokens/s"
+        self._log(report, seconds, self._validate(held_out, report.learning_rate))
+        return f"loss {report.loss:.3f}  {report.tokens / seconds:.0f} tokens/s{self._validation_note}"
+
+    def _validate(self, rows: Sequence[Example], rate: float) -> dict[str, float]:
+        """Measure the validation loss where that is due; returns what it adds to the step's line in metrics.jsonl."""
+        rule, progress = self.now.training.stop_when, self.state.progress
+        if rule is None or progress.task_step % rule.every:
+            return {}
+        with self._training_time():
+            loss = validation_loss(self.method, rows)
+        if not math.isfinite(loss):
+            raise diverged(f"the validation loss is not finite ({loss})", self.method.position, rate)
+        progress.validation.append(loss)
+        return {"validation_loss": loss}
+
+    @property
+    def _validation_note(self) -> str:
+        losses = self.state.progress.validation
+        return f"  validation {losses[-1]:.3f}" if losses else ""
 
     @property
     def _division(self) -> str:
@@ -237,7 +289,7 @@ class Session:
             return "the whole step" if tokens is None else f"{tokens} tokens"
         return f"{engine.micro_batch_size} rows"
 
-    def _log(self, report: StepReport, seconds: float) -> None:
+    def _log(self, report: StepReport, seconds: float, measured: dict[str, float]) -> None:
         position = self.method.position
         line = {
             "time": round(self.state.counters.train_seconds, 3),
@@ -251,7 +303,7 @@ class Session:
             "learning_rate": report.learning_rate,
             "tokens_per_second": round(report.tokens / seconds, 1),
             "peak_memory_bytes": peak_memory(self.accelerator.device),
-        }
+        } | measured
         self.folder.log(line)
         if self.accelerator.trackers:
             numbers = {key: value for key, value in line.items() if isinstance(value, float | int)}

@@ -35,6 +35,7 @@ class Progress:
     phase: int = 0
     task_step: int = 0  # optimizer steps done in the phase
     ended: bool = True  # the phase's end_task has run
+    validation: list[float] = field(default_factory=list)  # losses measured in the phase (`training.stop_when`)
 
     @property
     def finished(self) -> int:
@@ -52,6 +53,7 @@ class Counters:
     train_seconds: float = 0.0
     peak_memory_bytes: int = 0
     evaluation_seconds: float = 0.0
+    phase_steps: dict[str, dict[str, Any]] = field(default_factory=dict)  # by phase, `validation.steps_taken`
 
 
 @dataclass
@@ -204,7 +206,7 @@ def _without_places(dump: dict[str, Any]) -> dict[str, Any]:
     tasks = [{key: value for key, value in task.items() if key not in _PLACES} for task in data["tasks"]]
     return dump | {
         "data": {key: value for key, value in data.items() if key != "path"} | {"tasks": tasks},
-        "training": dump["training"] | {"trajectory": None},
+        "training": dump["training"] | {"trajectory": None, "log_every": None},
         "evaluation": dump["evaluation"] | {"perplexity_file": file and Path(file).name},
     }
 

@@ -44,6 +44,7 @@ def summarise_run(config: Config, path: Path, stream: EncodedStream, state: Stat
         "variants": {},
         "perplexity": None,
         "notes": method.notes(),
+        "phase_steps": state.counters.phase_steps,
         "cost": _cost(state),
         "adapter": f"adapters/{last.label}/{variants[0]}" if method.one_adapter_answers else None,
     }

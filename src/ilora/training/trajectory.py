@@ -26,7 +26,7 @@ MOVING = ("fast", "slow")  # the adapters that steps move; others (`merged`) cha
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where in the run a file of the trajectory belongs. step: of the run; share: of the task's steps, done by then."""
+    """Where in the run a file of the trajectory belongs. step: of the run; share: of the task's planned steps."""
 
     file: Path
     phase: str
