@@ -522,7 +522,7 @@ def test_evaluate_repeats_the_run_and_goes_between(
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "open_landscape", lambda *_, **__: pytest.fail("computed again"))
         shown = ilora("evaluate", tiny_run)[1]
-    assert shown[shown.index("02-two/slow") :] == out[out.index("02-two/slow") :]
+    assert shown[shown.index("02-two/slow, ") :] == out[out.index("02-two/slow, ") :]
     code, _, err = ilora("evaluate", tiny_run, "--rows", 3)
     assert code == 2
     assert "exists already, made from something else; --out names another folder" in err
