@@ -16,7 +16,7 @@ FLOORS = (
     ("errors",),
     ("registry", "files", "present", "section", "hub"),
     ("progress", "stopping"),
-    ("settings",),
+    ("settings", "keeping"),
     ("data", "environment", "changes"),
     ("kernels", "replay", "metrics"),
     ("results", "model"),
@@ -30,6 +30,7 @@ FLOORS = (
     ("runner",),
     ("commands",),
     ("cli_inspect", "cli_releases", "cli_use", "cli_export"),
+    ("cli_setup",),
     ("cli",),
     ("__main__",),
 )

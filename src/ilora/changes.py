@@ -22,6 +22,7 @@ _STAYS = {
     "data.path": "the run's own tasks lie there; the place of a new task is given as TASK",
     "data.template": "all prompts of a run stand in the same template, those in the memory and in evaluation, too",
     "evaluation": "all tasks are measured alike, or their scores could not be compared",
+    "keep": "it holds for the whole run; `ilora resume RUN keep...=...` changes it, `ilora prune RUN` drops more once",
     "method": "a size or a kind decides what the method has stored; its strengths may change",
     "method.name": "what is kept from task to task belongs to its method",
     "model": "all adapters of a run belong to one base model",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ilora import cli_releases, cli_use
+from ilora import cli_releases, cli_setup, cli_use
 from ilora.cli_export import export_run
 from ilora.cli_inspect import ConfigFile, Overrides, config_app, data_app, list_names
 
@@ -322,6 +322,7 @@ app.command("export")(export_run)
 app.command("list")(list_names)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+cli_setup.register(app)
 
 
 def _say(action: Callable[[], list[str]], quiet: bool) -> None:

@@ -27,6 +27,7 @@ from pydantic import (
 from ilora.changes import changed, for_method
 from ilora.data.tables import SUFFIXES
 from ilora.errors import InputError
+from ilora.keeping import KeepConfig
 from ilora.places import anchored
 from ilora.registry import did_you_mean
 from ilora.section import Section
@@ -91,6 +92,7 @@ class Config(Section):
     )
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    keep: KeepConfig = KeepConfig()
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         [], description="where to log as well as in metrics.jsonl"
     )

@@ -28,6 +28,7 @@ from ilora.environment import note_environment, use_threads
 from ilora.errors import IloraError, InputError
 from ilora.files import locked, write_atomic
 from ilora.in_memory import given_tasks, write_files
+from ilora.keeping import EVERYTHING
 from ilora.model.load import GivenModel, load_tokenizer
 from ilora.places import anchored
 from ilora.progress import Display
@@ -305,4 +306,7 @@ def _write_config(path: Path, config: Config) -> None:
 
 
 def _read_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    return load_config(config_of(path), overrides)
+    file = config_of(path)
+    before_keep = "keep" not in read_yaml(file)  # such a run keeps everything, as it always did
+    everything = EVERYTHING.model_dump().items() if before_keep else ()
+    return load_config(file, [*(f"keep.{key}={value}" for key, value in everything), *overrides])

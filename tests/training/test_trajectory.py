@@ -14,6 +14,7 @@ from ilora.training import trajectory
 from tests.helpers import MakeConfig, after_each_step, difference, run_killed, settings, weights
 
 TWO = "data.tasks=[one, two]"  # of 6 steps each
+ALL = "keep.trajectory=all"
 
 
 def content(run_folder: Path) -> dict[str, bytes]:
@@ -27,7 +28,7 @@ def test_steps_that_divide_a_task() -> None:
 
 
 def test_both_adapters_are_kept_and_training_is_the_same_without(make_config: MakeConfig, tmp_path: Path) -> None:
-    kept = run(make_config(TWO, "training.trajectory=3"), tmp_path / "kept", quiet=True)
+    kept = run(make_config(TWO, "training.trajectory=3", ALL), tmp_path / "kept", quiet=True)
     plain = run(make_config(TWO, "training.trajectory=0"), tmp_path / "plain", quiet=True)
     assert difference(weights(kept.path), weights(plain.path)) == 0.0
     assert not (plain.path / "trajectory").exists()
@@ -50,7 +51,7 @@ def test_a_snapshot_is_of_its_step(make_config: MakeConfig, tmp_path: Path, monk
         seen[method.position.step] = torch.cat([value.detach().flatten().clone() for value in parameters.values()])
 
     after_each_step(monkeypatch, look)
-    result = run(make_config(TWO, "training.trajectory=3"), tmp_path / "run", quiet=True)
+    result = run(make_config(TWO, "training.trajectory=3", ALL), tmp_path / "run", quiet=True)
     for snapshot in trajectory.snapshots(result.path / "trajectory"):
         slow = [value.flatten() for value in snapshot.tensors("slow").values()]
         assert sorted(torch.cat(slow).tolist()) == sorted(seen[snapshot.step].tolist())
@@ -60,7 +61,7 @@ def test_a_snapshot_is_of_its_step(make_config: MakeConfig, tmp_path: Path, monk
 def test_a_resume_leaves_the_same_files(
     count: int, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(TWO, "training.trajectory=8")  # more than a task's steps: every step but the last
+    config = make_config(TWO, "training.trajectory=8", ALL)  # more than a task's steps: every step but the last
     whole = run(config, tmp_path / "whole", quiet=True)
     run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=count)
     later = tmp_path / "killed/trajectory/02-two-000099.safetensors"  # of a step that will be done again
@@ -79,7 +80,7 @@ def test_a_resume_leaves_the_same_files(
 
 @pytest.mark.parametrize("name", ["olora", "individual", "l2p", "slao"])
 def test_only_what_steps_move_and_is_saved_as_it_is(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
-    result = run(make_config(TWO, method=settings(name)), tmp_path / "run", quiet=True)
+    result = run(make_config(TWO, ALL, method=settings(name)), tmp_path / "run", quiet=True)
     found = list(trajectory.snapshots(result.path / "trajectory"))
     kept = {name for snapshot in found for name in snapshot.adapters}
     assert kept == ({"fast"} if name == "slao" else set())

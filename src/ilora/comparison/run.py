@@ -27,6 +27,7 @@ _USED_OF_TASKS = ("name", "label", "metric", "scoring", "train", "train_sha256")
 _ASIDE = (
     "name", "seed", "contrast", "trackers", "data.tasks", "data.path", "model.name", "model.attention",
     "model.gradient_checkpointing", "training.micro_batch_size", "training.checkpoint_every", "training.trajectory",
+    "keep.checkpoints", "keep.moments", "keep.trajectory", "keep.adapters", "keep.predictions",
     "evaluation.batch_size", "evaluation.merge", "evaluation.zero_shot", "evaluation.unseen",
     "evaluation.perplexity_file", "evaluation.perplexity_tokens", "adapter.keep_below",
 )  # fmt: skip

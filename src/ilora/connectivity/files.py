@@ -51,7 +51,8 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def earlier(path: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a file of the same origin holds; None where there is no file.
+    """What a file of the same origin holds; None where there is no file. One that was also made from adapters that the
+    run has since dropped (snapshots, see `keep`) is of the same origin.
 
     Raises InputError where it was made from something else.
     """
@@ -60,6 +61,8 @@ def earlier(path: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
     content = load(path)
     before, now = content["made_from"], json.loads(json.dumps(made_from))
     with reading(path):
+        kept = {label: digest for label, digest in before["adapters"].items() if label in now["adapters"]}
+        before = before | {"adapters": kept}
         changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     if changed:
         raise InputError(f"{path}: exists, made with other {', '.join(changed)}; --out names another folder")

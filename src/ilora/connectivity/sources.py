@@ -69,6 +69,7 @@ class Source:
     corners: tuple[Adapter, Adapter, Adapter] | None
     trail: tuple[Stage, ...] = ()
     run: Path | None = None
+    gone: str = ""  # of a run: which adapters were not kept, for messages
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -87,7 +88,7 @@ def pair_of(source: Source, between: str) -> Pair:
     found = [pair for pair in source.pairs if pair.between == between]
     if not found:
         need = "two tasks" if between == ADJACENT else "a fast and a slow adapter (method ilora)"
-        raise InputError(f"{source.run}: no {between} pair of adapters; that takes a run with {need}")
+        raise InputError(f"{source.run}: no {between} pair of adapters; that takes a run with {need}{source.gone}")
     return found[0]
 
 
@@ -136,39 +137,48 @@ def from_run(run: Path, *, pairs: str) -> Source:
     if not done:
         raise InputError(f"{run}: no adapter in adapters/ (method {config.method.name}); paths join LoRA adapters")
     found = {phase.label: _variants(run, phase, answering) for phase in done}
-    adjacent, twins = _adjacent(done, found), _twins(done, found)
+    adjacent, twins = _adjacent(stream, found), _twins(stream, found)
+    gone = _gone(stream, found)
     if pairs == "last":
         last = found[done[-1].label].values()
         adjacent = [pair for pair in adjacent if pair.ends[1] in last]
         twins = twins[-1:]
     if not adjacent and not twins:
-        raise InputError(f"{run}: one task and one adapter; a path needs two: add a task, or name two adapters")
-    return Source(config, (*adjacent, *twins), _corners(found, done), tuple(_trail(run, done, found)), run)
+        raise InputError(f"{run}: one task and one adapter; a path needs two: add a task, or name two adapters{gone}")
+    return Source(config, (*adjacent, *twins), _corners(found, done), tuple(_trail(run, stream, found)), run, gone)
 
 
 Found = Mapping[str, Mapping[str, Adapter]]
 """The saved adapters of a run, by phase and variant."""
 
 
-def _adjacent(done: Sequence[Phase], found: Found) -> list[Pair]:
+def _gone(stream: Sequence[Phase], found: Found) -> str:
+    """For a message: the phases before one with adapters of which some or all were not kept; empty if there is none."""
+    last = max(number for number, phase in enumerate(stream) if phase.label in found)
+    whole = found[stream[last].label].keys()
+    names = [phase.label for phase in stream[:last] if found.get(phase.label, {}).keys() != whole]
+    return f" (the run has not kept all adapters of {', '.join(names)}: `keep`, `ilora prune`)" if names else ""
+
+
+def _adjacent(stream: Sequence[Phase], found: Found) -> list[Pair]:
     """The same variant after a task and after the next one."""
     made = []
-    for number, (before, after) in enumerate(pairwise(done), 1):
-        for variant, adapter in found[after.label].items():
-            if variant in found[before.label]:
+    for number, (before, after) in enumerate(pairwise(stream), 1):
+        for variant, adapter in found.get(after.label, {}).items():
+            if variant in found.get(before.label, {}):
                 ends = (found[before.label][variant], adapter)
-                made.append(Pair(ends, _tasks(done[:number]), after.tasks, ADJACENT, when=number + 1))
+                made.append(Pair(ends, _tasks(stream[:number]), after.tasks, ADJACENT, when=number + 1))
     return made
 
 
-def _twins(done: Sequence[Phase], found: Found) -> list[Pair]:
+def _twins(stream: Sequence[Phase], found: Found) -> list[Pair]:
     """The fast and the slow adapter after the same task."""
     made = []
-    for number, phase in enumerate(done, 1):
-        adapters = found[phase.label]
+    for number, phase in enumerate(stream, 1):
+        adapters = found.get(phase.label, {})
         if {"fast", "slow"} <= adapters.keys():
             ends = (adapters["fast"], adapters["slow"])
-            made.append(Pair(ends, _tasks(done[: number - 1]), phase.tasks, TWINS, when=number))
+            made.append(Pair(ends, _tasks(stream[: number - 1]), phase.tasks, TWINS, when=number))
     return made
 
 
@@ -186,7 +196,7 @@ def _variants(run: Path, phase: Phase, answering: str) -> dict[str, Adapter]:
 def _corners(found: dict[str, dict[str, Adapter]], done: Sequence[Phase]) -> tuple[Adapter, Adapter, Adapter] | None:
     """Before and after the last task, and the slow one after it; without a slow one the last three minima."""
     last = found[done[-1].label]
-    if len(done) > 1 and {"fast", "slow"} <= last.keys():
+    if len(done) > 1 and {"fast", "slow"} <= last.keys() and "fast" in found[done[-2].label]:
         return found[done[-2].label]["fast"], last["fast"], last["slow"]
     if len(done) > 2:
         variant = next(iter(last))
@@ -195,11 +205,11 @@ def _corners(found: dict[str, dict[str, Adapter]], done: Sequence[Phase]) -> tup
     return None
 
 
-def _trail(run: Path, done: Sequence[Phase], found: dict[str, dict[str, Adapter]]) -> Iterator[Stage]:
+def _trail(run: Path, stream: Sequence[Phase], found: Found) -> Iterator[Stage]:
     """The snapshots within each task, and the adapters at its end, as they came."""
     kept = list(snapshots(run / "trajectory"))
-    for number, phase in enumerate(done, 1):
-        ends = found[phase.label]
+    for number, phase in enumerate(stream, 1):
+        ends = found.get(phase.label, {})
         for snapshot in sorted((one for one in kept if one.phase == phase.label), key=lambda one: one.step):
             for variant in (name for name in ends if name in snapshot.adapters):
                 label, when = f"{phase.label}/{variant}, step {snapshot.step}", number - 1 + snapshot.share

@@ -30,7 +30,7 @@ from ilora.results.reader import (
     read_text,
     task_labels,
 )
-from ilora.results.scores import contrast_folder
+from ilora.results.scores import contrast_folder, is_written, read_predictions
 
 EXAMPLES_OWN, EXAMPLES_CONTRAST, EXAMPLES_TOTAL = 3, 2, 80
 PROMPT_CHARACTERS, ANSWER_CHARACTERS, CONFIG_CHARACTERS = 1200, 400, 40_000
@@ -157,9 +157,9 @@ def _in_order(folders: list[Path], config: str) -> list[Path]:
 
 def _read_lines(path: Path, *, torn_end: bool = False) -> list[dict[str, Any]]:
     """The objects of a .jsonl file, none without a file. torn_end: a killed run may have cut off its last line."""
-    if not path.is_file():
+    if not is_written(path):
         return []
-    lines, found = read_text(path).split("\n"), []
+    lines, found = (read_text(path) if path.is_file() else read_predictions(path)).split("\n"), []
     for place, line in enumerate(lines, 1):
         if not line.strip():
             continue

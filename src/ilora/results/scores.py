@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +35,37 @@ def prediction_file(run: Path, phase: str, variant: str, task: Task, *, answerin
     return folder / f"{task.label}.jsonl"
 
 
+def compressed(path: Path) -> Path:
+    """Where a prediction file lies where `keep.predictions` is `compressed`."""
+    return path.with_name(f"{path.name}.gz")
+
+
+def is_written(path: Path) -> bool:
+    """Whether a prediction file is there, as it was written or compressed."""
+    return path.is_file() or compressed(path).is_file()
+
+
+def read_predictions(path: Path) -> str:
+    """The text of a prediction file, also of a compressed one. Raises InputError for a damaged one, and OSError."""
+    small = compressed(path)
+    if path.is_file() or not small.is_file():
+        data, path = path.read_bytes(), path
+    else:
+        try:
+            data, path = gzip.decompress(small.read_bytes()), small
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{small}: cannot be decompressed ({error}); move it away") from None
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); move it away") from None
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a prediction file. Raises InputError naming the line that is not JSON."""
     records = []
     # Not splitlines: a prediction may hold U+2028 and its like.
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); move it away") from None
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_predictions(path).split("\n"), 1):
         if not line:
             continue
         try:
@@ -121,7 +145,7 @@ def _read_row(run: Path, phase: str, variant: str, tasks: list[Task], *, answeri
 
 
 def _read_cell(path: Path) -> ScoredCell:
-    if not path.is_file():
+    if not is_written(path):
         return ScoredCell()
     records = read_records(path)
     scores = [record["score"] for record in records]

@@ -43,13 +43,13 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises IloraError on a full disk; whatever was saved before stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = [int(path.name) for path in _complete(folder)]
+    numbers = [int(path.name) for path in complete(folder)]
     final = folder / f"{max(numbers, default=0) + 1:06d}"
     scratch = folder / f".{final.name}-writing"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir()
-        files, kept = {}, _complete(folder)
+        files, kept = {}, complete(folder)
         before = kept[-KEPT] if len(kept) >= KEPT else None  # never the newest: two that stay must not share a file
         for group, tensors in checkpoint.tensors.items():
             data = save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
@@ -67,7 +67,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         raise IloraError(
             f"{final}: cannot write the checkpoint: {error.strerror or error}; the last good one stays"
         ) from error
-    for old in _complete(folder)[:-KEPT]:
+    for old in complete(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -88,7 +88,7 @@ def _linked(earlier: Path, path: Path, data: bytes) -> bool:
 
 def newest(folder: Path) -> Path | None:
     """The last checkpoint that was written."""
-    return max(_complete(folder), default=None)
+    return max(complete(folder), default=None)
 
 
 def set_aside(path: Path) -> None:
@@ -101,7 +101,7 @@ def set_aside(path: Path) -> None:
 def load_latest(folder: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
     """The newest sound checkpoint (None: there is none), and what is wrong with each one passed over."""
     passed: dict[Path, str] = {}
-    for path in reversed(_complete(folder)):
+    for path in reversed(complete(folder)):
         try:
             return _load(path), passed
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -128,7 +128,8 @@ def _digest(state: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _complete(folder: Path) -> list[Path]:
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints in the folder, oldest first; those that were set aside are none."""
     return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir())
 
 

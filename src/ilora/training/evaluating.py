@@ -17,7 +17,7 @@ from ilora.files import write_atomic
 from ilora.methods.base import Method
 from ilora.model import adapters
 from ilora.progress import ANSWERS, Bar, Display
-from ilora.results.scores import BASE, perplexity_file, prediction_file
+from ilora.results.scores import BASE, is_written, perplexity_file, prediction_file, read_predictions
 from ilora.training.encoded import EncodedStream
 from ilora.training.interrupt import StopRequest
 from ilora.training.processes import agreed, on_main
@@ -62,7 +62,7 @@ class StreamEvaluator:
                 if earlier is None:
                     self._write(job.file, self._predict(job, bar))
                 else:
-                    self._write(job.file, earlier.read_text(encoding="utf-8"))
+                    self._write(job.file, read_predictions(earlier))
                     bar.advance(self._rows(job))
                 self.stop.check()
         if index in (0, len(self.stream.phases)):
@@ -71,7 +71,7 @@ class StreamEvaluator:
 
     def missing_rows(self, index: int) -> int:
         """Rows to be answered after phase `index`, as far as this process sees."""
-        return sum(self._rows(job) for job in self._jobs(index) if not job.file.is_file())
+        return sum(self._rows(job) for job in self._jobs(index) if not is_written(job.file))
 
     def label(self, index: int) -> str:
         """The name of phase `index` in files and messages."""
@@ -145,7 +145,7 @@ class StreamEvaluator:
                 yield
 
     def _is_there(self, file: Path) -> bool:
-        return agreed(self.accelerator, file.is_file())
+        return agreed(self.accelerator, is_written(file))
 
     def _write(self, file: Path, content: str) -> None:
         on_main(self.accelerator, lambda: write_atomic(file, content))

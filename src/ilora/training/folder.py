@@ -12,12 +12,14 @@ from safetensors import SafetensorError
 
 from ilora.errors import IloraError, InputError
 from ilora.files import append_line, flush_folder, flush_tree, write_atomic
+from ilora.keeping import KeepConfig
 from ilora.methods.base import Method
 from ilora.results.reader import read_results
 from ilora.results.scores import BASE, prediction_folder
 from ilora.training import checkpoint as checkpoints
-from ilora.training import trajectory
+from ilora.training import keep, trajectory
 from ilora.training.checkpoint import Checkpoint
+from ilora.training.keep import Reached
 from ilora.training.processes import on_main
 
 
@@ -74,6 +76,10 @@ class RunFolder:
         text = json.dumps(results, ensure_ascii=False, indent=1) + "\n"
         on_main(self.accelerator, lambda: write_atomic(self.path / "results.json", text))
 
+    def keep_to(self, rule: KeepConfig, reached: Reached) -> None:
+        """Drop what the rule does not keep, or write it smaller."""
+        on_main(self.accelerator, lambda: keep.drop(self.path, keep.surplus(self.path, rule, reached)))
+
     # -- going back to a checkpoint -------------------------------------------------------------------------------
 
     def load_checkpoint(self) -> tuple[Checkpoint | None, dict[Path, str]]:
@@ -101,6 +107,7 @@ class RunFolder:
                 checkpoints.set_aside(path)
             cut_metrics(self.path / "metrics.jsonl", steps)
             trajectory.cut(self.path / "trajectory", steps)
+            keep.finish_dropping(self.path)
 
     def clear(self, answers_of_base: Path | None) -> None:
         """Remove all results: a run that begins again keeps nothing from other weights, settings or data.

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from ilora.config import Config
 from ilora.settings import TrainingConfig
 
 
@@ -16,6 +17,14 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -
     moved = list(parameters)
     fused = all(parameter.device.type == "cuda" for parameter in moved)
     return torch.optim.AdamW(moved, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+
+
+def made_anew(config: Config, phase: int, *, fresh_start: bool) -> bool:
+    """Whether phase `phase` begins with a new optimizer; one after the last has the last one's settings.
+
+    fresh_start: of the method.
+    """
+    return fresh_start or config.at(phase).training.reset_optimizer
 
 
 def schedule(step: int, steps: int, config: TrainingConfig) -> float:

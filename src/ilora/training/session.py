@@ -23,7 +23,7 @@ from ilora.model.load import GivenModel
 from ilora.progress import ANSWERS, STEPS, Display
 from ilora.replay.memory import ReplayMemory
 from ilora.results.reader import ended_early, near_chance
-from ilora.training import trajectory
+from ilora.training import keep, trajectory
 from ilora.training.divergence import DivergenceWatch, diverged
 from ilora.training.encoded import EncodedStream
 from ilora.training.evaluating import StreamEvaluator
@@ -31,7 +31,7 @@ from ilora.training.folder import RunFolder
 from ilora.training.interrupt import StopRequest
 from ilora.training.loading import keep_states_below, load_engine
 from ilora.training.loop import Plan, StepReport, optimizer_step
-from ilora.training.optim import make_optimizer
+from ilora.training.optim import made_anew, make_optimizer
 from ilora.training.peak import peak_memory, reset_peak_memory
 from ilora.training.state import Progress, State
 from ilora.training.summary import summarise_run
@@ -100,8 +100,11 @@ class Session:
                 self.train(phase)
                 self.evaluate(phase.index)
                 self._save_checkpoint()  # with what the evaluation has cost
+                self._drop_surplus(complete=False)
                 bar.advance()
-        return self._write_results(complete=True)
+        results = self._write_results(complete=True)
+        self._drop_surplus(complete=True)
+        return results
 
     def _work_ahead(self) -> dict[str, int]:
         """How much the rest of the run is, by the kinds of its bars."""
@@ -181,7 +184,7 @@ class Session:
         self._move_to(phase, plan, step=0, epoch=0)
         with self._training_time():
             self.method.begin_task()
-        if self.now.training.reset_optimizer or self.method.fresh_start:
+        if made_anew(self.config, phase.index, fresh_start=self.method.fresh_start):
             self.state.optimizer = make_optimizer(self.method.trainable, self.now.training)
         rule = self.now.training.stop_when
         if rule is not None and 0 < plan.steps <= rule.earliest:
@@ -192,7 +195,8 @@ class Session:
 
     def _take_steps(self, phase: Phase, plan: Plan, rows: Sequence[Example]) -> None:
         config, progress = self.now.training, self.state.progress
-        snapshots = trajectory.due(plan.steps, config.trajectory)
+        parts = 0 if self.config.keep.trajectory == "none" else config.trajectory
+        snapshots = trajectory.due(plan.steps, parts)
         held_out = self.stream.validation_rows(phase) if config.stop_when else []
         title = f"training {phase.index}/{len(self.stream.phases)} {phase.name}"
         with self.display.bar(title, plan.steps, done=progress.task_step, kind=STEPS) as bar:
@@ -312,6 +316,12 @@ class Session:
 
     def _save_checkpoint(self) -> None:
         self.folder.save_checkpoint(self.state.checkpoint())
+
+    def _drop_surplus(self, *, complete: bool) -> None:
+        """Drop what the rule `keep` does not keep."""
+        method = self.method
+        reached = keep.Reached(self.state.progress.finished, complete, method.variants[0], method.one_adapter_answers)
+        self.folder.keep_to(self.config.keep, reached)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ilora.config import Config, load_config
-from ilora.data.task import Task
+from ilora.data.task import Task, phases
 from ilora.errors import InputError
 from ilora.methods.base import Method
 from ilora.model import adapters
 from ilora.stream import fingerprint
 from ilora.training.checkpoint import Checkpoint, split_tensors
 from ilora.training.divergence import DivergenceError
-from ilora.training.optim import make_optimizer
+from ilora.training.optim import made_anew, make_optimizer
 
 _ADAPTERS = "adapters"  # what a checkpoint's files of adapters begin with; one for all in those of the versions before
 _NO_LIMIT = 2**62  # tokens
@@ -94,9 +94,18 @@ class State:
             | {
                 "method": method_tensors,
                 "memory": memory_tensors,
-                "optimizer": dict(_flat(self.optimizer)),
+                "optimizer": {} if self._moments_are_done else dict(_flat(self.optimizer)),
             },
         )
+
+    @property
+    def _moments_are_done(self) -> bool:
+        """Whether the next step has a new optimizer, and nobody asked for the present one."""
+        return self.progress.ended and not self.config.keep.moments and self._anew(self.progress.phase + 1)
+
+    def _anew(self, phase: int) -> bool:
+        """Whether phase `phase` begins with a new optimizer. One after the last: with the last one's settings."""
+        return made_anew(self.config, phase, fresh_start=self.method.fresh_start)
 
     @property
     def base(self) -> dict[str, Any] | None:
@@ -190,6 +199,19 @@ class State:
                     f"task '{task.name}': its data ({task.source}) changed since the run began. "
                     "Put it back, or start a new run"
                 )
+        self._refuse_lost_moments(found)
+
+    def _refuse_lost_moments(self, found: Checkpoint) -> None:
+        """Raises InputError where the next task would go on with moments that were not kept."""
+        done = Progress(**found.values["position"])
+        next_one = done.ended and 0 < done.phase < len(phases(self.tasks, self.config.stream))
+        lost = not found.tensors["optimizer"] and Counters(**found.values["counters"]).steps > 0
+        if next_one and lost and not self._anew(done.phase + 1):
+            raise InputError(
+                "training.reset_optimizer: false cannot hold from the next task on: the run has reset its optimizer "
+                "until now, and kept no moments of the last task. Leave it out; with `ilora resume RUN "
+                "keep.moments=true` it can hold from the task after the next one on"
+            )
 
 
 def _by_adapter(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -201,12 +223,13 @@ def _by_adapter(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _without_places(dump: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what may change: the places of the data (its content is compared) and what is logged."""
+    """A configuration without what may change: the places of the data (its content is compared), what is kept."""
     data, file = dump["data"], dump["evaluation"]["perplexity_file"]
     tasks = [{key: value for key, value in task.items() if key not in _PLACES} for task in data["tasks"]]
     return dump | {
         "data": {key: value for key, value in data.items() if key != "path"} | {"tasks": tasks},
         "training": dump["training"] | {"trajectory": None, "log_every": None},
+        "keep": None,
         "evaluation": dump["evaluation"] | {"perplexity_file": file and Path(file).name},
     }
 

@@ -8,6 +8,7 @@ missing and none has other weights. Nothing reads them during training.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ilora.files import write_atomic
 from ilora.methods.base import Method
 from ilora.model import adapters
 
+_NAME = re.compile(r"[0-9]+-.+-[0-9]+\.safetensors", re.DOTALL)
 MOVING = ("fast", "slow")  # the adapters that steps move; others (`merged`) change at a task's end only
 
 
@@ -70,13 +72,22 @@ def write(folder: Path, method: Method, *, phase: str) -> None:
         )
 
 
+def files(folder: Path) -> list[Path]:
+    """The files that are snapshots by their names; others are not ours to delete."""
+    return sorted(file for file in folder.glob("*.safetensors") if _NAME.fullmatch(file.name))
+
+
+def phase_number(file: Path) -> int:
+    """Of which phase a snapshot is, by its name."""
+    return int(file.name.partition("-")[0])
+
+
 def cut(folder: Path, step: int) -> None:
     """Drop the snapshots of later steps of the run, and files that a kill has left incomplete."""
     for file in folder.glob(".*-writing"):
         file.unlink()
-    for file in folder.glob("*.safetensors"):
-        number = file.stem.rpartition("-")[2]
-        if number.isdigit() and int(number) > step:  # others are no snapshots, and not ours to delete
+    for file in files(folder):
+        if int(file.stem.rpartition("-")[2]) > step:
             file.unlink()
 
 
