@@ -32,6 +32,9 @@ def prune(
     yes: Yes = False,
 ) -> None:
     """Show what a run folder need not keep, how much that frees and what it costs; then delete it."""
+    from ilora.early import rule_of
+
+    rule_of(run, keep or ())  # before torch is imported
     from rich.console import Console
 
     from ilora.commands import prune as commands
@@ -41,7 +44,7 @@ def prune(
     if not any(list(part.kinds) for part in parts):
         for line in commands.summary(run, parts)[:-1]:
             typer.echo(line)
-        typer.echo(f"{run}: keeps nothing that its rule does not ask for")
+        typer.echo(f"{run}: nothing to delete; the rule asks for all that is there (`keep` in config.yaml, --keep)")
         return
     Console(highlight=False).print(commands.prune_table(run, parts))
     for line in commands.summary(run, parts):

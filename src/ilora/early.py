@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from ilora.config import refuse_early
+from pydantic import ValidationError
+
+from ilora.config import problems, read_override, read_yaml, refuse_early
 from ilora.data.tables import SUFFIXES
 from ilora.errors import InputError
+from ilora.keeping import KeepConfig
 from ilora.model.names import refuse_unknown_model
 from ilora.progress import first_line
 from ilora.results.reader import read_results, refuse_no_results
@@ -48,6 +52,23 @@ def before_add(run: Path, tasks: Sequence[str], *, quiet: bool) -> None:
         for item in tasks:
             refuse_no_rows(item)
         first_line(quiet=quiet)
+
+
+def rule_of(run: Path, changes: Iterable[str]) -> KeepConfig:
+    """The rule `keep` of a run with `key=value` changes, such as `trajectory=none`; of an older run the defaults.
+
+    Raises InputError where it is no run, one without any results, or a change cannot be.
+    """
+    section = read_yaml(config_of(own_run(run))).get("keep")
+    refuse_no_results(run)
+    values: dict[str, Any] = dict(section) if isinstance(section, dict) else {}
+    for change in changes:
+        key, value = read_override(change)
+        values[key.removeprefix("keep.")] = value
+    try:
+        return KeepConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError("; ".join(f"keep.{line}" for line in problems(error, values, KeepConfig))) from None
 
 
 def before_reading(run: Path, *, quiet: bool) -> None:

@@ -194,7 +194,11 @@ def test_an_adapter_that_no_longer_changes_is_written_twice_alone(
         write(path, data)
 
     monkeypatch.setattr(checkpoint, "write_flushed", counting)
-    run(make_config("training.checkpoint_every=1", "keep.checkpoints=2", method="individual"), tmp_path / "run", quiet=True)
+    run(
+        make_config("training.checkpoint_every=1", "keep.checkpoints=2", method="individual"),
+        tmp_path / "run",
+        quiet=True,
+    )
     assert written["adapters-task-0001.safetensors"] == written["adapters-task-0002.safetensors"] == 2
     assert written["adapters-fast.safetensors"] > 10
     first, second = sorted((tmp_path / "run" / "checkpoints").iterdir())

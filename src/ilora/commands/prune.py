@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from ilora.comparison.budget import size
-from ilora.config import Config, load_config, problems, read_override
-from ilora.errors import InputError
+from ilora.config import load_config
+from ilora.early import rule_of
 from ilora.files import locked
 from ilora.keeping import KeepConfig
 from ilora.methods import method_class
@@ -46,7 +44,7 @@ _TEXTS = {
 class Part:
     """What would go of one method's run: of the run itself, or of a contrast run. Nothing has changed yet.
 
-    trouble: why its checkpoints are left alone; empty if they are not.
+    trouble: that its checkpoints are left alone, and why; empty if they are not.
     """
 
     folder: Path
@@ -70,57 +68,36 @@ class Part:
         return ((kind, paths) for kind, paths in found.items() if paths)
 
 
-def rule_of(config: Config, changes: Iterable[str]) -> KeepConfig:
-    """The run's rule with `key=value` changes, such as `trajectory=none`. Raises InputError naming the key."""
-    values: dict[str, Any] = config.keep.model_dump()
-    for change in changes:
-        key, value = read_override(change)
-        values[key.removeprefix("keep.")] = value
-    try:
-        return KeepConfig.model_validate(values)
-    except ValidationError as error:
-        raise InputError("; ".join(f"--keep {line}" for line in problems(error, values, KeepConfig))) from None
-
-
 def plan(run: Path, changes: Sequence[str] = ()) -> list[Part]:
     """What would go of a run and of its contrast runs. changes: to its rule `keep`.
 
     A run without such a rule, of an older version, is measured by the defaults. Raises InputError where it is no run,
     or one without any results.
     """
-    whole = run.absolute().parent.parent
-    if run.absolute().parent.name == "contrast" and (whole / "config.yaml").is_file():
-        raise InputError(f"{run}: a contrast run is a part of {whole}; name that one")
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run}: not a run folder (no config.yaml in it)")
-    if not (run / "results.json").is_file():
-        raise InputError(f"{run}: no task is finished, so nothing can go")
-    rule = rule_of(load_config(run / "config.yaml"), changes)
+    rule = rule_of(run, changes)
     contrast = (file.parent for file in sorted(run.glob("contrast/*/config.yaml")))
     return [_part(folder, rule) for folder in (run, *contrast) if (folder / "results.json").is_file()]
 
 
 def _part(folder: Path, rule: KeepConfig) -> Part:
     config, results = load_config(folder / "config.yaml"), read_results(folder)
-    answering, complete = str(results["answers_with"]), bool(results.get("complete"))
-    method = method_class(config.method.name)
-    reached = Reached(len(matrix(results, answering)), complete, answering, method.one_adapter_answers)
-    left_over = keep.left_behind(folder)
-    if not complete:
-        return Part(folder, rule, keep.surplus(folder, rule, reached), (), tuple(left_over))
-    left_over += sorted(folder.glob("checkpoints/damaged-*"))
+    answering, method = str(results["answers_with"]), method_class(config.method.name)
+    phases, left_over = len(matrix(results, answering)), keep.left_behind(folder)
     found, damaged = load_latest(folder / "checkpoints")
+    position = found.values["position"] if found else {"ended": True, "phase": phases}
+    # Not so where a task is being added: its checkpoint stands within it, though the results are complete.
+    complete = bool(results.get("complete") and position["ended"] and position["phase"] == phases)
+    reached = Reached(phases, complete, answering, method.one_adapter_answers)
     sound = found is not None and not damaged
-    trouble = "; ".join(damaged.values()) or ("" if found is not None else f"{folder}: there is no checkpoint")
-    moments = keep.needless_moments(folder, rule, config, fresh_start=method.fresh_start) if sound else []
-    return Part(
-        folder,
-        rule,
-        keep.surplus(folder, rule, reached, checkpoints_too=sound),
-        tuple(moments),
-        tuple(left_over),
-        trouble,
-    )
+    surplus = keep.surplus(folder, rule, reached, checkpoints_too=sound)
+    if not complete:
+        return Part(folder, rule, surplus, (), tuple(left_over))
+    if not sound:
+        why = "; ".join(damaged.values()) or f"there is none in {folder / 'checkpoints'}"
+        return Part(folder, rule, surplus, (), tuple(left_over), f"checkpoints are left alone: {why}")
+    left_over += sorted(folder.glob("checkpoints/damaged-*"))
+    moments = keep.needless_moments(folder, rule, config, fresh_start=method.fresh_start)
+    return Part(folder, rule, surplus, tuple(moments), tuple(left_over))
 
 
 def prune(run: Path, changes: Sequence[str] = ()) -> int:
@@ -173,6 +150,6 @@ def summary(run: Path, parts: Sequence[Part]) -> list[str]:
     deleted = [path for part in parts for kind, paths in part.kinds if kind != "predictions" for path in paths]
     smaller = any(part.surplus.predictions for part in parts)
     frees, now = disk_bytes(deleted), disk_bytes([run])
-    lines = [f"checkpoints are left alone: {part.trouble}" for part in parts if part.trouble]
+    lines = [part.trouble for part in parts if part.trouble]
     more = ", and compressed predictions" if smaller else ""
     return [*lines, f"{size(frees)} of {size(now)} would go{more}; releases and adapters elsewhere stay as they are"]
