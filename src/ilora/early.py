@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ilora.config import problems, read_override, read_yaml, refuse_early
+from ilora.config import is_data, problems, read_override, read_yaml, refuse_early
 from ilora.data.tables import SUFFIXES
 from ilora.errors import InputError
 from ilora.keeping import KeepConfig
@@ -52,6 +53,22 @@ def before_add(run: Path, tasks: Sequence[str], *, quiet: bool) -> None:
         for item in tasks:
             refuse_no_rows(item)
         first_line(quiet=quiet)
+
+
+def before_init(source: Path, overrides: Iterable[str], out: Path | None, *, asks: bool) -> Path:
+    """Check what `init` is given, and say that it begins; returns the file to write. Raises InputError."""
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder of rows")
+    if not is_data(source):
+        raise InputError(f"{source}: not rows ({', '.join(SUFFIXES)}, or a folder of such files)")
+    found = refuse_early(source, overrides)
+    target = out if out is not None else Path(f"{found.name}.yaml")
+    if target.exists():
+        raise InputError(f"{target}: exists already; --out names another file")
+    if asks and not sys.stdin.isatty():
+        raise InputError("init asks questions, and this is no terminal: --yes takes every default")
+    first_line(quiet=False)
+    return target
 
 
 def rule_of(run: Path, changes: Iterable[str]) -> KeepConfig:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ilora import InputError, add, promote, resume, run
+from ilora import InputError, add, promote, resume, rollback, run
 from ilora.commands.prune import plan, prune
 from ilora.comparison.folders import read_folder, run_folders
 from ilora.connectivity import sources
@@ -152,6 +152,16 @@ def test_releases_stay(whole: Path) -> None:
     prune(whole, ["trajectory=none", "adapters=last", "predictions=compressed"])
     assert {file: file.read_bytes() for file in before} == before
     assert read_release(whole).number == 1
+
+
+def test_a_rollback_after_pruning_can_be_added_to(whole: Path) -> None:
+    promote(whole)
+    add(whole, ["three"], quiet=True)
+    promote(whole)
+    prune(whole, ["trajectory=none", "adapters=last", "checkpoints=1", "moments=false"])
+    rollback(whole)
+    assert [task["name"] for task in resume(whole, quiet=True).results["tasks"]] == ["one", "two"]
+    assert add(whole, ["three"], quiet=True).results["complete"]
 
 
 def test_what_is_in_use_or_damaged_is_left(whole: Path) -> None:

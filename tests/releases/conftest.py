@@ -20,7 +20,7 @@ def no_report(_run: Path) -> None:
 def first(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two tasks, whose second one is release 1."""
     er = {"name": "er", "memory_size": 20}
-    config = make_config("data.tasks=[one, two]", "training.epochs=1", contrast=[er])
+    config = make_config("data.tasks=[one, two]", "training.epochs=1", "keep.trajectory=all", contrast=[er])
     folder = run(config, tmp_path_factory.mktemp("releases") / "first", quiet=True).path
     change.promote(folder, report=no_report)
     return folder

@@ -31,7 +31,7 @@ def estimates(entries: Sequence[Entry], *, say: Callable[[str], None]) -> list[f
             say(f"calibrating: {entry.job.config.model.name}, {entry.job.label}")
             measured[key] = _calibrated(entry.job.config)
         training, evaluation = measured[key]
-        found.append(training * _passes(entry.job.config) + evaluation)
+        found.append(training * passes(entry.job.config) + evaluation)
     return found
 
 
@@ -57,7 +57,7 @@ def _calibrated(config: Config) -> tuple[float, float]:
     return float(summary["seconds"]), rounds * tokens / (2 * summary["tokens_per_second"])
 
 
-def _passes(config: Config) -> float:
+def passes(config: Config) -> float:
     """Rows in a step against plain training: from the second task on replay doubles them, and pseudo rows add more."""
     tasks = len(config.data.tasks or ())
     if config.stream == "joint" or not tasks:
