@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ilora.commands.connect import connect, evaluate
     from ilora.commands.export import export
     from ilora.commands.predict import predict
+    from ilora.commands.gate import gate, read_gate
     from ilora.commands.releases import history, promote, rollback
     from ilora.commands.sweep import sweep
     from ilora.data.examples import Batch, Example, Totals
@@ -47,10 +48,12 @@ __all__ = [
     "connect",
     "evaluate",
     "export",
+    "gate",
     "history",
     "load_config",
     "predict",
     "promote",
+    "read_gate",
     "resume",
     "rollback",
     "run",
@@ -66,6 +69,8 @@ _LATE = {
     "connect": "commands.connect",
     "predict": "commands.predict",
     "sweep": "commands.sweep",
+    "gate": "commands.gate",
+    "read_gate": "commands.gate",
     "history": "commands.releases",
     "promote": "commands.releases",
     "rollback": "commands.releases",

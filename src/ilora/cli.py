@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ilora import cli_releases, cli_setup, cli_use
+from ilora import cli_gate, cli_releases, cli_setup, cli_use
 from ilora.cli_export import export_run
 from ilora.cli_inspect import ConfigFile, Overrides, config_app, data_app, list_names
 
@@ -319,6 +319,7 @@ app.command("diff")(cli_use.diff)
 app.command("ask")(cli_use.ask)
 app.command("predict")(cli_use.predict)
 app.command("export")(export_run)
+cli_gate.register(app)
 app.command("list")(list_names)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")

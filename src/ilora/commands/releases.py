@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ilora.gates.decision import brief, read_gate
 from ilora.releases import change
 from ilora.releases import history as months
+from ilora.releases.candidate import phase_label, phase_names
 from ilora.releases.store import Release
 from ilora.report.html import write_report
+from ilora.results.reader import read_results
 
 
 def promote(
@@ -16,12 +19,22 @@ def promote(
 ) -> Release:
     """Make a release of a run's last finished phase, and the current one.
 
-    gate: what the gate found, as plain JSON, for the manifest. note: why, for the history. server: the address of a
-    vLLM or SGLang server, which loads the release and drops the one before; its key is in $ILORA_SERVER_KEY.
+    gate: what the gate found, as plain JSON, for the manifest; None: what RUN/gate.json says of the phase.
+    note: why, for the history. server: the address of a vLLM or SGLang server, which loads the release and drops the
+    one before; its key is in $ILORA_SERVER_KEY.
     Raises InputError, with nothing written, where the run is not finished or the phase is a release already, and
     IloraError, with the current release as it was, where the server refuses.
     """
+    gate = _gate(Path(run)) if gate is None else gate
     return change.promote(run, gate=gate, note=note, server=server, report=write_report)
+
+
+def _gate(run: Path) -> dict[str, Any] | None:
+    """The decision of `ilora gate` on the last phase, in short; None where it was not asked, or files changed since."""
+    if not (run / "results.json").is_file():
+        return None
+    decision = read_gate(run, phase_label(phase_names(read_results(run))))
+    return None if decision is None else brief(decision)
 
 
 def rollback(run: str | Path, *, to: int | None = None, note: str = "", server: str | None = None) -> Release:

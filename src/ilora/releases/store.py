@@ -19,13 +19,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ilora.errors import InputError
 from ilora.files import flush_folder
-from ilora.model.identity import BaseModel, tokenizer_sha256
 from ilora.releases.manifest import Manifest, read_manifest, verify
 from ilora.results.reader import Results, check_results, read_text
+
+if TYPE_CHECKING:
+    from ilora.model.identity import BaseModel
 
 PENDING = "pending.json"  # in releases/; see journal.py
 
@@ -69,6 +71,8 @@ class Release:
 
     def refuse_other_model(self, base: BaseModel | None, tokenizer: Any = None) -> None:
         """Raises InputError where a loaded base model or tokenizer is not the one that the release was made with."""
+        from ilora.model.identity import tokenizer_sha256  # here, because it imports torch
+
         then, place = self.manifest.base, f"{self.folder}: made with the base model"
         if then and base and then["weights_sha256"] != base.weights_sha256:
             raise InputError(

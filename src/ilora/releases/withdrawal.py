@@ -22,7 +22,7 @@ from ilora.releases.store import Release, current, line, numbers, point_to, read
 from ilora.training.checkpoint import newest
 from ilora.training.folder import cut_metrics
 
-MEASURED = ("connectivity", "evaluations", "general.json")  # of the adapters that the run had last
+MEASURED = ("connectivity", "evaluations", "general.json", "gate", "gate.json")  # of the adapters that the run had last
 
 
 def prepare(run: Path, number: int | None, *, note: str) -> Pending:

@@ -1,0 +1,86 @@
+"""`ilora gate`: decide, measure what is missing, repair, and write what was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ilora.errors import InputError
+from ilora.files import locked, write_atomic
+from ilora.gates.decision import decide, judge_of, read_gate, write_gate
+from ilora.gates.outputs import as_junit, as_markdown
+from ilora.gates.rules import read_rules
+from ilora.releases.store import PENDING
+
+__all__ = ["gate", "read_gate", "write_outputs"]
+
+
+def gate(
+    run: str | Path,
+    *,
+    rules: str | Path | None = None,
+    phase: int | None = None,
+    probes: bool = False,
+    repair: bool = False,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Whether a phase of a run keeps the rules; returns the decision, which is also written to RUN/gate.json.
+
+    rules: a file; None: RUN/gate.yaml, or else the defaults.
+    phase: its number, from 1; None: the last one that was evaluated.
+    probes: measure the general skills before and after, where they are not measured yet; this loads the model.
+    repair: where the phase fails, look for an adapter that passes without training; it is written below RUN/gate/.
+    Returns `outcome` (`passed` or `failed`), `checks`, `advice` and what they stand on; see docs/practice.md.
+    Raises InputError where the run, the phase or a rule cannot be used.
+    """
+    folder = _opened(Path(run))
+    found, source = read_rules(folder, None if rules is None else Path(rules))
+    if probes or repair:
+        with locked(folder, what="run"):
+            return _working(folder, found, source, phase, probes=probes, repair=repair, quiet=quiet)
+    decision = decide(judge_of(folder, found, source, phase), source)
+    write_gate(folder, decision)
+    return decision
+
+
+def _working(
+    run: Path, rules: Any, source: str, phase: int | None, *, probes: bool, repair: bool, quiet: bool
+) -> dict[str, Any]:
+    """What needs the model, which takes long to import."""
+    if probes:
+        from ilora.gates.measuring import measure_probes
+
+        measure_probes(run, phase, quiet=quiet)
+    judge = judge_of(run, rules, source, phase)
+    decision = decide(judge, source)
+    if repair and decision["outcome"] == "failed":
+        from ilora.gates.repair import repair_phase
+
+        decision["repair"] = repair_phase(judge, quiet=quiet)
+    write_gate(run, decision)
+    return decision
+
+
+def write_outputs(
+    decision: dict[str, Any], *, json_file: Path | None, junit: Path | None, markdown: Path | None
+) -> None:
+    """The decision in other forms."""
+    import json
+
+    if json_file is not None:
+        write_atomic(json_file, json.dumps(decision, ensure_ascii=False, indent=1) + "\n")
+    if junit is not None:
+        write_atomic(junit, as_junit(decision))
+    if markdown is not None:
+        write_atomic(markdown, as_markdown(decision))
+
+
+def _opened(run: Path) -> Path:
+    """The run folder, after an interrupted promotion or rollback is finished."""
+    if not (run / "config.yaml").is_file() or not (run / "results.json").is_file():
+        raise InputError(f"{run}: not a run folder with results (it needs config.yaml and results.json)")
+    if (run / "releases" / PENDING).exists():
+        from ilora.commands.releases import history
+
+        history(run)
+    return run

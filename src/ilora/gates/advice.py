@@ -1,0 +1,97 @@
+"""What to try where the gate failed, from the run itself, in the order of what it costs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ilora.errors import InputError
+from ilora.gates.judge import Check
+from ilora.present.numbers import plain
+from ilora.results.reader import Results, read_text
+
+LEARNT = ("least", "gain")  # rules that ask for more learning, not for less
+
+
+def advice(run: Path, results: Results, checks: Sequence[Check], *, number: int) -> list[dict[str, str]]:
+    """`what` to try, `why`, and the `command`; empty where nothing failed. number: of the phase.
+
+    The first ones change no weight by training; `ilora gate --repair` tries these itself.
+    """
+    failed = [check for check in checks if check.verdict == "fail"]
+    lost = [check for check in failed if check.rule not in LEARNT]
+    method = _method(run)
+    found = [*_without_training(run, results, number)] if lost else []
+    if lost:
+        found += _with_training(run, method, _worst(lost))
+    if any(check.rule in LEARNT for check in failed):
+        epochs = shlex.join(["ilora", "add", str(run), "TASK", "training.epochs=5"])
+        found.append(
+            _entry("train the new task longer", "its own score is below the rule", f"{_back(run)} && {epochs}")
+        )
+    return found
+
+
+def _without_training(run: Path, results: Results, number: int) -> list[dict[str, str]]:
+    found, repair = [], shlex.join(["ilora", "gate", str(run), "--repair"])
+    if len(results["variants"]) > 1:
+        others = ", ".join(plain(name, 40) for name in results["variants"] if name != results["answers_with"])
+        found.append(_entry("another adapter of the method", f"{others} was trained and scored, too", repair))
+    if number > 1 and results.get("adapter"):
+        found.append(
+            _entry(
+                "another point on the path between the adapter before and now",
+                "between two minima there often is a point that is good at both",
+                shlex.join(["ilora", "connect", str(run), "--select"]),
+            )
+        )
+        found.append(
+            _entry("a smaller last update", "it is shrunk until the rules hold (STABLE, arXiv 2510.16089)", repair)
+        )
+    return found
+
+
+def _with_training(run: Path, method: Mapping[str, Any], worst: Check | None) -> list[dict[str, str]]:
+    add = ["ilora", "add", str(run), "TASK"]
+    size, found = method.get("memory_size"), []
+    if isinstance(size, int) and size > 0:
+        larger = shlex.join([*add, f"method.memory_size={2 * size}"])
+        found.append(_entry("more memory", f"it has {size} rows now", f"{_back(run)} && {larger}"))
+    if method.get("name") != "ilora+":
+        other = shlex.join(["ilora", "run", str(run / "config.yaml"), "method=ilora+", "--out", f"{run}-ilora-plus"])
+        found.append(_entry("the method ilora+", "it forgets least with a small memory", other))
+    if worst is not None:
+        again = shlex.join(["ilora", "add", str(run), worst.subject, "training.epochs=1"])
+        why = f"it lost the most, {worst.lost:.1f} points; name a file of its rows under another name"
+        found.append(_entry(f"replay task {worst.subject} more, or train it again", why, again))
+    return found
+
+
+def _worst(lost: Sequence[Check]) -> Check | None:
+    """Of the tasks, the one that lost the most."""
+    return max(
+        (check for check in lost if check.rule in ("best", "release")), key=lambda check: check.lost, default=None
+    )
+
+
+def _back(run: Path) -> str:
+    return shlex.join(["ilora", "rollback", str(run)])
+
+
+def _entry(what: str, why: str, command: str) -> dict[str, str]:
+    return {"what": what, "why": why, "command": command}
+
+
+def _method(run: Path) -> Mapping[str, Any]:
+    """The method's section of config.yaml, which is written out in full."""
+    file = run / "config.yaml"
+    try:
+        content = yaml.safe_load(read_text(file))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not valid YAML: {error}") from None
+    method = content.get("method") if isinstance(content, dict) else None
+    return method if isinstance(method, dict) else {"name": method}

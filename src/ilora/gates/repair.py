@@ -1,0 +1,240 @@
+"""Repair without training: other adapters that the run already has, or that lie between two of them.
+
+Candidates come in the order of their cost: the method's other adapters; the best point on the path between the adapter
+before the phase and the one after it; and the last update shrunk, before + c · (now − before), as little as it takes
+(STABLE, arXiv 2510.16089). A point is chosen on rows that the gate does not judge on: of each task its eval split, or
+of an earlier task without one its rows in the replay memory. Only then is it judged, on the gate's rows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ilora.connectivity import paths, space
+from ilora.connectivity.choose import MEMORY, fitting, remembered
+from ilora.connectivity.landscape import PointScores, average, open_landscape
+from ilora.connectivity.sources import Source, read_run
+from ilora.connectivity.space import Adapter
+from ilora.data.task import Task
+from ilora.errors import InputError
+from ilora.evaluation.perplexity import perplexity, read_text
+from ilora.evaluation.scoring import EvaluationSet, evaluate
+from ilora.files import flush_folder, flush_tree, write_flushed
+from ilora.gates.evidence import Ability, Rows
+from ilora.gates.judge import Judge, failed
+from ilora.gates.probes import measure
+from ilora.model.identity import FILE as BASE_MODEL
+from ilora.progress import Bar, Display
+
+POINTS = 11  # of a path
+HALVINGS = 4  # of the stretch in which c is looked for: its last step is 1/16
+_SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter that might pass. name: what it is. how: where it lies, as plain JSON."""
+
+    name: str
+    how: Mapping[str, Any]
+    adapter: Adapter
+
+
+def repair_phase(judge: Judge, *, quiet: bool = False) -> dict[str, Any]:
+    """Try the candidates; the first one that passes is written to RUN/gate/<phase>/repaired.
+
+    Returns `tries`, each with `candidate`, its `checks` and `outcome` (`not measured`: nothing of it fails, but the
+    phase failed a rule that was not measured of it); `passed`: the name of the one that passes, or
+    None; `adapter`: its PEFT folder, as a path in the run; and `notes`: why a candidate could not be made.
+    """
+    tries: list[dict[str, Any]] = []
+    reasons: list[str] = []
+    for name, made in _variants(judge):
+        tries.append(made)
+        if made["outcome"] == "passed":
+            folder = judge.evidence.run / "adapters" / judge.evidence.phase / name
+            return _found(judge, tries, reasons, name, folder)
+    try:
+        bench = Bench(judge, quiet=quiet)
+    except InputError as error:
+        return {"passed": None, "adapter": None, "tries": tries, "notes": [*reasons, str(error)]}
+    with bench.display:
+        for candidate in bench.candidates(reasons):
+            made, records = bench.judged(candidate)
+            tries.append(made)
+            if made["outcome"] == "passed":
+                folder = _write(judge, candidate, records, made)
+                return _found(judge, tries, reasons, candidate.name, folder)
+    return {"passed": None, "adapter": None, "tries": tries, "notes": reasons}
+
+
+def _found(judge: Judge, tries: list[Any], reasons: list[str], name: str, folder: Path) -> dict[str, Any]:
+    place = folder.relative_to(judge.evidence.run).as_posix() if folder.is_dir() else None
+    return {"passed": name, "adapter": place, "tries": tries, "notes": reasons}
+
+
+def _variants(judge: Judge) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The method's other adapters, whose answers are in the run already."""
+    evidence = judge.evidence
+    for variant in evidence.results["variants"]:
+        if variant != evidence.answering:
+            ability = evidence.ability(evidence.phase, variant)
+            yield variant, _tried(judge, variant, {}, evidence.now(variant), ability)
+
+
+def _tried(
+    judge: Judge, name: str, how: Mapping[str, Any], now: Mapping[str, Rows], ability: Ability
+) -> dict[str, Any]:
+    """What the gate says. A rule that the phase failed has to be measured anew: without that there is no passing."""
+    checks = judge.judge(now, ability, harness=False)
+    phase = judge.judge(judge.evidence.now(), judge.evidence.ability(judge.evidence.phase))
+    owed = {(check.rule, check.subject) for check in phase if check.verdict == "fail"}
+    missing = owed - {(check.rule, check.subject) for check in checks}
+    outcome = "failed" if failed(judge.rules, checks) else "not measured" if missing else "passed"
+    return {"candidate": name, **how, "outcome": outcome, "checks": [check.content() for check in checks]}
+
+
+class Bench:
+    """The model, the two adapters, and the rows to choose on. The gate's own rows are looked at last."""
+
+    def __init__(self, judge: Judge, *, quiet: bool) -> None:
+        """Raises InputError where a method has no such adapters, or no rows are left to choose on."""
+        evidence = judge.evidence
+        self.judge, self.run = judge, evidence.run
+        self.config, tasks, _ = read_run(self.run)
+        self.split = self.config.evaluation.split
+        self.before, self.now = (self._adapter(number) for number in (evidence.number - 1, evidence.number))
+        by_label = {task.label: task for task in tasks}
+        self.tasks = fitting(Source(self.config, (), None), [by_label[label] for label in evidence.seen])
+        chosen_on = self._chosen_on()
+        self.display = Display(quiet=quiet)
+        self.display.say(f"gate: loading {self.config.model.name}")
+        self.landscape = open_landscape(self.config, [], [self.before, self.now], split=self.split)
+        self.sets = [self.landscape.encoded(task, split) for task, split in chosen_on]
+        self.at_before: PointScores | None = None
+
+    def candidates(self, reasons: list[str]) -> Iterator[Candidate]:
+        """The point on the path, then the shrunk update. reasons: gets a sentence where one cannot be made."""
+        for make in (self._on_path, self._shrunk):
+            try:
+                yield make()
+            except InputError as error:
+                reasons.append(str(error))
+
+    def judged(self, candidate: Candidate) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+        """What the gate says of a candidate, and its answers by task."""
+        self.landscape.use(candidate.adapter)
+        sets = [self.landscape.encoded(task, self.split) for task in self.tasks]
+        records = {}
+        with self.display.bar(f"judging {candidate.name}", sum(len(data.examples) for data in sets)) as bar:
+            for data in sets:
+                records[data.task.label] = self._answers(data, bar)
+        now = {label: {record["id"]: record["score"] for record in found} for label, found in records.items()}
+        return _tried(self.judge, candidate.name, candidate.how, now, self._ability()), records
+
+    def _answers(self, data: EvaluationSet, bar: Bar) -> list[dict[str, Any]]:
+        size = self.config.evaluation.batch_size
+        return evaluate(data, self.landscape.engine, self.landscape.encoder, batch_size=size, advance=bar.advance)
+
+    def _ability(self) -> Ability:
+        """General ability of the adapter that is in place, as far as it was measured of the base model."""
+        known, engine, encoder = self.judge.ability, self.landscape.engine, self.landscape.encoder
+        settings, found = self.config.evaluation, None
+        if known.perplexity is not None and settings.perplexity_file is not None:
+            windows = read_text(settings.perplexity_file, encoder, most=settings.perplexity_tokens)
+            found = perplexity(engine, windows)["perplexity"]
+        return Ability(found, None if known.probes is None else measure(engine, encoder, self.config))
+
+    # -- choosing --
+
+    def _on_path(self) -> Candidate:
+        """The point of the highest mean score on the rows to choose on, then of the lowest loss; no end."""
+        curve, ts = paths.make_path("linear", (self.before, self.now), space="factors"), paths.grid(POINTS)[1:-1]
+        found = self._scores([curve.at(t) for t in ts], "choosing on the path")
+        means = [average(scores, list(scores)) for scores in found]
+        best = max(range(len(ts)), key=lambda place: (means[place]["score"], -means[place]["loss"]))
+        return Candidate("path", {"space": "factors", "t": ts[best]}, curve.at(ts[best]))
+
+    def _shrunk(self) -> Candidate:
+        """The largest c, in steps of 1/16, at which no earlier task loses more than allowed on these rows."""
+        curve = paths.make_path("linear", (self.before, self.now), space="delta")
+        if self._holds(self.now, 1.0):
+            raise InputError("shrunk: the rows to choose on show no loss, so they cannot say how far to shrink")
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._holds(curve.at(middle), middle) else (low, middle)
+        if not low:
+            raise InputError("shrunk: even a sixteenth of the last update loses too much on the rows to choose on")
+        return Candidate("shrunk", {"space": "delta", "c": low}, curve.at(low))
+
+    def _holds(self, adapter: Adapter, c: float) -> bool:
+        if self.at_before is None:
+            self.at_before = self._scores([self.before], "choosing: before")[0]
+        now = self._scores([adapter], f"choosing: c = {c:g}")[0]
+        for task in self.judge.evidence.earlier:
+            limits = [self.judge.rules.limit(rule, task) for rule in ("best", "release", "hard")]
+            allowed = min((limit for limit in limits if limit is not None), default=100.0)
+            one, other = self.at_before[task].scores, now[task].scores
+            if 100 * (sum(one) - sum(other)) / len(one) > allowed + _SAME:
+                return False
+        return True
+
+    def _scores(self, points: Sequence[Adapter], title: str) -> list[PointScores]:
+        rows = len(points) * sum(len(data.examples) for data in self.sets)
+        with self.display.bar(title, rows) as bar:
+            return self.landscape.evaluate(points, sets=self.sets, advance=bar.advance)
+
+    def _chosen_on(self) -> list[tuple[Task, str]]:
+        """The rows to choose on, with the split that they are in."""
+        if self.split != "test":
+            raise InputError(f"{self.run}: evaluation.split is {self.split}, so the gate's rows are all there is")
+        evidence = self.judge.evidence
+        without = [task for task in self.tasks if task.label in evidence.earlier and not task.rows.get("eval")]
+        memory = {task.label: task for task in remembered(self.run, without)} if without else {}
+        found = []
+        for task in self.tasks:
+            if task.label not in memory and not task.rows.get("eval"):
+                raise InputError(f"{self.run}: task '{task.name}' has no eval split to choose on")
+            found.append((memory[task.label], MEMORY) if task.label in memory else (task, "eval"))
+        return found
+
+    def _adapter(self, number: int) -> Adapter:
+        evidence = self.judge.evidence
+        if number < 1:
+            raise InputError(f"{self.run}: before the first phase there is no adapter to go back towards")
+        label = evidence.phases[number - 1]
+        folder = self.run / "adapters" / label / evidence.answering
+        if not (folder / "adapter_config.json").is_file():
+            raise InputError(f"{folder}: no adapter there (method {evidence.results.get('method')}); nothing to repair")
+        return space.read(folder, label=f"{label}/{evidence.answering}")
+
+
+def _write(
+    judge: Judge, candidate: Candidate, records: Mapping[str, Sequence[Mapping[str, Any]]], made: Mapping[str, Any]
+) -> Path:
+    """RUN/gate/<phase>/repaired: the adapter, its answers, and where it came from. Complete, or as it was before."""
+    evidence = judge.evidence
+    folder = evidence.run / "gate" / evidence.phase / "repaired"
+    scratch = folder.with_name(".repaired-writing")
+    shutil.rmtree(scratch, ignore_errors=True)
+    space.write(candidate.adapter, scratch)
+    own = evidence.run / "adapters" / evidence.phase / evidence.answering / BASE_MODEL
+    if own.is_file():
+        shutil.copyfile(own, scratch / BASE_MODEL)
+    (scratch / "predictions").mkdir()
+    for label, found in records.items():
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in found)
+        write_flushed(scratch / "predictions" / f"{label}.jsonl", text.encode())
+    source = {"candidate": candidate.name, **candidate.how, "phase": evidence.phase, "outcome": made["outcome"]}
+    write_flushed(scratch / "repair.json", (json.dumps(source, indent=1) + "\n").encode())
+    flush_tree(scratch)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+    flush_folder(folder.parent)
+    return folder

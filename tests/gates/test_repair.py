@@ -1,0 +1,123 @@
+"""What needs the model: probes, and adapters that pass without training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from peft import PeftConfig
+from safetensors.torch import load_file
+
+from ilora import InputError, gate, promote
+from ilora.gates.measuring import measure_probes
+from ilora.gates.probes import ROWS, probe_set
+from tests.gates.conftest import MakeRun
+from tests.gates.test_judge import two_months
+
+
+@pytest.fixture
+def run(trained_run: Path, tmp_path: Path) -> Path:
+    """A copy of the run."""
+    return Path(shutil.copytree(trained_run, tmp_path / "run"))
+
+
+# -- probes ------------------------------------------------------------------------------------------------------------
+
+
+def test_probes_are_the_same_rows_each_time_and_their_choices_differ() -> None:
+    groups = probe_set()
+    assert groups == probe_set()
+    assert set(groups) == {"arithmetic", "facts", "grammar", "instructions"}
+    for probes in groups.values():
+        assert len(probes) == ROWS == len({probe.prompt for probe in probes})
+        assert len({len(probe.choices) for probe in probes}) == 1
+        assert all(len(set(probe.choices)) == len(probe.choices) for probe in probes)
+    for probe in groups["arithmetic"]:
+        assert eval(probe.prompt.removesuffix("=")) == int(probe.choices[0])
+
+
+def test_probes_are_measured_before_and_after_once(run: Path) -> None:
+    measure_probes(run, None, quiet=True)
+    files = [run / "predictions" / f"after-{phase}" / "probes.json" for phase in ("00-base", "02-two")]
+    before, after = (json.loads(file.read_text()) for file in files)
+    assert before["base"]["made_from"] == after["fast"]["made_from"]
+    for found in (before["base"], after["fast"]):
+        assert {group: len(rows) for group, rows in found["scores"].items()} == dict.fromkeys(probe_set(), ROWS)
+        assert all(0 <= score <= 1 for rows in found["scores"].values() for score in rows.values())
+        assert len(found["text"]) > 10
+    assert before["base"]["text"] != after["fast"]["text"]
+    stamps = [file.stat().st_mtime_ns for file in files]
+    decision = gate(run, probes=True)
+    assert [file.stat().st_mtime_ns for file in files] == stamps
+    assert {check["subject"] for check in decision["checks"] if check["rule"] == "probes"} == set(probe_set())
+    assert "predictions/after-00-base/probes.json" in decision["files"]
+
+
+def test_a_method_without_an_adapter_has_no_probes(make_run: MakeRun) -> None:
+    folder = make_run(two_months(lost=0), tasks=("one", "two"))
+    (folder / "config.yaml").write_text("data: {path: .}\n")
+    with pytest.raises(InputError, match="no adapter fast of phase 02-two"):
+        gate(folder, probes=True)
+
+
+def test_a_release_knows_what_the_gate_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ilora.commands.releases.write_report", lambda _run: None)
+    decision = gate(run)
+    found = promote(run).manifest.gate
+    assert found is not None
+    assert found["outcome"] == decision["outcome"] == "failed"
+    assert any("one" in reason for reason in found["fail"])
+
+
+# -- repair ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_candidate_that_passes_is_kept(run: Path) -> None:
+    failed = gate(run)
+    lost = next(check["lost"] for check in failed["checks"] if check["rule"] == "best")
+    assert lost > 20  # else there is nothing to repair
+    # The whole of the last update is too much, and a part of it is not.
+    (run / "gate.yaml").write_text(f"earlier_tasks: {{best: {lost - 0.01}, release: null}}\nhard: {lost - 0.01}\n")
+    decision = gate(run, repair=True)
+    repair = decision["repair"]
+    assert decision["outcome"] == "failed"  # the phase is what it was
+    *others, kept = repair["tries"]
+    assert [one["candidate"] for one in (*others, kept)] == ["path", "shrunk"][: len(others) + 1]
+    assert {one["outcome"] for one in others} <= {"failed"}
+    assert (kept["outcome"], kept["candidate"]) == ("passed", repair["passed"])
+    assert 0 < kept.get("t", kept.get("c")) < 1
+    folder = run / repair["adapter"]
+    assert folder == run / "gate" / "02-two" / "repaired"
+    assert PeftConfig.from_pretrained(folder).r == (4 if kept["candidate"] == "path" else 8)
+    now = load_file(run / "adapters" / "02-two" / "fast" / "adapter_model.safetensors")
+    assert load_file(folder / "adapter_model.safetensors").keys() == now.keys()
+    assert json.loads((folder / "repair.json").read_text())["candidate"] == kept["candidate"]
+    rows = [json.loads(line) for line in (folder / "predictions" / "one.jsonl").read_text().splitlines()]
+    score = next(check for check in kept["checks"] if check["rule"] == "best")["now"]
+    assert 100 * sum(row["score"] for row in rows) / len(rows) == pytest.approx(score)
+    assert gate(run)["repair"] is None  # a gate that was not asked says nothing of it
+
+
+def test_where_nothing_passes_it_is_said_of_each_candidate(run: Path) -> None:
+    (run / "gate.yaml").write_text("new_task: {least: 100}\nhard: 0\nearlier_tasks: {best: 0, release: null}\n")
+    repair = gate(run, repair=True)["repair"]
+    assert (repair["passed"], repair["adapter"]) == (None, None)
+    assert [one["candidate"] for one in repair["tries"]][:1] == ["path"]
+    assert len(repair["tries"]) + len(repair["notes"]) == 2
+    assert not (run / "gate").exists()
+
+
+def test_another_adapter_of_the_method_comes_first(make_run: MakeRun) -> None:
+    folder = make_run(two_months(lost=60), tasks=("one", "two"))
+    results = json.loads((folder / "results.json").read_text())
+    results["variants"]["slow"] = results["variants"]["fast"]
+    (folder / "results.json").write_text(json.dumps(results))
+    phase = folder / "predictions" / "after-02-two"
+    (phase / "slow").mkdir()
+    shutil.copyfile(folder / "predictions" / "after-01-one" / "one.jsonl", phase / "slow" / "one.jsonl")
+    shutil.copyfile(phase / "two.jsonl", phase / "slow" / "two.jsonl")
+    (folder / "adapters" / "02-two" / "slow").mkdir(parents=True)
+    repair = gate(folder, repair=True)["repair"]
+    assert (repair["passed"], repair["adapter"]) == ("slow", "adapters/02-two/slow")
