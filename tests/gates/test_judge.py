@@ -206,12 +206,16 @@ def test_probes_are_judged_by_group_and_the_text_by_its_windows(make_run: MakeRu
     write("00-base", "base", 0, 0)
     write("02-two", "fast", 0.12, 0.2)
     found = checks(gate(run))
-    assert found["probes", "facts"]["verdict"] == "fail"
+    assert found["probes", "facts"]["verdict"] == found["probes", "all groups"]["verdict"] == "fail"
     assert found["probes", "facts"]["lost"] == pytest.approx(12)
     assert found["text", "general text"]["verdict"] == "fail"
     assert found["text", "general text"]["lost"] == pytest.approx(0.2)
     write("02-two", "fast", 0.05, 0.05)
     assert gate(run)["outcome"] == "passed"
+    file = run / "predictions" / "after-02-two" / "probes.json"
+    file.write_text(file.read_text().replace('"text"', '"txet"'))
+    with pytest.raises(InputError, match=r"probes\.json, fast: text"):
+        gate(run)
     write("02-two", "fast", 0.5, 2, made_from="other")
     decision = gate(run)
     assert decision["outcome"] == "passed"

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ilora import InputError, gate, promote
 from ilora.gates.measuring import measure_probes
+from ilora.gates.outputs import sentences
 from ilora.gates.probes import ROWS, probe_set
 from tests.gates.conftest import MakeRun
 from tests.gates.test_judge import two_months
@@ -51,7 +52,10 @@ def test_probes_are_measured_before_and_after_once(run: Path) -> None:
     stamps = [file.stat().st_mtime_ns for file in files]
     decision = gate(run, probes=True)
     assert [file.stat().st_mtime_ns for file in files] == stamps
-    assert {check["subject"] for check in decision["checks"] if check["rule"] == "probes"} == set(probe_set())
+    assert {check["subject"] for check in decision["checks"] if check["rule"] == "probes"} == {
+        *probe_set(),
+        "all groups",
+    }
     assert "predictions/after-00-base/probes.json" in decision["files"]
 
 
@@ -97,6 +101,9 @@ def test_the_first_candidate_that_passes_is_kept(run: Path) -> None:
     rows = [json.loads(line) for line in (folder / "predictions" / "one.jsonl").read_text().splitlines()]
     score = next(check for check in kept["checks"] if check["rule"] == "best")["now"]
     assert 100 * sum(row["score"] for row in rows) / len(rows) == pytest.approx(score)
+    told = "\n".join(sentences(decision))
+    assert f"{kept['candidate']} passes" in told
+    assert repair["adapter"] in told
     assert gate(run)["repair"] is None  # a gate that was not asked says nothing of it
 
 

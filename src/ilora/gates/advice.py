@@ -63,7 +63,9 @@ def _with_training(run: Path, method: Mapping[str, Any], worst: Check | None) ->
         found.append(_entry("more memory", f"it has {size} rows now", f"{_back(run)} && {larger}"))
     if method.get("name") != "ilora+":
         other = shlex.join(["ilora", "run", str(run / "config.yaml"), "method=ilora+", "--out", f"{run}-ilora-plus"])
-        found.append(_entry("the method ilora+", "it forgets least with a small memory", other))
+        found.append(
+            _entry("the method ilora+", "it also asks the earlier tasks' questions about present texts", other)
+        )
     if worst is not None:
         again = shlex.join(["ilora", "add", str(run), worst.subject, "training.epochs=1"])
         why = f"it lost the most, {worst.lost:.1f} points; name a file of its rows under another name"

@@ -7,7 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ilora.data.task import Phase
 from ilora.errors import InputError
@@ -16,6 +18,7 @@ from ilora.present.numbers import plain
 from ilora.releases.manifest import read_manifest
 from ilora.releases.store import line, release_folder
 from ilora.results.reader import matrix, read_results, read_text, task_labels
+from ilora.results.schema import Form, validated
 from ilora.results.scores import BASE, perplexity_file, prediction_folder, read_records
 
 Rows = Mapping[str, float]
@@ -24,12 +27,23 @@ Rows = Mapping[str, float]
 PROBES = "probes.json"
 
 
+class Probes(Form):
+    """What probes.py measures: scores by group and row, the loss of every window of a text in nats per token.
+
+    made_from: the same for what may be compared.
+    """
+
+    made_from: str
+    scores: dict[str, dict[str, Annotated[float, Field(ge=0, le=1)]]]
+    text: Annotated[list[float], Field(min_length=1)]
+
+
 @dataclass(frozen=True)
 class Ability:
-    """General ability with some weights; None where not measured. probes: as probes.py writes them."""
+    """General ability with some weights; None where not measured."""
 
     perplexity: float | None = None
-    probes: Mapping[str, Any] | None = None
+    probes: Probes | None = None
 
 
 class Evidence:
@@ -42,7 +56,7 @@ class Evidence:
         self.answering: str = self.results["answers_with"]
         names = self.results.get("phases") or [task["name"] for task in self.results["tasks"]]
         self.phases = [Phase(index, str(name), ()).label for index, name in enumerate(names, 1)]
-        done = len(matrix(self.results, self.answering))
+        done = min(len(matrix(self.results, self.answering)), len(self.phases))
         if not done:
             raise InputError(f"{run}: no phase was evaluated yet; `ilora resume {run}` goes on")
         self.number = done if number is None else number
@@ -109,8 +123,10 @@ class Evidence:
         name = "base" if phase == BASE else variant or self.answering
         measured = self._json(perplexity_file(self.run, phase)).get(name)
         perplexity = finite(measured.get("perplexity")) if isinstance(measured, dict) else None
-        probes = self._json(prediction_folder(self.run, phase) / PROBES).get(name)
-        return Ability(perplexity, probes if isinstance(probes, dict) else None)
+        file = prediction_folder(self.run, phase) / PROBES
+        probes = self._json(file).get(name)
+        found = None if probes is None else validated(Probes, probes, f"{file}, {name}")
+        return Ability(perplexity if perplexity and perplexity > 0 else None, found)
 
     def harness(self) -> Sequence[Mapping[str, Any]]:
         """The scores of general.json, where they are of the adapter of this phase."""

@@ -27,6 +27,7 @@ from ilora.results.scores import BASE
 Verdict = Literal["pass", "fail", "undecidable"]
 _SAME = 1e-9  # a loss of exactly the limit is allowed, whatever the rounding
 _BASE = "base model"
+_ALL = "all groups"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Judge:
             yield (self.untrained[task] is not None) + (self.rules.limit("least", task) is not None)
         yield len(self.harness)
         if self.ability.probes is not None:
-            yield len(self.ability.probes["scores"]) + 1
+            yield len(self.ability.probes.scores) + 2
 
     def judge(self, now: Mapping[str, Rows], ability: Ability, *, harness: bool = True) -> list[Check]:
         """All checks. now: by task the rows to judge. harness: whether general.json belongs to these weights."""
@@ -145,19 +146,29 @@ class Judge:
 
     def _probes(self, ability: Ability) -> Iterator[Check]:
         rules, before, now = self.rules.general, self.ability.probes, ability.probes
-        if before is None or now is None or before["made_from"] != now["made_from"]:
+        if before is None or now is None or before.made_from != now.made_from:
             return
-        for group, scores in before["scores"].items() if rules.probes is not None else ():
-            one, other = paired(scores, now["scores"][group], f"{self.evidence.run}: probes of {group}")
-            loss = paired_loss(one, other, error=self.error)
-            yield self._in_points("probes", group, _BASE, loss, rules.probes or 0.0, before=100 * sum(one) / len(one))
+        if rules.probes is not None:
+            for group, check in self._groups(before.scores, now.scores, rules.probes):
+                # Whether there are rows enough is asked of all groups together.
+                told = group != _ALL and check.verdict == "undecidable"
+                yield replace(check, verdict="pass", why="") if told else check
         if rules.text is not None:
             # More loss is worse, so that what was before takes the place of what is now.
-            loss = paired_loss(now["text"], before["text"], error=self.error)
+            loss = paired_loss(now.text, before.text, error=self.error)
             counts = loss.low is not None and loss.low > 0
             verdict: Verdict = "fail" if loss.mean > rules.text + _SAME and counts else "pass"
-            mean = sum(before["text"]) / len(before["text"])
+            mean = sum(before.text) / len(before.text)
             yield _check("text", "general text", _BASE, "nats", loss, rules.text, mean, verdict, None, None)
+
+    def _groups(self, before: Mapping[str, Rows], now: Mapping[str, Rows], limit: float) -> Iterator[tuple[str, Check]]:
+        """A check of all probes, and one of each group."""
+        one_group = [(name, rows, now[name]) for name, rows in before.items()]
+        for group, one, other in [(_ALL, _together(before), _together(now)), *one_group]:
+            scores, after = paired(one, other, f"{self.evidence.run}: probes, {group}")
+            loss = paired_loss(scores, after, error=self.error)
+            mean = 100 * sum(scores) / len(scores)
+            yield group, self._in_points("probes", group, _BASE, loss, limit, before=mean)
 
     def _harness(self, row: Mapping[str, Any]) -> Iterator[Check]:
         limit, before, now = self.rules.general.harness, finite(row.get("before")), finite(row.get("after"))
@@ -194,7 +205,7 @@ def notes(judge: Judge) -> list[str]:
     before = judge.ability
     if before.probes is None or now.probes is None:
         found.append(f"The probes were not measured; `ilora gate {evidence.run} --probes` does it.")
-    elif before.probes["made_from"] != now.probes["made_from"]:
+    elif before.probes.made_from != now.probes.made_from:
         found.append(f"The probes of before are others than those of now; `ilora gate {evidence.run} --probes` helps.")
     if before.perplexity is None or now.perplexity is None:
         found.append("The perplexity was not measured (evaluation.perplexity_file).")
@@ -243,6 +254,10 @@ def _check(
         rule, plain(subject, 80), against, unit, limit, before, now, loss.mean, verdict, why,
         loss.low, loss.high, hard, loss.rows, needed, loss.worse, loss.better,
     )  # fmt: skip
+
+
+def _together(groups: Mapping[str, Rows]) -> Rows:
+    return {key: score for rows in groups.values() for key, score in rows.items()}
 
 
 def _moved(loss: Loss, by: float) -> Loss:

@@ -25,7 +25,7 @@ def measure_probes(run: Path, number: int | None, *, quiet: bool = False) -> Non
     evidence, config = Evidence(run, number), load_config(run / "config.yaml")
     wanted = {"base": BASE, evidence.answering: evidence.phase}
     known = {name: evidence.ability(phase, name).probes for name, phase in wanted.items()}
-    missing = [name for name, probes in known.items() if probes is None or probes["made_from"] != made_from(config)]
+    missing = [name for name, probes in known.items() if probes is None or probes.made_from != made_from(config)]
     if not missing:
         return
     folder = run / "adapters" / evidence.phase / evidence.answering
@@ -45,5 +45,5 @@ def measure_probes(run: Path, number: int | None, *, quiet: bool = False) -> Non
                 with adapters.active(landscape.engine.model, active):
                     found = measure(landscape.engine, landscape.encoder, config)
                 file = prediction_folder(run, wanted[name]) / PROBES
-                write_atomic(file, json.dumps({name: found}, indent=1) + "\n")
+                write_atomic(file, json.dumps({name: found.model_dump()}, indent=1) + "\n")
                 bar.advance()

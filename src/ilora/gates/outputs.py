@@ -35,21 +35,25 @@ def lines(decision: Decision) -> list[list[str]]:
 def table(decision: Decision) -> Table:
     """The checks for the terminal."""
     found = Table(box=None, pad_edge=False)
-    for column in HEAD:
-        found.add_column(column, justify="right" if column in _NUMBERS else "left")
+    shown = [place for place, column in enumerate(HEAD) if column != "against"]  # the reasons have it
+    for column in (HEAD[place] for place in shown):
+        number = column in _NUMBERS
+        found.add_column(column, justify="right" if number else "left", no_wrap=number or column == "verdict")
     for check in decision["checks"]:
-        found.add_row(*map(Text, _line(check)), style=_STYLES[check["verdict"]])
+        line = _line(check)
+        found.add_row(*(Text(line[place]) for place in shown), style=_STYLES[check["verdict"]])
     return found
 
 
 def sentences(decision: Decision) -> list[str]:
     """The decision in words: the outcome, each reason, what to try."""
-    return [_headline(decision), *_reasons(decision), *map(_text, decision["notes"]), *_tries(decision)]
+    told = [*_reasons(decision), *map(_text, decision["notes"]), *_repair(decision)]
+    return [_headline(decision), *told, *_tries(decision)]
 
 
 def as_markdown(decision: Decision) -> str:
     """For a merge request: the outcome, the reasons, the table; everything is escaped."""
-    points = [*_reasons(decision), *map(_text, decision["notes"])]
+    points = [*_reasons(decision), *map(_text, decision["notes"]), *_repair(decision)]
     parts = [f"### {markdown_text(_headline(decision))}\n"]
     if points:
         parts.append("\n" + "".join(f"* {markdown_text(point)}\n" for point in points))
@@ -101,6 +105,23 @@ def _reasons(decision: Decision) -> list[str]:
         for check in decision["checks"]
         if check["why"]
     ]
+
+
+def _repair(decision: Decision) -> list[str]:
+    """What became of each candidate."""
+    repair = decision["repair"]
+    if repair is None:
+        return []
+    found = []
+    for one in repair["tries"]:
+        at = "".join(f" ({key} = {one[key]:g})" for key in ("t", "c") if key in one)
+        why = "; ".join(
+            f"{_text(check['subject'])}: {_text(check['why'])}" for check in one["checks"] if check["verdict"] == "fail"
+        )
+        found.append(f"Repair, {_text(one['candidate'])}{at}: {_text(one['outcome'])}{f' ({why})' if why else ''}")
+    found += [f"Repair, {_text(note)}" for note in repair["notes"]]
+    kept = f"{_text(repair['passed'])} passes" if repair["passed"] else "no candidate passes"
+    return [*found, f"Repair: {kept}{'; its adapter is in ' + _text(repair['adapter']) if repair['adapter'] else ''}."]
 
 
 def _tries(decision: Decision) -> list[str]:

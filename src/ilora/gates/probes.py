@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,6 +22,7 @@ from ilora.data.examples import collate
 from ilora.data.task import Row, Task
 from ilora.errors import IloraError
 from ilora.evaluation.perplexity import perplexity, read_text
+from ilora.gates.evidence import Probes
 from ilora.model.engine import Engine
 
 ROWS = 25  # in each group
@@ -45,14 +45,10 @@ def probe_set() -> dict[str, list[Probe]]:
     return {group: list(make()) for group, make in groups.items()}
 
 
-def measure(engine: Engine, encoder: Encoder, config: Config) -> dict[str, Any]:
-    """The probes and the loss on a general text, with the active weights.
-
-    Returns `scores` in [0, 1] by group and row, `text`: the loss of every window in nats per token, and `made_from`,
-    which is the same for what may be compared.
-    """
+def measure(engine: Engine, encoder: Encoder, config: Config) -> Probes:
+    """The probes and the loss on a general text, with the active weights."""
     scores = {group: _scores(group, probes, engine, encoder) for group, probes in probe_set().items()}
-    return {"made_from": made_from(config), "scores": scores, "text": _text_losses(engine, encoder, config)}
+    return Probes(made_from=made_from(config), scores=scores, text=_text_losses(engine, encoder, config))
 
 
 def made_from(config: Config) -> str:

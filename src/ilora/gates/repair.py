@@ -161,10 +161,13 @@ class Bench:
         return Candidate("path", {"space": "factors", "t": ts[best]}, curve.at(ts[best]))
 
     def _shrunk(self) -> Candidate:
-        """The largest c, in steps of 1/16, at which no earlier task loses more than allowed on these rows."""
+        """The largest c, in steps of 1/16, at which no earlier task loses more than allowed on these rows.
+
+        Half of the update where the whole of it loses no more than that: the loss is elsewhere, as in general ability.
+        """
         curve = paths.make_path("linear", (self.before, self.now), space="delta")
-        if self._holds(self.now, 1.0):
-            raise InputError("shrunk: the rows to choose on show no loss, so they cannot say how far to shrink")
+        if self._holds(self.now, 1.0):  # these rows show no loss, so they cannot say how far to shrink
+            return Candidate("shrunk", {"space": "delta", "c": 0.5}, curve.at(0.5))
         low, high = 0.0, 1.0
         for _ in range(HALVINGS):
             middle = (low + high) / 2
