@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ilora.commands.compare import compare
     from ilora.commands.connect import connect, evaluate
     from ilora.commands.export import export
-    from ilora.commands.predict import predict
     from ilora.commands.gate import gate, read_gate
+    from ilora.commands.predict import predict
     from ilora.commands.releases import history, promote, rollback
     from ilora.commands.sweep import sweep
     from ilora.data.examples import Batch, Example, Totals

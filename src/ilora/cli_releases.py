@@ -36,12 +36,17 @@ def _warnings_told() -> Iterator[None]:
         typer.echo(f"warning: {one.message}", err=True)
 
 
-def promote(run: RunFolder, note: Note = "", server: Server = None) -> None:
+def promote(
+    run: RunFolder,
+    note: Note = "",
+    server: Server = None,
+    force: Annotated[bool, typer.Option("--force", help="Also where the gate failed.")] = False,
+) -> None:
     """Make the last finished phase the current release: RUN/releases/N, with RUN/current pointing at it."""
     from ilora.commands import releases
 
     with _warnings_told():
-        release = releases.promote(run, note=note, server=server)
+        release = releases.promote(run, note=note, server=server, force=force)
     typer.echo(f"release {release.number} ({release.manifest.phase}) is the current one: {release.folder}")
 
 

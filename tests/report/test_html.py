@@ -67,7 +67,7 @@ def test_page_of_a_run_with_a_contrast_run(tmp_path: Path) -> None:
         "Use the adapter", "Rows that were cut", "Cost", "Settings",
     )]  # fmt: skip
     assert order == sorted(order)
-    assert page.tags.count("svg") == 6  # bars, curves, three heat maps, loss
+    assert page.tags.count("svg") == 7  # bars, curves, three heat maps, loss
     assert "model: smollm2-135m" in page.text
     assert "not finished" not in page.text
 

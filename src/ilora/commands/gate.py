@@ -39,8 +39,17 @@ def gate(
         with locked(folder, what="run"):
             return _working(folder, found, source, phase, probes=probes, repair=repair, quiet=quiet)
     decision = decide(judge_of(folder, found, source, phase), source)
-    write_gate(folder, decision)
+    _keep(folder, decision)
     return decision
+
+
+def _keep(run: Path, decision: dict[str, Any]) -> None:
+    """Write gate.json, and the report that begins with it."""
+    from ilora.report.html import write_report  # here: it draws, so it takes longer to import than to decide
+
+    write_gate(run, decision)
+    if (run / "report.html").is_file():
+        write_report(run)
 
 
 def _working(
@@ -57,7 +66,7 @@ def _working(
         from ilora.gates.repair import repair_phase
 
         decision["repair"] = repair_phase(judge, quiet=quiet)
-    write_gate(run, decision)
+    _keep(run, decision)
     return decision
 
 

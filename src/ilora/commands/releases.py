@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ilora.errors import IloraError
 from ilora.gates.decision import brief, read_gate
 from ilora.releases import change
 from ilora.releases import history as months
@@ -15,18 +16,30 @@ from ilora.results.reader import read_results
 
 
 def promote(
-    run: str | Path, *, gate: dict[str, Any] | None = None, note: str = "", server: str | None = None
+    run: str | Path,
+    *,
+    gate: dict[str, Any] | None = None,
+    note: str = "",
+    server: str | None = None,
+    force: bool = False,
 ) -> Release:
     """Make a release of a run's last finished phase, and the current one.
 
     gate: what the gate found, as plain JSON, for the manifest; None: what RUN/gate.json says of the phase.
+    force: also where the gate failed; the manifest and the history keep what it found.
     note: why, for the history. server: the address of a vLLM or SGLang server, which loads the release and drops the
     one before; its key is in $ILORA_SERVER_KEY.
     Raises InputError, with nothing written, where the run is not finished or the phase is a release already, and
-    IloraError, with the current release as it was, where the server refuses.
+    IloraError, with the current release as it was, where the gate failed or the server refuses.
     """
     gate = _gate(Path(run)) if gate is None else gate
-    return change.promote(run, gate=gate, note=note, server=server, report=write_report)
+    if gate is not None and gate.get("outcome") == "failed" and not force:
+        reasons = "".join(f"\n  {reason}" for reason in gate.get("fail", ()))
+        raise IloraError(f"{run}: the gate failed for the last phase; --force promotes it all the same{reasons}")
+    release = change.promote(run, gate=gate, note=note, server=server, report=write_report)
+    if (Path(run) / "report.html").is_file():
+        write_report(Path(run))
+    return release
 
 
 def _gate(run: Path) -> dict[str, Any] | None:

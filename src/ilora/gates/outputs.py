@@ -51,6 +51,17 @@ def sentences(decision: Decision) -> list[str]:
     return [_headline(decision), *told, *_tries(decision)]
 
 
+def parts(decision: Decision) -> dict[str, Any]:
+    """The decision in words for a page: `headline`, `failed`, `open`, and `tries` with what, why and command."""
+    return {
+        "headline": _headline(decision),
+        "failed": _reasons(decision, "fail"),
+        "open": [*_reasons(decision, "undecidable"), *map(_text, decision["notes"])],
+        "repair": _repair(decision),
+        "tries": [{key: _text(entry[key]) for key in ("what", "why", "command")} for entry in decision["advice"]],
+    }
+
+
 def as_markdown(decision: Decision) -> str:
     """For a merge request: the outcome, the reasons, the table; everything is escaped."""
     points = [*_reasons(decision), *map(_text, decision["notes"]), *_repair(decision)]
@@ -98,12 +109,13 @@ def _headline(decision: Decision) -> str:
     return f"The gate {_text(decision['outcome'])} for phase {_text(decision['phase'])}: {', '.join(parts)}."
 
 
-def _reasons(decision: Decision) -> list[str]:
+def _reasons(decision: Decision, *verdicts: str) -> list[str]:
+    """A sentence for each check that has something to say, or for those with one of these verdicts."""
     return [
         f"{_text(check['subject'])}, {_RULES.get(check['rule'], check['rule'])} ({_text(check['against'])}): "
         f"{_text(check['why'])}"
         for check in decision["checks"]
-        if check["why"]
+        if check["why"] and (not verdicts or check["verdict"] in verdicts)
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -76,7 +76,8 @@ def history_table(found: Mapping[str, Any]) -> Table:
     """`history` as a table, with what went back in its caption."""
     table = Table(box=None, pad_edge=False, caption=_caption(found["events"]), caption_justify="left")
     for column in _COLUMNS:
-        table.add_column(column, justify="right" if column in _NUMBERS else "left")
+        justify: Literal["left", "right"] = "right" if column in _NUMBERS else "left"
+        table.add_column(column, justify=justify, min_width=10 if column == "date" else None)
     for month in found["phases"]:
         shown = month | {key: points(month[key]) for key in ("score", "mean", "forgotten")}
         shown["tasks"] = ", ".join(month["tasks"])

@@ -14,6 +14,7 @@ from ilora.files import write_atomic
 from ilora.present.numbers import clip, number, plain, points
 from ilora.present.page import own_drawing, render_page
 from ilora.report.connectivity import connectivity
+from ilora.report.decision import decision, month_cells, months_svg
 from ilora.report.general import harness_rows, perplexity_rows, text_name
 from ilora.report.plots import bars_svg, curves_svg, heatmap_svg, loss_svg
 from ilora.report.tables import CAPTION, row_values
@@ -87,17 +88,21 @@ def _content(run_dir: Path) -> dict[str, Any]:
     values = row_values(results, contrast)
     metrics = _read_lines(run_dir / "metrics.jsonl", torn_end=True)
     titles = [s.title if s.run else method_title(results) for s in values.answers]
+    told = decision(run_dir, results)
     return {
         "name": plain(results.get("name", run_dir.name)),
         "method": method_title(results),
         "model": plain(results.get("model", "?")),
         "seed": results.get("seed", "?"),
         "headline": headline(results, contrast),
+        "decision": told,
+        "months": [month_cells(month) for month in told["months"]],
         "values": values,
         "missing_contrast": [path.name for path in found if path not in folders],
         "caption": CAPTION,
         "summary_keys": SUMMARY,
         "results": results,
+        "months_picture": own_drawing(svg) if (svg := months_svg(told["months"])) else None,
         "figures": _figures(results, contrast, metrics),
         "lost": _lost_answers([run_dir, *folders], [results, *contrast], titles),
         "prompt_template": results.get("template"),  # a run of an older version does not say
