@@ -12,7 +12,7 @@ from ilora.errors import InputError
 from ilora.present.numbers import plain
 from ilora.registry import did_you_mean
 from ilora.results.schema import Form, validated
-from ilora.results.scores import read_records
+from ilora.results.scores import is_written, read_records
 
 _SLACK = 1e-9  # a difference of two scores is rounded
 
@@ -77,7 +77,7 @@ def changes(first: Side, second: Side, *, threshold: float, only: Sequence[str] 
             )
     found, skipped = [], []
     for task in both.values():
-        missing = [str(side.file(task)) for side in (first, second) if not side.file(task).is_file()]
+        missing = [str(side.file(task)) for side in (first, second) if not is_written(side.file(task))]
         if only and task.name not in only:
             continue
         if missing:

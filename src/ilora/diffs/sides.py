@@ -46,7 +46,7 @@ class Stages:
         """Raises InputError where the folder is no run, or has no predictions."""
         results = read_results(run)
         every = [BASE, *phase_labels(results)]
-        labels = tuple(label for label in every if any(prediction_folder(run, label).glob("*.jsonl")))
+        labels = tuple(label for label in every if any(prediction_folder(run, label).glob("*.jsonl*")))  # or .jsonl.gz
         if not labels:
             raise InputError(f"{run}: no predictions in predictions/, of which the changes could be read")
         return Stages(run, results, labels)
