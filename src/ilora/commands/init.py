@@ -267,9 +267,10 @@ def _of_data(chosen: Chosen, place: str) -> Iterator[Setting]:
 def _of_method(chosen: Chosen) -> Iterator[Setting]:
     reasons = {
         "ilora+": "its scores vary least in docs/results.md, which has short answers only",
-        "er": "plain replay: no method was measured better where answers are long",
+        "er": "plain replay; ilora+ has not been measured on long answers",
     }
-    yield Setting("method.name", chosen.method, reasons.get(chosen.method, "as you chose"))
+    usual = chosen.method == _usual_method(chosen.lengths)
+    yield Setting("method.name", chosen.method, reasons[chosen.method] if usual else "as you chose")
     if chosen.memory is not None:
         share = chosen.memory / max(1, chosen.train_rows)
         yield Setting(
