@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ilora import InputError, add, promote, resume, rollback, run
+from ilora.commands.gate import gate
 from ilora.commands.prune import plan, prune
 from ilora.comparison.folders import read_folder, run_folders
 from ilora.connectivity import sources
@@ -131,7 +132,9 @@ def test_less_than_all_adapters(whole: Path) -> None:
 def test_compressed_predictions_are_read_by_all(whole: Path) -> None:
     plain, before = read_folder(whole, whole), resume(whole, quiet=True)
     page = before.report.read_text()
+    judged = gate(whole)
     prune(whole, ["predictions=compressed"])
+    assert gate(whole)["checks"] == judged["checks"]
     assert not list(whole.rglob("predictions/**/*.jsonl"))
     after = resume(whole, quiet=True)
     assert after.results["variants"] == before.results["variants"]

@@ -40,9 +40,14 @@ def compressed(path: Path) -> Path:
     return path.with_name(f"{path.name}.gz")
 
 
+def written(path: Path) -> Path | None:
+    """Where a prediction file lies: as it was written, else compressed; None where it is not there."""
+    return next((place for place in (path, compressed(path)) if place.is_file()), None)
+
+
 def is_written(path: Path) -> bool:
     """Whether a prediction file is there, as it was written or compressed."""
-    return path.is_file() or compressed(path).is_file()
+    return written(path) is not None
 
 
 def read_predictions(path: Path) -> str:
