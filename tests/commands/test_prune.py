@@ -130,9 +130,9 @@ def test_less_than_all_adapters(whole: Path) -> None:
 
 @pytest.mark.usefixtures("report")
 def test_compressed_predictions_are_read_by_all(whole: Path) -> None:
-    plain, before = read_folder(whole, whole), resume(whole, quiet=True)
+    judged, plain = gate(whole), read_folder(whole, whole)  # the report shows the decision
+    before = resume(whole, quiet=True)
     page = before.report.read_text()
-    judged = gate(whole)
     prune(whole, ["predictions=compressed"])
     assert gate(whole)["checks"] == judged["checks"]
     assert not list(whole.rglob("predictions/**/*.jsonl"))
