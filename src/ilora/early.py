@@ -19,12 +19,15 @@ from ilora.progress import first_line
 from ilora.results.reader import read_results, refuse_no_results
 from ilora.stream import refuse_missing
 
-FIRST = os.environ.get("RANK", "0") == "0"  # of several processes, the one that looks and speaks
+
+def _is_first() -> bool:
+    """Whether this is, of several processes, the one that looks and speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def before_run(config: Path, overrides: Iterable[str], out: Path | None, *, quiet: bool) -> None:
     """Check what `run` is given, and say that it begins. Raises InputError."""
-    if FIRST:
+    if _is_first():
         found = refuse_early(config, overrides)
         refuse_existing(out if out is not None else Path("runs") / found.name)
         refuse_missing(found)
@@ -39,14 +42,14 @@ def before_run(config: Path, overrides: Iterable[str], out: Path | None, *, quie
 
 def before_resume(run: Path, overrides: Iterable[str], *, quiet: bool) -> None:
     """Check what `resume` is given, and say that it begins. Raises InputError."""
-    if FIRST:
+    if _is_first():
         refuse_early(config_of(own_run(run)), overrides)
         first_line(quiet=quiet)
 
 
 def before_add(run: Path, tasks: Sequence[str], *, quiet: bool) -> None:
     """Check what `add` is given, and say that it begins. Raises InputError."""
-    if FIRST:
+    if _is_first():
         refuse_early(config_of(own_run(run)))
         if not (run / "releases" / "pending.json").is_file():  # a rollback that is finished first
             refuse_unfinished(run)
@@ -138,8 +141,9 @@ def refuse_unfinished(run: Path) -> None:
         raise InputError(f"{run}: not finished; `ilora resume {run}` first, then add")
 
 
-def refuse_no_rows(task: str) -> None:
+def refuse_no_rows(place: str | Path) -> None:
     """Raises InputError for a task that is given as a path, where nothing is."""
+    task = str(place)
     if (os.sep in task or Path(task).suffix in SUFFIXES) and not Path(task).exists():
         raise InputError(f"{task}: no such file or folder of rows")
 
