@@ -17,6 +17,7 @@ from ilora.gates.judge import Judge
 from ilora.gates.rules import Rules
 from ilora.releases.manifest import write_manifest
 from ilora.releases.store import point_to
+from ilora.training.keep import compress
 from tests.gates.conftest import MakeRun, right, write_rows
 
 MANY = 600
@@ -237,6 +238,9 @@ def test_the_decision_is_kept_with_what_it_stood_on(make_run: MakeRun) -> None:
         "predictions/after-02-two/two.jsonl",
     }
     assert read_gate(run, "01-one") is None
+    compress(run / "predictions" / "after-02-two" / "one.jsonl")
+    assert read_gate(run, "02-two") == decision
+    assert gate(run)["checks"] == decision["checks"]
     write_rows(run / "predictions" / "after-02-two" / "one.jsonl", "one", right(450, MANY))
     assert read_gate(run, "02-two") is None  # its rows have changed since
     (run / "gate.json").write_text("{}")
@@ -248,7 +252,7 @@ def test_the_decision_is_kept_with_what_it_stood_on(make_run: MakeRun) -> None:
 def test_advice_comes_from_the_run(make_run: MakeRun, method: Any) -> None:
     decision = gate(make_run(two_months(lost=60), tasks=("one", "two"), method=method))
     commands = [entry["command"] for entry in decision["advice"]]
-    assert any("connect" in command and "--select" in command for command in commands)
+    assert any("--select" in command for command in commands) == (method != "sequential")
     assert any("--repair" in command for command in commands)
     assert any("method=ilora+" in command for command in commands)
     assert any("task one" in entry["what"] for entry in decision["advice"])

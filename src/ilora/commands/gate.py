@@ -66,6 +66,7 @@ def _working(
         from ilora.gates.repair import repair_phase
 
         decision["repair"] = repair_phase(judge, quiet=quiet)
+        decision["advice"] = [entry for entry in decision["advice"] if not entry["command"].endswith("--repair")]
     _keep(run, decision)
     return decision
 

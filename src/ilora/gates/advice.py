@@ -25,7 +25,7 @@ def advice(run: Path, results: Results, checks: Sequence[Check], *, number: int)
     failed = [check for check in checks if check.verdict == "fail"]
     lost = [check for check in failed if check.rule not in LEARNT]
     method = _method(run)
-    found = [*_without_training(run, results, number)] if lost else []
+    found = _without_training(run, results, number, remembers=bool(method.get("memory_size"))) if lost else []
     if lost:
         found += _with_training(run, method, _worst(lost))
     if any(check.rule in LEARNT for check in failed):
@@ -36,7 +36,8 @@ def advice(run: Path, results: Results, checks: Sequence[Check], *, number: int)
     return found
 
 
-def _without_training(run: Path, results: Results, number: int) -> list[dict[str, str]]:
+def _without_training(run: Path, results: Results, number: int, *, remembers: bool) -> list[dict[str, str]]:
+    """remembers: the method has a replay memory, without which `connect --select` does not see the earlier tasks."""
     found, repair = [], shlex.join(["ilora", "gate", str(run), "--repair"])
     if len(results["variants"]) > 1:
         others = ", ".join(plain(name, 40) for name in results["variants"] if name != results["answers_with"])
@@ -46,7 +47,7 @@ def _without_training(run: Path, results: Results, number: int) -> list[dict[str
             _entry(
                 "another point on the path between the adapter before and now",
                 "between two minima there often is a point that is good at both",
-                shlex.join(["ilora", "connect", str(run), "--select"]),
+                shlex.join(["ilora", "connect", str(run), "--select"]) if remembers else repair,
             )
         )
         found.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 from ilora.errors import InputError
 from ilora.files import write_atomic
 from ilora.gates.advice import advice
-from ilora.gates.evidence import Evidence
+from ilora.gates.evidence import Evidence, digest
 from ilora.gates.judge import Check, Judge, failed, notes
 from ilora.gates.rules import Rules
 from ilora.results.reader import read_text
@@ -99,10 +98,7 @@ def brief(decision: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fresh(run: Path, decision: Decision) -> bool:
-    return all(
-        (run / name).is_file() and hashlib.sha256((run / name).read_bytes()).hexdigest() == digest
-        for name, digest in decision.files.items()
-    )
+    return all(digest(run / name) == known for name, known in decision.files.items())
 
 
 def judge_of(run: Path, rules: Rules, source: str, number: int | None) -> Judge:

@@ -52,7 +52,7 @@ class Evidence:
     def __init__(self, run: Path, number: int | None = None) -> None:
         """number: of the phase, from 1; None: the last one. Raises InputError where it was not evaluated."""
         self.run, self.results = run, read_results(run)
-        self.files: dict[str, str] = {}
+        self.files: dict[str, str | None] = {}
         self.answering: str = self.results["answers_with"]
         names = self.results.get("phases") or [task["name"] for task in self.results["tasks"]]
         self.phases = [Phase(index, str(name), ()).label for index, name in enumerate(names, 1)]
@@ -170,7 +170,15 @@ class Evidence:
         return content
 
     def _note(self, file: Path) -> None:
-        self.files[file.relative_to(self.run).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.files[file.relative_to(self.run).as_posix()] = digest(file)
+
+
+def digest(file: Path) -> str | None:
+    """SHA-256 of a file's content, the same for a compressed prediction file; None where there is no file."""
+    if not is_written(file):
+        return None
+    predictions = file.suffix == ".jsonl"
+    return hashlib.sha256(read_predictions(file).encode() if predictions else file.read_bytes()).hexdigest()
 
 
 def paired(one: Rows, other: Rows, place: str) -> tuple[list[float], list[float]]:

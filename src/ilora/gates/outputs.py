@@ -152,7 +152,10 @@ def _line(check: Mapping[str, Any]) -> list[str]:
         _RULES.get(check["rule"], check["rule"]),
         _text(check["subject"], 40),
         _text(check["against"], 40),
-        *(shown.format(check[key] + 0.0) for key in ("before", "now", "lost")),
+        *(
+            shown.format(round(check[key], 3 if check["unit"] == "nats" else 1) + 0.0)
+            for key in ("before", "now", "lost")
+        ),
         interval,
         f"{check['limit']:g}",
         "–" if check["rows"] is None else str(check["rows"]),

@@ -32,7 +32,7 @@ from ilora.model.identity import FILE as BASE_MODEL
 from ilora.progress import Bar, Display
 
 POINTS = 11  # of a path
-HALVINGS = 4  # of the stretch in which c is looked for: its last step is 1/16
+_STEP = 1 / 16  # of c
 _SAME = 1e-9
 
 
@@ -142,9 +142,9 @@ class Bench:
         return evaluate(data, self.landscape.engine, self.landscape.encoder, batch_size=size, advance=bar.advance)
 
     def _ability(self) -> Ability:
-        """General ability of the adapter that is in place, as far as it was measured of the base model."""
-        known, engine, encoder = self.judge.ability, self.landscape.engine, self.landscape.encoder
-        settings, found = self.config.evaluation, None
+        """General ability of the adapter that is in place, as far as it was measured of the phase."""
+        known, engine = self.judge.evidence.ability(self.judge.evidence.phase), self.landscape.engine
+        settings, encoder, found = self.config.evaluation, self.landscape.encoder, None
         if known.perplexity is not None and settings.perplexity_file is not None:
             windows = read_text(settings.perplexity_file, encoder, most=settings.perplexity_tokens)
             found = perplexity(engine, windows)["perplexity"]
@@ -153,37 +153,40 @@ class Bench:
     # -- choosing --
 
     def _on_path(self) -> Candidate:
-        """The point of the highest mean score on the rows to choose on, then of the lowest loss; no end."""
+        """Of the points that hold, the one of the highest mean score, then of the lowest loss; no end."""
         curve, ts = paths.make_path("linear", (self.before, self.now), space="factors"), paths.grid(POINTS)[1:-1]
-        found = self._scores([curve.at(t) for t in ts], "choosing on the path")
-        means = [average(scores, list(scores)) for scores in found]
-        best = max(range(len(ts)), key=lambda place: (means[place]["score"], -means[place]["loss"]))
-        return Candidate("path", {"space": "factors", "t": ts[best]}, curve.at(ts[best]))
+        found = dict(zip(ts, self._scores([curve.at(t) for t in ts], "choosing on the path"), strict=True))
+        means = {t: average(scores, list(scores)) for t, scores in found.items() if self._hold(scores)}
+        if not means:
+            raise InputError("path: no point between the two keeps the rules on the rows to choose on")
+        best = max(means, key=lambda t: (means[t]["score"], -means[t]["loss"]))
+        return Candidate("path", {"space": "factors", "t": best}, curve.at(best))
 
     def _shrunk(self) -> Candidate:
-        """The largest c, in steps of 1/16, at which no earlier task loses more than allowed on these rows.
+        """The largest c, in steps of 1/16, that holds; half of the update where the whole of it does.
 
-        Half of the update where the whole of it loses no more than that: the loss is elsewhere, as in general ability.
+        Then the loss is elsewhere, as in general ability, and these rows cannot say how far to shrink.
         """
         curve = paths.make_path("linear", (self.before, self.now), space="delta")
-        if self._holds(self.now, 1.0):  # these rows show no loss, so they cannot say how far to shrink
-            return Candidate("shrunk", {"space": "delta", "c": 0.5}, curve.at(0.5))
         low, high = 0.0, 1.0
-        for _ in range(HALVINGS):
+        if self._hold(self._scores([self.now], "choosing: c = 1")[0]):
+            low, high = 0.5, 0.5
+        while high - low > _STEP:
             middle = (low + high) / 2
-            low, high = (middle, high) if self._holds(curve.at(middle), middle) else (low, middle)
+            holds = self._hold(self._scores([curve.at(middle)], f"choosing: c = {middle:g}")[0])
+            low, high = (middle, high) if holds else (low, middle)
         if not low:
             raise InputError("shrunk: even a sixteenth of the last update loses too much on the rows to choose on")
         return Candidate("shrunk", {"space": "delta", "c": low}, curve.at(low))
 
-    def _holds(self, adapter: Adapter, c: float) -> bool:
+    def _hold(self, now: PointScores) -> bool:
+        """Whether no earlier task loses more than its rules allow, or more than one row, on the rows to choose on."""
         if self.at_before is None:
             self.at_before = self._scores([self.before], "choosing: before")[0]
-        now = self._scores([adapter], f"choosing: c = {c:g}")[0]
         for task in self.judge.evidence.earlier:
             limits = [self.judge.rules.limit(rule, task) for rule in ("best", "release", "hard")]
-            allowed = min((limit for limit in limits if limit is not None), default=100.0)
             one, other = self.at_before[task].scores, now[task].scores
+            allowed = max(100 / len(one), min((limit for limit in limits if limit is not None), default=100.0))
             if 100 * (sum(one) - sum(other)) / len(one) > allowed + _SAME:
                 return False
         return True
@@ -214,7 +217,10 @@ class Bench:
         label = evidence.phases[number - 1]
         folder = self.run / "adapters" / label / evidence.answering
         if not (folder / "adapter_config.json").is_file():
-            raise InputError(f"{folder}: no adapter there (method {evidence.results.get('method')}); nothing to repair")
+            raise InputError(
+                f"{folder}: no adapter there to go back towards: the method ({evidence.results.get('method')}) leaves "
+                "none, or keep.adapters did not keep it"
+            )
         return space.read(folder, label=f"{label}/{evidence.answering}")
 
 
