@@ -69,7 +69,7 @@ def test_a_method_without_an_adapter_has_no_probes(make_run: MakeRun) -> None:
 def test_a_release_knows_what_the_gate_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ilora.commands.releases.write_report", lambda _run: None)
     decision = gate(run)
-    found = promote(run).manifest.gate
+    found = promote(run, force=True).manifest.gate
     assert found is not None
     assert found["outcome"] == decision["outcome"] == "failed"
     assert any("one" in reason for reason in found["fail"])
