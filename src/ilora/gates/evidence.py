@@ -19,7 +19,7 @@ from ilora.releases.manifest import read_manifest
 from ilora.releases.store import line, release_folder
 from ilora.results.reader import matrix, read_results, read_text, task_labels
 from ilora.results.schema import Form, validated
-from ilora.results.scores import BASE, perplexity_file, prediction_folder, read_records, written
+from ilora.results.scores import BASE, is_written, perplexity_file, prediction_folder, read_predictions, read_records
 
 Rows = Mapping[str, float]
 """Scores in [0, 1] by the id of the row."""
@@ -140,10 +140,9 @@ class Evidence:
         return (folder if variant in (None, self.answering) else folder / variant) / f"{task}.jsonl"
 
     def _rows(self, file: Path) -> Rows | None:
-        there = written(file)
-        if there is None:
+        if not is_written(file):
             return None
-        self._note(there)
+        self._note(file)
         found: dict[str, float] = {}
         for place, record in enumerate(read_records(file), 1):
             score = finite(record.get("score")) if isinstance(record, dict) else None
