@@ -68,9 +68,9 @@ def _with_training(run: Path, method: Mapping[str, Any], worst: Check | None) ->
             _entry("the method ilora+", "it also asks the earlier tasks' questions about present texts", other)
         )
     if worst is not None:
-        again = shlex.join(["ilora", "add", str(run), worst.subject, "training.epochs=1"])
-        why = f"it lost the most, {worst.lost:.1f} points; name a file of its rows under another name"
-        found.append(_entry(f"replay task {worst.subject} more, or train it again", why, again))
+        again = shlex.join(["ilora", "add", str(run), f"{worst.subject}-again.jsonl", "training.epochs=1"])
+        why = f"it lost the most, {worst.lost:.1f} points; the file holds rows of it under a name of its own"
+        found.append(_entry(f"train task {worst.subject} again", why, again))
     return found
 
 
