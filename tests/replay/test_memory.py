@@ -70,3 +70,32 @@ def test_a_balanced_memory_shrinks_to_what_it_would_have_held() -> None:
     large.resize(12)
     large.balance(rows(200, 30, "c"))
     assert Counter(example.task for example in large.examples) == {"a": 4, "b": 4, "c": 4}
+
+
+@pytest.mark.parametrize("capacity", [12, 200])
+def test_after_a_task_is_forgotten_the_others_are_equally_likely_again(capacity: int) -> None:
+    found, runs = Counter[str](), 500
+    for seed in range(runs):
+        memory = ReplayMemory(capacity, seed=seed)
+        for task in ("a", "b", "c"):
+            memory.offer(rows(0, 30, task))
+        memory.forget("b", shown=30)
+        assert "b" not in memory.tasks
+        again = ReplayMemory(capacity, seed=seed)
+        again.load_state_dict(memory.state_dict())
+        again.offer(rows(0, 240, "d"))
+        found.update(example.task for example in again.examples)
+        assert len(again) == min(capacity, 300)
+    for task, count in {"a": 30, "c": 30, "d": 240}.items():
+        assert found[task] / runs == pytest.approx(min(capacity / 300, 1) * count, rel=0.12)
+    assert found["b"] == 0
+
+
+def test_a_balanced_memory_forgets_a_task() -> None:
+    memory = ReplayMemory(8, seed=0)
+    for task in ("a", "b"):
+        memory.balance(rows(0, 30, task))
+    memory.forget("a", shown=30)
+    assert Counter(example.task for example in memory.examples) == {"b": 4}
+    memory.balance(rows(0, 30, "c"))
+    assert Counter(example.task for example in memory.examples) == {"b": 4, "c": 4}

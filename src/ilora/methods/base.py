@@ -160,6 +160,15 @@ class Method(Generic[ConfigT]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`; the adapters are there already, and the tensors are on the device."""
 
+    @classmethod
+    def without_task(cls, state: dict[str, Any], task: str) -> dict[str, Any]:
+        """`state_dict`'s content without what came from a task's rows and could be read as them (`ilora forget`).
+
+        Weights and means over many rows stay. A method whose state holds rows, or parts of them, leaves them out here.
+        """
+        del task
+        return state
+
     # -- tools ----------------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ilora.data.examples import Batch, Example, Totals, collate
+from ilora.data.task import task_label
 from ilora.methods.base import METHODS
 from ilora.methods.er import ExperienceReplay, ReplayConfig
 from ilora.methods.view import RunView
@@ -100,6 +101,12 @@ class DERpp(ExperienceReplay[DERppConfig]):
         return {f"logits.{key}": value for key, value in self.logits.items()} | {
             f"entries.{key}": value for key, value in self.entries.items()
         }
+
+    @classmethod
+    def without_task(cls, state: dict[str, Any], task: str) -> dict[str, Any]:
+        """Without the logits of its rows."""
+        start = f"{task_label(task)}/"
+        return {name: value for name, value in state.items() if not name.partition(".")[2].startswith(start)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""

@@ -172,6 +172,11 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
         frames = [frame.state() for frame in self.frames]
         return {"t": dict(self.t_of), "made": dict(self.made), "frames": frames}
 
+    @classmethod
+    def without_task(cls, state: dict[str, Any], task: str) -> dict[str, Any]:
+        """Without its frame and answers: it is not rehearsed any more."""
+        return state | {"frames": [frame for frame in state["frames"] if frame["task"] != task]}
+
     def stored(self) -> dict[str, int]:
         """The frames' tokens, beside the adapters."""
         return super().stored() | {"frames": sum(frame.stored_bytes() for frame in self.frames)}

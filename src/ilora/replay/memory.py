@@ -77,6 +77,18 @@ class ReplayMemory:
             kept = [*chance.sample(range(self.held), held), *chance.sample(range(self.held, count), capacity - held)]
             self.examples, self.held = [self.examples[place] for place in sorted(kept)], held
 
+    def forget(self, task: str, *, shown: int) -> None:
+        """Drop all rows of a task, for good. shown: how many of its rows the reservoir was shown.
+
+        The others stay a sample of what it was shown beside them. The free places go to the rows to come, as in a
+        reservoir that has grown.
+        """
+        self.examples = [example for example in self.examples if example.task != task]
+        if self.offered:
+            kept = len(self.examples)
+            self.offered = max(kept, self.offered - shown)
+            self.held, self.before = (kept, self.offered) if self.offered > kept else (0, 0)
+
     def balance(self, rows: Iterable[Example]) -> None:
         """Choose anew, from the kept rows and these: equally many of each task, and in a task of each answer.
 

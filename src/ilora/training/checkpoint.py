@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ilora.errors import IloraError, InputError
-from ilora.files import flush_folder, write_flushed
+from ilora.files import flush_folder, flush_tree, link_or_copy, write_flushed
 
 FORMAT = 1
 KEPT = 2  # the newest, and the one before it for the case that the newest is damaged
@@ -52,14 +52,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         files, kept = {}, complete(folder)
         before = kept[-KEPT] if len(kept) >= KEPT else None  # never the newest: two that stay must not share a file
         for group, tensors in checkpoint.tensors.items():
-            data = save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-            name = f"{group}.safetensors"
-            files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            name, data, files[name] = _file(group, tensors)
             if before is None or not _linked(before / name, scratch / name, data):
                 write_flushed(scratch / name, data)
-        state = {"format": FORMAT, "files": files, "values": checkpoint.values}
-        state["sha256"] = _digest(state)
-        write_flushed(scratch / "state.json", json.dumps(state, ensure_ascii=False, allow_nan=False).encode())
+        _write_state(scratch, files, checkpoint.values)
         scratch.rename(final)
         flush_folder(folder)
     except OSError as error:
@@ -70,6 +66,60 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     for old in complete(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _file(group: str, tensors: Mapping[str, Tensor]) -> tuple[str, bytes, dict[str, Any]]:
+    """Name and content of a group's file, and what state.json says of it."""
+    data = save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    return f"{group}.safetensors", data, {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _write_state(folder: Path, files: dict[str, Any], values: dict[str, Any]) -> None:
+    state = {"format": FORMAT, "files": files, "values": values}
+    state["sha256"] = _digest(state)
+    write_flushed(folder / "state.json", json.dumps(state, ensure_ascii=False, allow_nan=False).encode())
+
+
+def rewrite(place: Path, change: Callable[[Checkpoint], Checkpoint | None]) -> None:
+    """Put what `change` makes of a checkpoint in its place; None: it is right as it is. May be repeated after a kill.
+
+    Groups that `change` hands back as they are keep their files. Raises InputError where the checkpoint is damaged.
+    """
+    scratch, before = (place.with_name(f".{place.name}-{word}") for word in ("rewritten", "before-writing"))
+    if place.exists():  # else it was killed between the two renames, and the scratch folder is complete
+        made = change(found := load(place))
+        shutil.rmtree(scratch, ignore_errors=True)
+        if made is None:
+            return
+        scratch.mkdir()
+        files = dict(json.loads((place / "state.json").read_text(encoding="utf-8"))["files"])
+        for group, tensors in made.tensors.items():
+            if tensors is found.tensors[group]:
+                link_or_copy(place / f"{group}.safetensors", scratch / f"{group}.safetensors")
+            else:
+                name, data, files[name] = _file(group, tensors)
+                write_flushed(scratch / name, data)
+        _write_state(scratch, files, made.values)
+        flush_tree(scratch)
+        shutil.rmtree(before, ignore_errors=True)
+        place.rename(before)
+    scratch.rename(place)
+    flush_folder(place.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def load(place: Path) -> Checkpoint:
+    """The checkpoint in a folder. Raises InputError where it is damaged."""
+    try:
+        return _load(place)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"checkpoint {place} is damaged ({error})") from None
+
+
+def all_of(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, those set aside as damaged included, and any that a kill left halfway rewritten."""
+    halfway = (path.with_name(path.name[1:].removesuffix("-rewritten")) for path in folder.glob(".[0-9]*-rewritten"))
+    return sorted({*complete(folder), *folder.glob("damaged-*"), *halfway})
 
 
 def _linked(earlier: Path, path: Path, data: bytes) -> bool:
