@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ilora.commands.export import export
     from ilora.commands.gate import gate, read_gate
     from ilora.commands.predict import predict
-    from ilora.commands.releases import history, promote, rollback
+    from ilora.commands.releases import forget, history, promote, rollback
     from ilora.commands.sweep import sweep
     from ilora.data.examples import Batch, Example, Totals
     from ilora.data.task import Row, Task
@@ -48,6 +48,7 @@ __all__ = [
     "connect",
     "evaluate",
     "export",
+    "forget",
     "gate",
     "history",
     "load_config",
@@ -71,6 +72,7 @@ _LATE = {
     "sweep": "commands.sweep",
     "gate": "commands.gate",
     "read_gate": "commands.gate",
+    "forget": "commands.releases",
     "history": "commands.releases",
     "promote": "commands.releases",
     "rollback": "commands.releases",

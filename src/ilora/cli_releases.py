@@ -1,4 +1,4 @@
-"""The commands of a line of releases: promote, rollback, history."""
+"""The commands that change a run and its releases as a whole, or show them: promote, rollback, history, forget."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Note = Annotated[str, typer.Option(help="Why, in a few words, for the history.")
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the `ilora` command."""
-    for command in (promote, rollback, history):
+    for command in (promote, rollback, history, forget):
         app.command()(command)
 
 
@@ -86,3 +86,30 @@ def history(
         typer.echo(json.dumps(found, ensure_ascii=False, indent=1))
     else:
         Console(highlight=False).print(history_table(found))
+
+
+def forget(
+    run: RunFolder,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task whose rows may no longer be kept.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a task's rows, remembered rows and predictions from a run. The adapters stay: this is not unlearning."""
+    from ilora.early import config_of, own_run
+
+    config_of(own_run(run))
+    if not yes:
+        typer.confirm(
+            f"Delete the rows of task '{task}' from {run}, its releases and what was set aside, for good?", abort=True
+        )
+    from ilora.commands import releases
+
+    left = releases.forget(run, task)
+    typer.echo(
+        f"The rows of task '{left.task}' are deleted from {run}: remembered rows, pseudo frames, stored answers and "
+        "predictions. Its scores stay.\n"
+        "This is deletion of data, not unlearning: the adapters were trained on these rows and stay as they are."
+    )
+    if left.lines:
+        typer.echo("Not touched, and for you to delete:")
+    for line in left.lines:
+        typer.echo(f"  {line}")

@@ -210,6 +210,9 @@ class TaskConfig(Section):
     settings: dict[str, Any] = Field(
         {}, description="dotted settings of training and method that hold from this task on: training.epochs: 1"
     )
+    forgotten: str = Field(
+        "", description="written by `ilora forget`: the day on which its rows were deleted; it is scored no longer"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> TaskConfig:

@@ -198,6 +198,8 @@ def _source(config: DataConfig) -> _Source:
 def _load(chosen: TaskConfig, config: DataConfig, source: _Source, *, whole: bool) -> Task:
     """The task with its rows, wherever they are. Metric and choices are inferred, unless its source knows them."""
     task_label(chosen.name)  # refuses a name that could leave the run folder, before any path is made of it
+    if chosen.forgotten:
+        return Task(chosen.name, {split: [] for split in SPLITS}, forgotten=chosen.forgotten)
     if source.read is not None and chosen.name in source.known and (source.own or not chosen.placed):
         return source.read(chosen)
     if config.resplit:

@@ -268,6 +268,8 @@ def check_config(config: Config, *, tokens: bool = True, near: bool = True) -> I
     for name, read in readers(config.data, whole=True):
         try:
             task = read()
+            if task.forgotten:
+                continue
             report = check_task(task, encoder=encoder, near=near, max_new_tokens=config.evaluation.max_new_tokens)
             used = prepared(task, config.data)
         except InputError as error:

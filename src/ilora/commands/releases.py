@@ -1,4 +1,4 @@
-"""`ilora promote`, `rollback` and `history`."""
+"""`ilora promote`, `rollback`, `history` and `forget`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ilora.gates.decision import brief, read_gate
 from ilora.releases import change
 from ilora.releases import history as months
 from ilora.releases.candidate import phase_label, phase_names
+from ilora.releases.deletion import Left
 from ilora.releases.store import Release
 from ilora.report.html import write_report
 from ilora.results.reader import read_results
@@ -63,3 +64,12 @@ def rollback(run: str | Path, *, to: int | None = None, note: str = "", server: 
 def history(run: str | Path) -> dict[str, Any]:
     """The months of a run (`phases`), its events and the number of its current release, as plain JSON."""
     return months.history(change.open_run(run, write_report))
+
+
+def forget(run: str | Path, task: str) -> Left:
+    """Delete a task's rows from a run, its releases and what was set aside: remembered rows, frames, predictions.
+
+    Scores and adapters stay: this is deletion of data, not unlearning. Returns what it did not touch.
+    Raises InputError, with nothing changed, where there is no such task, the run is not finished or is damaged.
+    """
+    return change.forget(run, task, report=write_report)

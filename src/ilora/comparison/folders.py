@@ -17,7 +17,8 @@ from ilora.comparison.schema import FinishedResults
 from ilora.data.task import Phase, Task
 from ilora.errors import InputError
 from ilora.present.numbers import number, plain
-from ilora.results.reader import Results, read_results, refuse_no_place, task_labels
+from ilora.results.matrix import still_scored
+from ilora.results.reader import Results, deleted, read_results, refuse_no_place, task_labels
 from ilora.results.schema import validated
 from ilora.results.scores import BASE, prediction_file, read_records
 
@@ -53,6 +54,7 @@ def read_folder(folder: Path, place: Path) -> Run | str:
     if not results.get("complete"):
         rows = len(results["variants"][results["answers_with"]]["R"])
         return f"not finished: {rows} of {len(results['tasks'])} tasks"
+    results, stages = _still_scored(results)
     validated(FinishedResults, results, str(folder / "results.json"))
     results = used_results(results)
     return Run(
@@ -61,9 +63,30 @@ def read_folder(folder: Path, place: Path) -> Run | str:
         own_label=_label(folder, results),
         results=results,
         settings=_settings(folder / "config.yaml"),
-        items=_items(folder, results),
-        read_cell=partial(_read_cell, folder, results),
+        items=_items(folder, results, stages),
+        read_cell=partial(_read_cell, folder, results, stages),
     )
+
+
+def _still_scored(results: Results) -> tuple[Results, list[str]]:
+    """The results without tasks that are scored no longer, since their rows were deleted, and every stage's name in
+    file names, from the base model on.
+    """
+    phases = [str(phase) for phase in results.get("phases") or []]
+    stages = [BASE, *(Phase(number, phase, ()).label for number, phase in enumerate(phases, 1))]
+    rows = results["variants"][results["answers_with"]]["R"]
+    counted = still_scored(rows, () if results.get("stream") == "joint" else deleted(results))
+    if len(counted) == len(rows):
+        return results, stages
+    variants = {}
+    for name, variant in results["variants"].items():
+        before = variant.get("zero_shot")
+        variants[name] = {
+            "zero_shot": [before[task] for task in counted] if before else None,
+            "R": [[variant["R"][k][task] for task in counted] for k in counted if k < len(variant["R"])],
+        }
+    parts = {key: [results[key][k] for k in counted] for key in ("tasks", "phases")}
+    return {**results, **parts, "variants": variants}, [BASE, *(stages[k + 1] for k in counted)]
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -117,29 +140,36 @@ def _label_in_sweep(folder: Path) -> str | None:
 # -- its test rows -------------------------------------------------------------------------------------------------
 
 
-def _items(folder: Path, results: Results) -> Items:
+def asked_digest(records: Iterable[dict[str, Any]]) -> str:
+    """SHA-256 of what test rows ask and of their reference answers. Of rows that were deleted it was kept."""
+    records = list(records)
+    if records and "asked_sha256" in records[0]:
+        return str(records[0]["asked_sha256"])
+    asked = sorted((record["id"], record.get("prompt"), record.get("reference")) for record in records)
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _items(folder: Path, results: Results, stages: list[str]) -> Items:
     """The test rows, as the answers after the last phase have them."""
     items = Items()
     for label in task_labels(results):
-        file = _file(folder, results, len(results["phases"]), results["answers_with"], label)
+        file = _file(folder, results, stages[-1], results["answers_with"], label)
         records = _records(file)
         ids = [record["id"] for record in records]
         if not ids or len(set(ids)) < len(ids):
             raise InputError(f"{file}: {'two rows have one id' if ids else 'no rows'}")
-        asked = sorted((record["id"], record.get("prompt"), record.get("reference")) for record in records)
         items.ids[label] = ids
-        items.digests[label] = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        items.digests[label] = asked_digest(records)
     return items
 
 
-def _read_cell(folder: Path, results: Results, stage: int, variant: str, label: str) -> CellScores:
-    file = _file(folder, results, stage, variant, label)
+def _read_cell(folder: Path, results: Results, stages: list[str], stage: int, variant: str, label: str) -> CellScores:
+    file = _file(folder, results, stages[stage], variant, label)
     records = _records(file)
     return CellScores(str(file), [record["id"] for record in records], [record["score"] for record in records])
 
 
-def _file(folder: Path, results: Results, stage: int, variant: str, label: str) -> Path:
-    phase = Phase(stage, str(results["phases"][stage - 1]), ()).label if stage else BASE
+def _file(folder: Path, results: Results, phase: str, variant: str, label: str) -> Path:
     return prediction_file(folder, phase, variant, Task(label, {}), answering=results["answers_with"])
 
 

@@ -143,6 +143,8 @@ def from_run(run: Path, *, pairs: str) -> Source:
         last = found[done[-1].label].values()
         adjacent = [pair for pair in adjacent if pair.ends[1] in last]
         twins = twins[-1:]
+    if not any(pair.tasks for pair in (*adjacent, *twins)) and any(task.forgotten for task in tasks):
+        raise InputError(f"{run}: the rows of all its tasks were deleted; nothing is left to evaluate its adapters on")
     if not adjacent and not twins:
         raise InputError(f"{run}: one task and one adapter; a path needs two: add a task, or name two adapters{gone}")
     return Source(config, (*adjacent, *twins), _corners(found, done), tuple(_trail(run, stream, found)), run, gone)
@@ -167,7 +169,7 @@ def _adjacent(stream: Sequence[Phase], found: Found) -> list[Pair]:
         for variant, adapter in found.get(after.label, {}).items():
             if variant in found.get(before.label, {}):
                 ends = (found[before.label][variant], adapter)
-                made.append(Pair(ends, _tasks(stream[:number]), after.tasks, ADJACENT, when=number + 1))
+                made.append(Pair(ends, _tasks(stream[:number]), _tasks([after]), ADJACENT, when=number + 1))
     return made
 
 
@@ -178,12 +180,12 @@ def _twins(stream: Sequence[Phase], found: Found) -> list[Pair]:
         adapters = found.get(phase.label, {})
         if {"fast", "slow"} <= adapters.keys():
             ends = (adapters["fast"], adapters["slow"])
-            made.append(Pair(ends, _tasks(stream[: number - 1]), phase.tasks, TWINS, when=number))
+            made.append(Pair(ends, _tasks(stream[: number - 1]), _tasks([phase]), TWINS, when=number))
     return made
 
 
 def _tasks(done: Sequence[Phase]) -> tuple[Task, ...]:
-    return tuple(task for phase in done for task in phase.tasks)
+    return tuple(task for phase in done for task in phase.tasks if not task.forgotten)
 
 
 def _variants(run: Path, phase: Phase, answering: str) -> dict[str, Adapter]:

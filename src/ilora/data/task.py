@@ -42,6 +42,7 @@ class Task:
     too_long: by split, how many rows `data.too_long: drop` left out.
     read_as: the forms in which the rows stood in their files, in words; empty for ilora's own.
     split_off: by split, how many of the training rows became rows of it, where it had none.
+    forgotten: the day on which its rows were deleted (`ilora forget`); it has none then. Empty for all others.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Task:
     too_long: Mapping[str, int] = field(default_factory=dict)
     read_as: str = ""
     split_off: Mapping[str, int] = field(default_factory=dict)
+    forgotten: str = ""
     label: str = field(init=False)
 
     def __post_init__(self) -> None:

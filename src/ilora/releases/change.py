@@ -1,4 +1,6 @@
-"""What changes the line of releases: promote, rollback, and the end of one that was interrupted."""
+"""What changes a run and its line of releases as a whole: promote, rollback, forget, and the end of one that was
+interrupted.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Any
 from ilora.early import config_of, own_run
 from ilora.errors import IloraError, InputError
 from ilora.files import locked
-from ilora.releases import journal, promotion, withdrawal
+from ilora.releases import deletion, journal, promotion, withdrawal
 from ilora.releases.candidate import candidate
 from ilora.releases.server import Server
 from ilora.releases.store import Release, current, read_release, refuse_without_links
@@ -29,7 +31,9 @@ def open_run(path: str | Path, report: WriteReport) -> Path:
     config_of(path)
     if journal.under_way(path) is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(f"{path}: a promotion or rollback was interrupted; `ilora history {path}` finishes it")
+            raise InputError(
+                f"{path}: a promotion, a rollback or a deletion was interrupted; `ilora history {path}` finishes it"
+            )
         with locked(path, what="run"):
             _finish(path, report)
     return path
@@ -37,7 +41,9 @@ def open_run(path: str | Path, report: WriteReport) -> Path:
 
 def _finish(run: Path, report: WriteReport) -> None:
     pending = journal.under_way(run)  # read under the lock: another process may have finished it
-    if pending is not None and pending.what == "promote":
+    if isinstance(pending, journal.Deletion):
+        deletion.finish(run, pending, report)
+    elif pending is not None and pending.what == "promote":
         promotion.finish(run, pending)
     elif pending is not None:
         withdrawal.finish(run, pending, report)
@@ -108,3 +114,18 @@ def _drop(server: Server, run: Path, number: int) -> None:
         server.unload(promotion.served_name(run, number))
     except IloraError as error:
         warnings.warn(f"{error}; release {number} is still served", stacklevel=3)
+
+
+def forget(run: str | Path, task: str, *, report: WriteReport) -> deletion.Left:
+    """Delete the rows of a task wherever the run has them; the adapters stay. Returns what is for others to delete.
+
+    Raises InputError, with nothing changed, where there is no such task, the run is not finished or something of it is
+    damaged.
+    """
+    run = open_run(run, report)
+    with locked(run, what="run"):
+        _finish(run, report)
+        pending, left = deletion.prepare(run, task)
+        journal.begin(run, pending)
+        _finish(run, report)
+    return left

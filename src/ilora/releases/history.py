@@ -15,8 +15,8 @@ from ilora.releases.candidate import phase_label, phase_names
 from ilora.releases.journal import events
 from ilora.releases.manifest import Manifest
 from ilora.releases.store import Release, current, line, list_releases, release_folder
-from ilora.results.matrix import forgetting, mean_of_all
-from ilora.results.reader import Results, matrix, read_results
+from ilora.results.matrix import forgetting, mean_of_all, overall_performance, still_scored
+from ilora.results.reader import Results, deleted, matrix, read_results
 
 _COLUMNS = ("phase", "tasks", "date", "score", "mean", "forgotten", "release", "gate", "state")
 _NUMBERS = ("score", "mean", "forgotten", "release")
@@ -53,8 +53,9 @@ def _month(run: Path, results: Results, number: int, manifest: Manifest | None, 
     names, rows = phase_names(results)[:number], matrix(results, results["answers_with"])
     label, joint = phase_label(names), results.get("stream") == "joint"
     tasks = [task["name"] for task in results["tasks"]]
-    seen = len(tasks) if joint else number
     row = rows[number - 1] if number <= len(rows) else [None] * len(tasks)
+    counted = still_scored(rows[:number], deleted(results))
+    square = [[rows[k][task] for task in counted] for k in counted]
     last = number == len(phase_names(results)) and results.get("complete")
     state = ("candidate" if last else "earlier") if manifest is None else "released"
     return {
@@ -63,8 +64,8 @@ def _month(run: Path, results: Results, number: int, manifest: Manifest | None, 
         "tasks": tasks if joint else names[-1:],
         "date": manifest.created if manifest else _date(run / "adapters" / label),
         "score": None if joint else row[number - 1],
-        "mean": mean_of_all(row[:seen]),
-        "forgotten": None if joint or not rows[:number] else forgetting(rows[:number]),
+        "mean": mean_of_all(row) if joint else overall_performance(square),
+        "forgotten": None if joint or not square else forgetting(square),
         "release": manifest.number if manifest else None,
         "state": "current" if manifest and manifest.number == now else state,
         "gate": manifest.gate if manifest else None,
@@ -92,13 +93,17 @@ def history_table(found: Mapping[str, Any]) -> Table:
 def _caption(lines: list[dict[str, Any]]) -> Text:
     """One line for each event that is no promotion."""
     told = [
-        f"{line['time'][:16]} {line['event']}: release {line['release']}"
+        f"{line['time'][:16]} {line['event']}: {_what(line)}"
         + (f" (from {line['left']})" if line.get("left") else "")
         + (f": {line['note']}" if line["note"] else "")
         for line in lines
         if line["event"] != "promote"
     ]
     return Text("\n".join(plain(text, 200) for text in told))
+
+
+def _what(line: Mapping[str, Any]) -> str:
+    return ", ".join(line["tasks"]) if line["event"] == "forget" else f"release {line['release']}"
 
 
 def _date(folder: Path) -> str | None:

@@ -1,7 +1,8 @@
 """What is under way and what was done: releases/pending.json and releases/history.jsonl.
 
-A promotion or a rollback is written down in pending.json before anything of the run changes, and done from there. Each
-of its steps may be repeated, so that one that was killed is finished by the next command that opens the run.
+A promotion, a rollback or a deletion of rows is written down in pending.json before anything of the run changes, and
+done from there. Each of its steps may be repeated, so that one that was killed is finished by the next command that
+opens the run.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ class Event(Form):
     """A line of history.jsonl. scores: of the answering variant, the summary and the last row of R.
 
     It may have more: a promotion `gate` (what the gate found, or None), a rollback `left` (the release before it).
+    `forget` has the task whose rows were deleted in `tasks`, and the current release, if there is one.
     """
 
     id: int = Field(ge=1)
     time: str
     event: str
-    release: int = Field(ge=1)
+    release: int | None = Field(ge=1)
     phase: str
     tasks: list[str]
     scores: dict[str, Any]
@@ -54,6 +56,16 @@ class Pending(Form):
     number: int = Field(ge=1)
     withdrawn: int | None = None
     server: str | None = None
+    event: Event
+
+
+class Deletion(Form):
+    """A deletion of a task's rows that has begun (`ilora forget`). day: of the deletion, in UTC."""
+
+    format: Annotated[int, known_version(FORMAT)] = FORMAT
+    what: Literal["forget"] = "forget"
+    task: str
+    day: str
     event: Event
 
 
@@ -109,12 +121,12 @@ def record(run: Path, event: Event) -> None:
         write_atomic(run / "releases" / "history.jsonl", text)
 
 
-def begin(run: Path, pending: Pending) -> None:
+def begin(run: Path, pending: Pending | Deletion) -> None:
     """Write down what is to be done; from here on it will be done."""
     write_atomic(run / "releases" / PENDING, json.dumps(pending.model_dump(mode="json"), indent=1) + "\n")
 
 
-def under_way(run: Path) -> Pending | None:
+def under_way(run: Path) -> Pending | Deletion | None:
     """What was begun and is not finished. Raises InputError where pending.json is damaged."""
     path = run / "releases" / PENDING
     if not path.is_file():
@@ -123,6 +135,8 @@ def under_way(run: Path) -> Pending | None:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from error
+    if isinstance(content, dict) and content.get("what") == "forget":
+        return validated(Deletion, content, str(path))
     return validated(Pending, content, str(path))
 
 
@@ -132,7 +146,7 @@ def drop(run: Path) -> None:
     flush_folder(run / "releases")
 
 
-def finish(run: Path, pending: Pending) -> None:
+def finish(run: Path, pending: Pending | Deletion) -> None:
     """The last step of all: a line in the history, and nothing is under way any more."""
     record(run, pending.event)
     drop(run)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ilora.errors import InputError
-from ilora.files import write_flushed
+from ilora.files import write_atomic, write_flushed
 from ilora.present.numbers import plain
 from ilora.results.reader import read_text
 from ilora.results.schema import Form, known_version, validated
@@ -41,6 +41,8 @@ class Manifest(Form):
     steps: optimizer steps of the run up to here.
     gate: what the gate found, as plain JSON; None where it was not asked.
     run: what lay in the run folder at that moment, as paths in it; a rollback sets everything else aside.
+    redactions: the tasks whose rows were deleted from the release since, each with the day, and the SHA-256 that the
+        manifest had before.
     files: every file of the release but this one, by its path in it.
     """
 
@@ -62,17 +64,34 @@ class Manifest(Form):
     gate: dict[str, Any] | None = None
     note: str = ""
     run: list[str]
+    redactions: list[dict[str, Any]] = Field(default_factory=list)
     files: dict[str, FileEntry]
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Write manifest.json into a folder that is complete without it. content: all fields but `format` and `files`."""
+    write_flushed(folder / FILE, _text(folder, {"format": FORMAT, **content}).encode())
+
+
+def redact(folder: Path, *, task: str, day: str) -> None:
+    """Note in a release's manifest that a task's rows were deleted from it, with the digests of what is left.
+
+    Once: a second call changes nothing.
+    """
+    content = json.loads(read_text(folder / FILE))
+    noted = content.get("redactions", [])
+    if all(note["task"] != task for note in noted):
+        note = {"task": task, "day": day, "sha256_before": content.pop("sha256")}
+        write_atomic(folder / FILE, _text(folder, content | {"redactions": [*noted, note]}))
+
+
+def _text(folder: Path, content: dict[str, Any]) -> str:
+    """The content of manifest.json, with the digests of the folder's other files as they are now."""
     files = {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in sorted(_files(folder))}
-    whole = {"format": FORMAT, **content, "files": files}
+    whole = {key: value for key, value in content.items() if key not in ("files", "sha256")} | {"files": files}
     whole["sha256"] = _own_digest(whole)
     validated(Manifest, whole, str(folder / FILE))
-    text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    write_flushed(folder / FILE, text.encode())
+    return json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -10,7 +10,8 @@
                      state/        the checkpoint at the phase's end: memory, method and optimizer
                      contrast/<method>/  state/, scores.json and config.yaml of each contrast run
 
-Nothing in a release folder is ever changed.
+Nothing in a release folder is ever changed, but for one thing: `ilora forget` deletes the rows of a task from it, and
+the manifest says so.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from ilora.results.reader import (
     SUMMARY,
     Results,
     changes,
+    deleted,
     ended_early,
     learning_row,
     matrix,
@@ -120,6 +121,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
             for title, run in zip(titles, [results, *contrast], strict=True)
             for note in ended_early(run.get("phase_steps"))
         ],
+        "deleted": [(plain(results["tasks"][n]["name"]), plain(day)) for n, day in deleted(results).items()],
         "unreadable": _unreadable([results, *contrast]),
         "perplexities": perplexity_rows([results, *contrast]),
         "perplexity_text": text_name(config),
@@ -216,7 +218,7 @@ def _lost_answers(folders: Sequence[Path], runs: Sequence[Results], titles: Sequ
         last = len(matrix(results, results["answers_with"])) - 1
         tasks = []
         for i, label in enumerate(task_labels(results)):
-            if learning_row(results, i) >= last:
+            if learning_row(results, i) >= last or i in deleted(results):
                 continue
             then = _predictions(folder, learning_row(results, i), label)
             now = _predictions(folder, last, label)

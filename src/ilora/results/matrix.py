@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ilora.errors import InputError
 
@@ -97,6 +97,16 @@ def summarise(
             plasticity(ordered),
         )
     return dict(zip(("OP", "BWT", "forgetting", "FWT", "plasticity"), values, strict=True))
+
+
+def still_scored(scores: Scores, deleted: Collection[int]) -> list[int]:
+    """The stages that the measures of a sequence are over: all, but for those of tasks that are scored no longer.
+
+    deleted: the tasks whose rows were deleted; one that the last row has a score of still counts. Stage k trained task
+    k. Without such a stage the measures are those of a sequence that the task was never in.
+    """
+    last = len(scores) - 1
+    return [k for k in range(len(scores)) if k not in deleted or _cell(scores, last, k) is not None]
 
 
 def _check(scores: Scores, zero_shot: Sequence[float | None] | None, stages: Sequence[int], tasks: int) -> None:

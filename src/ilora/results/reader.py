@@ -87,6 +87,11 @@ def phase_labels(results: Results) -> list[str]:
     return [Phase(number, str(name), ()).label for number, name in enumerate(names, 1)]
 
 
+def deleted(results: Results) -> dict[int, str]:
+    """The tasks whose rows were deleted, by their number from 0, each with the day."""
+    return {place: str(task["forgotten"]) for place, task in enumerate(results["tasks"]) if task.get("forgotten")}
+
+
 def near_chance(results: Results) -> dict[str, str]:
     """By task, a note on each one that was not learnt.
 

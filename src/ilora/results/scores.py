@@ -11,7 +11,7 @@ from typing import Any
 
 from ilora.data.task import Phase, Task
 from ilora.errors import InputError
-from ilora.results.matrix import ALL, mean_of_all, standard_error, summarise
+from ilora.results.matrix import ALL, mean_of_all, standard_error, still_scored, summarise
 from ilora.settings import method_label
 
 BASE = "00-base"  # the base model's own answers, before any training
@@ -116,21 +116,28 @@ def score_matrix(run: Path, phases: list[Phase], tasks: list[Task], *, variants:
     Each prediction file is read once. None where not evaluated.
     """
     trained = [tasks.index(phase.tasks[0]) if len(phase.tasks) == 1 else ALL for phase in phases]
+    deleted = {number for number, task in enumerate(tasks) if task.forgotten}
     before = _read_row(run, BASE, variants[0], tasks, answering=variants[0])  # the variants share it
     matrices = {}
     for variant in variants:
         after = [_read_row(run, phase.label, variant, tasks, answering=variants[0]) for phase in phases]
         while after and all(cell.score is None for cell in after[-1]):
             after.pop()
-        matrices[variant] = _variant_entry(before, after, trained[: len(after)])
+        matrices[variant] = _variant_entry(before, after, trained[: len(after)], deleted)
     return matrices
 
 
-def _variant_entry(before: list[ScoredCell], after: list[list[ScoredCell]], trained: list[int]) -> dict[str, Any]:
-    """The entry of a variant in results.json. before, after: the cells before any training and after each phase."""
+def _variant_entry(
+    before: list[ScoredCell], after: list[list[ScoredCell]], trained: list[int], deleted: set[int]
+) -> dict[str, Any]:
+    """The entry of a variant in results.json. before, after: the cells before any training and after each phase.
+
+    deleted: the tasks whose rows were deleted.
+    """
     scores = [[cell.score for cell in row] for row in after]
     evaluated_before = any(cell.score is not None for cell in before)
     zero_shot = [cell.score for cell in before] if evaluated_before else None
+    counted = still_scored(scores, set() if ALL in trained else deleted)
     entry = {
         "zero_shot": zero_shot,
         "zero_shot_se": [cell.error for cell in before] if evaluated_before else None,
@@ -138,7 +145,7 @@ def _variant_entry(before: list[ScoredCell], after: list[list[ScoredCell]], trai
         "se": [[cell.error for cell in row] for row in after],
         "n": [[cell.rows for cell in row] for row in after],
         "unreadable": [[cell.unreadable for cell in row] for row in after],
-        "summary": summarise(scores, zero_shot, trained=trained),
+        "summary": summarise([scores[k] for k in counted], zero_shot, trained=[trained[k] for k in counted]),
     }
     if any(cell.routed_right is not None for row in after for cell in row):
         entry["routed_right"] = [[cell.routed_right for cell in row] for row in after]

@@ -91,11 +91,12 @@ class StreamEvaluator:
     def _scored_after(self, index: int) -> list[Task]:
         settings, tasks = self.config.evaluation, self.stream.tasks
         if index == 0:
-            return tasks if settings.zero_shot else []
-        if self.config.stream == "joint":
-            return tasks
-        ahead = {"none": 0, "next": 1, "all": len(tasks)}[settings.unseen]
-        return tasks[: index + ahead]
+            count = len(tasks) if settings.zero_shot else 0
+        elif self.config.stream == "joint":
+            count = len(tasks)
+        else:
+            count = index + {"none": 0, "next": 1, "all": len(tasks)}[settings.unseen]
+        return [task for task in tasks[:count] if not task.forgotten]
 
     def _fixed_answers(self, index: int, job: Job) -> Path | None:
         """The file with the answers after the phase before, if the method cannot have changed them since; else None."""

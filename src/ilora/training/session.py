@@ -126,6 +126,12 @@ class Session:
         found, damaged = self.folder.load_checkpoint()
         if found is None:
             self.folder.refuse_to_lose_results(damaged=bool(damaged))
+            for task in self.stream.tasks:
+                if task.forgotten:
+                    raise InputError(
+                        f"{self.path}: task '{task.name}' would be trained from the start, and its rows were deleted "
+                        f"on {task.forgotten}; take it out of data.tasks"
+                    )
         else:
             try:
                 self.state.refuse_changes(found)

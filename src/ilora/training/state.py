@@ -66,6 +66,7 @@ class State:
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
     counters: Counters = field(default_factory=Counters)
+    forgotten: dict[str, dict[str, Any]] = field(default_factory=dict)  # by task: what results.json said of it
 
     def checkpoint(self) -> Checkpoint:
         """All of it. Raises DivergenceError where a weight is not finite: such a state must not replace a good one."""
@@ -83,7 +84,8 @@ class State:
                 "position": asdict(self.progress),
                 "counters": asdict(self.counters),
                 "config": self.config.dump(),
-                "fingerprints": [fingerprint(task) for task in self.tasks],
+                "fingerprints": [None if task.forgotten else fingerprint(task) for task in self.tasks],
+                "forgotten": self.forgotten,
                 "base": self.base,
                 "perplexity_text": self.text_digest,
                 "micro_batches": self.micro_batches(),
@@ -151,6 +153,7 @@ class State:
             self.divide(**values["micro_batches"])
         self.progress = Progress(**values["position"])
         self.counters = Counters(**values["counters"])
+        self.forgotten = values.get("forgotten", {})  # not in those of the versions before
         weights = {
             key: value for group, part in tensors.items() if group.startswith(_ADAPTERS) for key, value in part.items()
         }
@@ -194,7 +197,7 @@ class State:
                 "Put it back, or start a new run"
             )
         for task, fingerprint_then in zip(self.tasks, fingerprints, strict=False):
-            if fingerprint(task) != fingerprint_then:
+            if not task.forgotten and fingerprint(task) != fingerprint_then:
                 raise InputError(
                     f"task '{task.name}': its data ({task.source}) changed since the run began. "
                     "Put it back, or start a new run"

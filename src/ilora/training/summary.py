@@ -38,7 +38,11 @@ def summarise_run(config: Config, path: Path, stream: EncodedStream, state: Stat
         "template": stream.encoder.config.template,
         "stream": config.stream,
         "complete": complete,
-        "tasks": [_task(task, stream) | {"settings": _settings(config, number)} for number, task in tasks],
+        "tasks": [
+            (state.forgotten[task.name] if task.forgotten else _task(task, stream))
+            | {"settings": _settings(config, number)}
+            for number, task in tasks
+        ],
         "phases": [phase.name for phase in stream.phases],
         "answers_with": variants[0],
         "variants": {},
