@@ -71,6 +71,11 @@ MethodChoice = Annotated[
 ]
 
 
+_WHY_NOT = {
+    "start_from": "its tasks begin with new weights of their own, or train no LoRA adapter, so none would go on from it"
+}
+
+
 class Config(Section):
     """One run: a model, a stream of tasks, a method."""
 
@@ -110,9 +115,19 @@ class Config(Section):
         for method in (self.method, *self.contrast):
             for name in method_class(method.name).without:
                 if getattr(self.adapter, name):
-                    raise ValueError(f"adapter.{name}: the method {method.name} does not work with it")
+                    why = f": {_WHY_NOT[name]}" if name in _WHY_NOT else ""
+                    raise ValueError(f"adapter.{name}: the method {method.name} does not work with it{why}")
         if self.adapter.use_dora and self.evaluation.merge:
             raise ValueError("evaluation.merge: a DoRA adapter cannot be added into the weights and taken out again")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_are_remembered(self) -> Config:
+        if self.data.start_rows is not None:
+            if not hasattr(self.method, "memory_size"):
+                raise ValueError(f"data.start_rows: the method {self.method.name} has no memory for them")
+            if self.adapter.keep_below:
+                raise ValueError("data.start_rows: does not work with adapter.keep_below; leave one of the two out")
         return self
 
     @field_validator("contrast", mode="after")
@@ -141,7 +156,8 @@ class Config(Section):
         tasks = [
             task.model_copy(update={"settings": for_method(task.settings, method)}) for task in self.data.tasks or []
         ]
-        data = self.data.model_copy(update={"tasks": tasks or None})
+        rows = self.data.start_rows if hasattr(method, "memory_size") else None
+        data = self.data.model_copy(update={"tasks": tasks or None, "start_rows": rows})
         return self.model_copy(update={"method": method, "contrast": [], "data": data})
 
     def dump(self) -> dict[str, Any]:

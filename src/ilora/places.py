@@ -13,7 +13,13 @@ from ilora.files import expanded
 from ilora.model.names import ALIASES, GIVEN
 
 _TASK = "data.tasks.*"
-PLACES = ("data.path", "evaluation.perplexity_file", *(f"{_TASK}.{key}" for key in ("path", *SPLITS)))
+PLACES = (
+    "data.path",
+    "data.start_rows",
+    "adapter.start_from",
+    "evaluation.perplexity_file",
+    *(f"{_TASK}.{key}" for key in ("path", *SPLITS)),
+)
 NAMES = ("model", "model.name", f"{_TASK}.dataset")  # of a hub, or a place
 
 

@@ -30,6 +30,7 @@ from ilora.files import locked, write_atomic
 from ilora.in_memory import given_tasks, write_files
 from ilora.keeping import EVERYTHING
 from ilora.model.load import GivenModel, load_tokenizer
+from ilora.model.start import with_form
 from ilora.places import anchored
 from ilora.progress import Display
 from ilora.releases.change import open_run
@@ -95,7 +96,7 @@ def run(
     on_main(accelerator, lambda: refuse_existing(path))
     given_rows = () if tasks is None else given_tasks(tasks, config, path / "data")
     config, loaded, files = given_rows or (config, load_tasks(config.data), {})
-    config = resolve(config, loaded)
+    config = resolve(config.model_copy(update={"adapter": with_form(config.adapter)}), loaded)
     if config.data.template == "auto":
         own = given.tokenizer if given is not None else load_tokenizer(config.model)
         config = config.model_copy(update={"data": with_template(config.data, own)})

@@ -130,6 +130,9 @@ class AdapterConfig(Section):
     init_lora_weights: Literal[True, "gaussian", "orthogonal"] = Field(
         True, description="how A and B begin; true: A as a linear layer (Kaiming), B zero"
     )
+    start_from: Place | None = Field(
+        None, description="a PEFT LoRA folder of any trainer, with whose weights the first task begins"
+    )
     keep_below: bool = Field(
         False,
         description="with `layers`: compute what is below the adapter once for each row, and keep it in $ILORA_CACHE",
@@ -265,6 +268,9 @@ class DataConfig(Section):
     )
     columns: Columns = Field({}, description=_COLUMNS)
     marker: str | None = Field(None, min_length=1, description="as of a task, for all tasks that have none")
+    start_rows: Place | None = Field(
+        None, description="rows of what was learnt before the first task (a file or folder): they enter the memory"
+    )
     split: SplitConfig = SplitConfig()
     train_on: Literal["last", "assistant"] = Field(
         "last",

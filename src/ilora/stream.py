@@ -25,6 +25,8 @@ from ilora.model.names import absolute
 from ilora.registry import did_you_mean
 from ilora.settings import DataConfig, LimitConfig, TaskConfig
 
+BEFORE = "before"  # the rows of `data.start_rows`, among those of the tasks
+
 
 def load_tasks(config: DataConfig) -> list[Task]:
     """All tasks in stream order, checked. Raises InputError naming the file, row or task."""
@@ -44,6 +46,22 @@ def checked(task: Task, config: DataConfig) -> Task:
     return replace(task, rows={**task.rows, "train": turns})
 
 
+def rows_before(config: DataConfig) -> Task | None:
+    """The rows of `data.start_rows` as a task of their own; None without any. Raises InputError naming file and row."""
+    if config.start_rows is None:
+        return None
+    if any(task_label(task.name) == BEFORE for task in config.tasks or []):
+        raise InputError(f"data.start_rows: its rows are the task '{BEFORE}'; give the task of that name another one")
+    rows = [
+        row
+        for path in formats.task_files(config.start_rows).get("train", [])
+        for row in formats.read_rows(path, columns=config.columns, marker=config.marker)
+    ]
+    if config.train_on == "assistant":
+        rows = [turn for row in rows for turn in every_turn(row)]
+    return Task(BEFORE, {"train": rows}, source=str(config.start_rows))
+
+
 def read_tasks(config: DataConfig) -> Iterator[Task]:
     """The tasks one by one, whatever their answers. Raises InputError naming the file, row or task."""
     return (prepared(read(), config) for _, read in readers(config))
@@ -59,6 +77,11 @@ def refuse_missing(config: Any) -> None:
                 raise InputError(f"task '{task.name}', {key}: {place}: no such file or folder")
     if path is not None and not path.exists() and not (tasks and all(task.placed for task in tasks)):
         raise InputError(f"data.path: {path}: no such file or folder")
+    start = config.adapter.start_from
+    if start is not None and not (start / "adapter_config.json").is_file():
+        raise InputError(f"adapter.start_from: {start}: not a PEFT adapter folder (no adapter_config.json in it)")
+    if config.data.start_rows is not None and not config.data.start_rows.exists():
+        raise InputError(f"data.start_rows: {config.data.start_rows}: no such file or folder")
     text = config.evaluation.perplexity_file
     if text is not None and not text.is_file():
         raise InputError(f"evaluation.perplexity_file: {text}: no such file")
@@ -120,11 +143,14 @@ def resolve(config: Config, tasks: list[Task]) -> Config:
 def placed(config: Config) -> Config:
     """The configuration with absolute places."""
     tasks = [_absolute(task) for task in config.data.tasks] if config.data.tasks else None
-    data = {"tasks": tasks, "path": config.data.path.absolute() if config.data.path else None}
-    text = config.evaluation.perplexity_file
+    data: dict[str, Any] = {"tasks": tasks, "path": config.data.path.absolute() if config.data.path else None}
+    text, rows, start = config.evaluation.perplexity_file, config.data.start_rows, config.adapter.start_from
+    data["start_rows"] = rows.absolute() if rows else None
+    adapter = config.adapter.model_copy(update={"start_from": start.absolute() if start else None})
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"name": absolute(config.model.name)}),
+            "adapter": adapter,
             "data": config.data.model_copy(update=data),
             "evaluation": config.evaluation.model_copy(update={"perplexity_file": text.absolute() if text else None}),
         }

@@ -47,6 +47,8 @@ INSTEAD = {
     "batch_size": "training.global_batch_size is a step's rows, evaluation.batch_size those answered together",
     "warmup_steps": "training.warmup_ratio is the share of a task's steps",
     "lr_scheduler_type": "training.schedule is constant, linear or cosine",
+    "start_from": "adapter.start_from is the adapter that the run and its contrast runs start from",
+    "memory_from": "data.start_rows are the rows that enter the memory before the first task",
     "output_dir": "the folder is given as --out",
     "bf16": "model.dtype is bfloat16 or float32",
     "fp16": "model.dtype is bfloat16 or float32",

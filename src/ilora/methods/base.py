@@ -83,6 +83,11 @@ class Method(Generic[ConfigT]):
         return self.run.rows
 
     @property
+    def has_past(self) -> bool:
+        """Whether something was learnt before this task: in the run, or by the adapter that it starts from."""
+        return self.position.task_index > 1 or self.run.started
+
+    @property
     def variants(self) -> list[str]:
         """The sets of weights that are saved and evaluated after each task; the first one is the method's answer."""
         return ["fast"]
@@ -93,6 +98,10 @@ class Method(Generic[ConfigT]):
         return list(adapters.parameters(self.engine.model, "fast").values())
 
     # -- hooks, in the order in which the loop calls them ---------------------------------------------------------
+
+    def remember(self, rows: Sequence[Example]) -> None:
+        """Before the first task: take the rows of what was learnt before it (`data.start_rows`) into the memory."""
+        self.memory.offer(rows)
 
     def begin_task(self) -> None:
         """Before a task's first step: begin an adapter, take a snapshot, keep a teacher."""

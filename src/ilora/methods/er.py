@@ -5,6 +5,7 @@ Each step trains on the current rows and as many drawn from a reservoir of earli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -51,6 +52,13 @@ class ExperienceReplay(Method[ReplayT]):
     family = "replay"
     paper = "arXiv 1902.10486"
     stores = "memory_size examples"
+
+    def remember(self, rows: Sequence[Example]) -> None:
+        """By the memory's own rule."""
+        if self.config.memory_policy == "balanced":
+            self.memory.balance(rows)
+        else:
+            self.memory.offer(rows)
 
     def extend_batch(self, examples: list[Example]) -> list[Example]:
         """As many replayed rows as current ones, as far as the memory goes."""

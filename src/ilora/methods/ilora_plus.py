@@ -16,6 +16,7 @@ task starts from there:
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -78,6 +79,11 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
 
     # -- rehearsal ------------------------------------------------------------------------------------------------
 
+    def remember(self, rows: Sequence[Example]) -> None:
+        """Their frame, too, so that the present texts are asked their question."""
+        super().remember(rows)
+        self._learn_frames(rows)
+
     def begin_task(self) -> None:
         """Keep the slow adapter, from which this task starts: it is the teacher, and the other end of the path."""
         super().begin_task()
@@ -124,7 +130,7 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
         """Fill the memory, keep the task's frame; after the first task, move the slow adapter to the chosen point."""
         super().end_task()
         self._keep_frames()
-        if self.position.task_index > 1:
+        if self.has_past:
             t = self.t_of[self.position.task] = self.chosen()
             adapters.interpolate(self.engine.model, "slow", OLD, by=1.0 - t)
 
@@ -132,17 +138,20 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
         self.made[self.position.task] = len(self._pseudo_rows())
         self.pseudo = None
         self.engine.prepare([])
+        self._learn_frames(self.rows)
+
+    def _learn_frames(self, found: Sequence[Example]) -> None:
         if not self.config.pseudo_share or not self.config.pseudo_strength:
             return
         known = {frame.task: frame for frame in self.frames}
-        for task, rows in by_task(self.rows).items():
+        for task, rows in by_task(found).items():
             known[task] = Frame.of(rows, seed=f"{self.position.seed}/{task}")
         self.frames = list(known.values())
 
     def chosen(self) -> float:
         """t of this task."""
         if self.config.t == "mean":
-            return 1.0 / self.position.task_index
+            return 1.0 / (self.position.task_index + self.run.started)
         if self.config.t == "memory":
             return self._best() if self.memory.examples else 1.0
         return float(self.config.t)

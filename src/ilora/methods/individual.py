@@ -22,6 +22,7 @@ class Individual(Method[ConfigT]):
     one_adapter_answers = False
     fixed_answers = True
     fresh_start = True
+    without: tuple[str, ...] = ("start_from",)
 
     def __init__(self, run: RunView, config: ConfigT) -> None:
         super().__init__(run, config)

@@ -41,14 +41,14 @@ class LwF(Method[LwFConfig]):
 
     def begin_task(self) -> None:
         """The teacher: the model before the task."""
-        if self.position.task_index > 1:
+        if self.has_past:
             adapters.keep_copy(self.engine.model, "fast", "teacher")
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """Cross-entropy + strength · distillation."""
         output = self.engine.forward(batch)
         loss = self.cross_entropy(output, batch, totals)
-        if self.position.task_index == 1 or not self.config.strength:
+        if not self.has_past or not self.config.strength:
             return loss
         with torch.no_grad(), adapters.active(self.engine.model, "teacher"):
             target = self.engine.forward(batch, dropout=False).answer_logits

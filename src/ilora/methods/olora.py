@@ -41,7 +41,8 @@ class OLoRA(Method[OLoRAConfig]):
     paper = "arXiv 2310.14152"
     stores = "one adapter a task"
     fresh_start = True
-    without = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")  # a sum of adapters is saved as one
+    # A sum of adapters is saved as one; each task begins a new one.
+    without = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "start_from")
 
     def __init__(self, run: RunView, config: OLoRAConfig) -> None:
         super().__init__(run, config)

@@ -27,6 +27,8 @@ PromptT = TypeVar("PromptT", bound=PromptConfig, default=PromptConfig)
 class PromptMethod(Method[PromptT]):
     """Trains prompt vectors only: the LoRA adapter that every run has stays untouched and switched off."""
 
+    without = ("start_from",)  # it trains no LoRA adapter
+
     family = "isolation"
 
     def __init__(self, run: RunView, config: PromptT) -> None:

@@ -45,7 +45,7 @@ class Router(Individual[RouterConfig]):
 
     family = "isolation"
     stores = "one adapter and one feature vector a task"
-    without = ("use_dora",)  # PEFT cannot give each row of a batch a DoRA adapter of its own
+    without = ("use_dora", "start_from")  # PEFT cannot give each row of a batch a DoRA adapter of its own
     needs_task_id = False
     fixed_answers = False  # a later task may take a row away
 

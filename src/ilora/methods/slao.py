@@ -31,7 +31,7 @@ class SLAO(Method):
     paper = "arXiv 2512.23017"
     stores = "one more adapter"
     fresh_start = True
-    without = ("use_dora",)  # the merge is defined for A and B
+    without = ("use_dora", "start_from")  # the merge is defined for A and B
 
     def __init__(self, run: RunView, config: MethodConfig) -> None:
         super().__init__(run, config)

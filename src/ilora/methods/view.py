@@ -48,6 +48,7 @@ class RunView:
     """What a method sees of a run. The loop moves `position` and `rows`; a method only reads them.
 
     rows: the training rows of the task.
+    started: whether the run starts from an adapter that has learnt something (`adapter.start_from`).
     terms: parts of the loss that were logged since the step began.
     notes: what is to stand beside a row's prediction, by the row's id.
     """
@@ -57,6 +58,7 @@ class RunView:
     training: TrainingConfig
     position: Position = Position()
     rows: Sequence[Example] = ()
+    started: bool = False
     terms: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 

@@ -45,13 +45,15 @@ class WiseFT(Method[WiseFTConfig]):
 
     def begin_task(self) -> None:
         """From the interpolated weights, unless told otherwise."""
-        if self.position.task_index > 1 and self.config.next_task_from == "merged":
+        if self.run.started and self.position.task_index == 1:
+            adapters.keep_copy(self.engine.model, "fast", "merged")
+        elif self.position.task_index > 1 and self.config.next_task_from == "merged":
             adapters.copy(self.engine.model, "merged", "fast")
 
     def end_task(self) -> None:
         """merged <- (1 - t) · merged + t · fast."""
         model = self.engine.model
-        if self.position.task_index == 1:
+        if not self.has_past:
             adapters.keep_copy(model, "fast", "merged")
         else:
             adapters.interpolate(model, "merged", "fast", by=self.config.t)

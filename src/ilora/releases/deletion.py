@@ -24,6 +24,7 @@ from ilora.releases.journal import Deletion, Event
 from ilora.releases.manifest import redact
 from ilora.releases.store import current, numbers, read_release, release_folder
 from ilora.results.reader import read_results, task_labels
+from ilora.stream import BEFORE
 from ilora.training import checkpoint as checkpoints
 
 # What a run folder has. Of anything else in it nobody here knows whether it holds rows.
@@ -83,6 +84,8 @@ def _known(run: Path, task: str) -> str:
         for section in redaction.sections(read_yaml(folder / "config.yaml")):
             name = str(section["name"])
             found[name] = found.get(name, True) and bool(section.get("forgotten"))
+        if redaction.concerned(read_yaml(folder / "config.yaml"), BEFORE):
+            found.setdefault(BEFORE, False)
     names = {task_label(name): name for name in found} | {name: name for name in found}
     if task not in names:
         raise InputError(f"{run}: no task '{task}'{did_you_mean(task, list(found))}; there are {', '.join(found)}")
@@ -94,6 +97,8 @@ def _known(run: Path, task: str) -> str:
 def _left(run: Path, task: str) -> Iterator[str]:
     """What the deletion does not reach."""
     config = read_yaml(run / "config.yaml")
+    if task == BEFORE and (place := config["data"].get("start_rows")):
+        yield f"{place}: where the rows came from"
     for section in redaction.sections(config):
         if section["name"] == task:
             given = [str(section[key]) for key in ("path", *SPLITS, "dataset") if section.get(key)]
@@ -121,15 +126,13 @@ def finish(run: Path, deletion: Deletion, report: Callable[[Path], object]) -> N
     for path in _with_texts(run):
         _remove(path)
     for folder in redaction.parts(run):
-        if any(task["name"] == deletion.task for task in redaction.sections(read_yaml(folder / "config.yaml"))):
+        if redaction.concerned(read_yaml(folder / "config.yaml"), deletion.task):
             _redact(folder, deletion)
         _remove(folder / "data" / label)
     for file in _predictions(run, label):
         write_atomic(file, redaction.predictions(file))
     for number in numbers(run):
-        folder = release_folder(run, number)
-        if any(task["name"] == deletion.task for task in redaction.sections(read_yaml(folder / "config.yaml"))):
-            redact(folder, task=deletion.task, day=deletion.day)
+        redact(release_folder(run, number), task=deletion.task, day=deletion.day)
     report(run)
     journal.finish(run, deletion)
 

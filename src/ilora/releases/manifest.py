@@ -76,19 +76,22 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
 def redact(folder: Path, *, task: str, day: str) -> None:
     """Note in a release's manifest that a task's rows were deleted from it, with the digests of what is left.
 
-    Once: a second call changes nothing.
+    Where all files are as the manifest says, nothing is noted.
     """
     content = json.loads(read_text(folder / FILE))
-    noted = content.get("redactions", [])
-    if all(note["task"] != task for note in noted):
+    if content["files"] != _entries(folder):
         note = {"task": task, "day": day, "sha256_before": content.pop("sha256")}
-        write_atomic(folder / FILE, _text(folder, content | {"redactions": [*noted, note]}))
+        write_atomic(folder / FILE, _text(folder, content | {"redactions": [*content.get("redactions", []), note]}))
+
+
+def _entries(folder: Path) -> dict[str, Any]:
+    return {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in sorted(_files(folder))}
 
 
 def _text(folder: Path, content: dict[str, Any]) -> str:
     """The content of manifest.json, with the digests of the folder's other files as they are now."""
-    files = {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in sorted(_files(folder))}
-    whole = {key: value for key, value in content.items() if key not in ("files", "sha256")} | {"files": files}
+    kept = {key: value for key, value in content.items() if key not in ("files", "sha256")}
+    whole: dict[str, Any] = kept | {"files": _entries(folder)}
     whole["sha256"] = _own_digest(whole)
     validated(Manifest, whole, str(folder / FILE))
     return json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False) + "\n"

@@ -19,6 +19,7 @@ from ilora.releases.journal import Deletion
 from ilora.replay.memory import ReplayMemory
 from ilora.results.reader import read_text
 from ilora.results.scores import read_records
+from ilora.stream import BEFORE
 from ilora.training.checkpoint import Checkpoint, split_tensors
 from ilora.training.state import Progress
 
@@ -46,7 +47,14 @@ def configuration(config: dict[str, Any], deletion: Deletion) -> dict[str, Any]:
             return task
         return {"name": task["name"], "settings": task.get("settings") or {}, "forgotten": deletion.day}
 
-    return config | {"data": config["data"] | {"tasks": [section(task) for task in sections(config)]}}
+    data = config["data"] | {"tasks": [section(task) for task in sections(config)]}
+    return config | {"data": data | ({"start_rows": None} if deletion.task == BEFORE else {})}
+
+
+def concerned(config: dict[str, Any], task: str) -> bool:
+    """Whether a configuration has the task, or rows of before the first one."""
+    names = [section["name"] for section in sections(config)]
+    return task in names or (task == BEFORE and bool((config.get("data") or {}).get("start_rows")))
 
 
 def entry(folder: Path, deletion: Deletion) -> dict[str, Any]:
@@ -90,6 +98,8 @@ def usable(found: Checkpoint, deletion: Deletion) -> bool:
     """Whether a checkpoint can still be gone on from: the task has no training left to do."""
     config = found.values["config"]
     names = [task["name"] for task in sections(config)]
+    if deletion.task not in names:
+        return True  # rows of before the first task
     phase = 1 if config["stream"] == "joint" else names.index(deletion.task) + 1
     return Progress(**found.values["position"]).finished >= phase
 
@@ -107,7 +117,8 @@ def checkpoint(found: Checkpoint, deletion: Deletion, told: dict[str, Any]) -> C
     now = config.at(values["position"]["phase"])
     memory = ReplayMemory(now.method.memory_capacity, seed=config.seed)
     memory.load_state_dict(values["memory"] | tensors["memory"])
-    memory.forget(task, shown=told.get("train", 0))
+    shown = (values.get("start") or {}).get("rows", 0) if task == BEFORE else told.get("train", 0)
+    memory.forget(task, shown=shown)
     values["memory"], tensors["memory"] = split_tensors(memory.state_dict())
     state = method_class(config.method.name).without_task(values["method"] | tensors["method"], task)
     values["method"], tensors["method"] = split_tensors(state)

@@ -24,6 +24,7 @@ from ilora.progress import ANSWERS, STEPS, Display
 from ilora.replay.memory import ReplayMemory
 from ilora.results.reader import ended_early, near_chance
 from ilora.training import keep, trajectory
+from ilora.training.beginning import begin_from
 from ilora.training.divergence import DivergenceWatch, diverged
 from ilora.training.encoded import EncodedStream
 from ilora.training.evaluating import StreamEvaluator
@@ -74,7 +75,8 @@ class Session:
         for line in self.stream.warnings():
             display.say(f"warning: {line}")
         memory = ReplayMemory(config.method.memory_capacity, seed=config.seed)
-        run = RunView(engine, memory, config.training, Position(seed=config.seed))
+        started = config.adapter.start_from is not None
+        run = RunView(engine, memory, config.training, Position(seed=config.seed), started=started)
         kind = method_class(config.method.name)
         if config.adapter.keep_below:
             title = f"{config.method.name}: states below the adapter"
@@ -122,7 +124,10 @@ class Session:
             self.method.engine.model.unload()
 
     def refuse_changes(self) -> None:
-        """Raises InputError if the configuration or the data differ from those of the folder's checkpoint."""
+        """Raises InputError if the configuration or the data differ from those of the folder's checkpoint.
+
+        Without a checkpoint, what the run starts from is taken up.
+        """
         found, damaged = self.folder.load_checkpoint()
         if found is None:
             self.folder.refuse_to_lose_results(damaged=bool(damaged))
@@ -132,6 +137,7 @@ class Session:
                         f"{self.path}: task '{task.name}' would be trained from the start, and its rows were deleted "
                         f"on {task.forgotten}; take it out of data.tasks"
                     )
+            self.state.start = begin_from(self.config, self.method, self.stream.encoder)
         else:
             try:
                 self.state.refuse_changes(found)

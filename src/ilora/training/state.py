@@ -19,6 +19,7 @@ from ilora.errors import InputError
 from ilora.methods.base import Method
 from ilora.model import adapters
 from ilora.stream import fingerprint
+from ilora.training.beginning import refuse_other_start
 from ilora.training.checkpoint import Checkpoint, split_tensors
 from ilora.training.divergence import DivergenceError
 from ilora.training.optim import made_anew, make_optimizer
@@ -67,6 +68,7 @@ class State:
     progress: Progress = field(default_factory=Progress)
     counters: Counters = field(default_factory=Counters)
     forgotten: dict[str, dict[str, Any]] = field(default_factory=dict)  # by task: what results.json said of it
+    start: dict[str, Any] | None = None  # what the run began from: `beginning.origin`
 
     def checkpoint(self) -> Checkpoint:
         """All of it. Raises DivergenceError where a weight is not finite: such a state must not replace a good one."""
@@ -86,6 +88,7 @@ class State:
                 "config": self.config.dump(),
                 "fingerprints": [None if task.forgotten else fingerprint(task) for task in self.tasks],
                 "forgotten": self.forgotten,
+                "start": self.start,
                 "base": self.base,
                 "perplexity_text": self.text_digest,
                 "micro_batches": self.micro_batches(),
@@ -154,6 +157,7 @@ class State:
         self.progress = Progress(**values["position"])
         self.counters = Counters(**values["counters"])
         self.forgotten = values.get("forgotten", {})  # not in those of the versions before
+        self.start = values.get("start")
         weights = {
             key: value for group, part in tensors.items() if group.startswith(_ADAPTERS) for key, value in part.items()
         }
@@ -182,6 +186,7 @@ class State:
                 f"evaluation.perplexity_file: {self.config.evaluation.perplexity_file} changed since the run began. "
                 "Put it back, or start a new run"
             )
+        refuse_other_start(self.config, found.values.get("start"))
         before = load_config(found.values["config"]).dump()  # with defaults for settings that are newer than the run
         now = self.config.dump()
         before, now = _without_places(before), _without_places(now)
@@ -230,7 +235,8 @@ def _without_places(dump: dict[str, Any]) -> dict[str, Any]:
     data, file = dump["data"], dump["evaluation"]["perplexity_file"]
     tasks = [{key: value for key, value in task.items() if key not in _PLACES} for task in data["tasks"]]
     return dump | {
-        "data": {key: value for key, value in data.items() if key != "path"} | {"tasks": tasks},
+        "adapter": dump["adapter"] | {"start_from": dump["adapter"]["start_from"] is not None},
+        "data": {key: value for key, value in data.items() if key not in ("path", "start_rows")} | {"tasks": tasks},
         "training": dump["training"] | {"trajectory": None, "log_every": None},
         "keep": None,
         "evaluation": dump["evaluation"] | {"perplexity_file": file and Path(file).name},

@@ -34,6 +34,7 @@ def summarise_run(config: Config, path: Path, stream: EncodedStream, state: Stat
         "base_model": state.base["name"] if state.base else config.model.name,
         "base": state.base,
         "tokenizer_sha256": tokenizer_sha256(stream.encoder.tokenizer),
+        "start": state.start,
         "seed": config.seed,
         "template": stream.encoder.config.template,
         "stream": config.stream,
