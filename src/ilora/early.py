@@ -51,7 +51,7 @@ def before_add(run: Path, tasks: Sequence[str], *, quiet: bool) -> None:
     """Check what `add` is given, and say that it begins. Raises InputError."""
     if _is_first():
         refuse_early(config_of(own_run(run)))
-        if not (run / "releases" / "pending.json").is_file():  # a rollback that is finished first
+        if not (run / "releases" / "pending.json").is_file():  # `add` finishes what was interrupted first
             refuse_unfinished(run)
         for item in tasks:
             refuse_no_rows(item)

@@ -101,6 +101,30 @@ def test_an_earlier_phase_is_judged_with_what_was_known_then(make_run: MakeRun) 
         gate(run, phase=4)
 
 
+def test_a_task_whose_rows_were_deleted_is_judged_while_it_was_scored(make_run: MakeRun) -> None:
+    scores = two_months(lost=60) | {"03-three": {"two": right(MANY * 3 // 4, MANY), "three": right(MANY, MANY)}}
+    run = make_run(scores)
+    results = json.loads((run / "results.json").read_text())
+    results["tasks"][0]["forgotten"] = "2026-01-31"
+    (run / "results.json").write_text(json.dumps(results))
+    now, then = gate(run), gate(run, phase=2)
+    assert {check["subject"] for check in now["checks"]} == {"two"}
+    assert any("one is judged no longer: its rows were deleted on 2026-01-31" in note for note in now["notes"])
+    assert checks(then)["best", "one"]["verdict"] == "fail"
+    assert not any("train it again" in entry["what"] for entry in then["advice"])
+
+
+def test_compressed_predictions_are_read(make_run: MakeRun) -> None:
+    run = make_run(two_months(lost=60), tasks=("one", "two"))
+    plain = gate(run)
+    for file in (run / "predictions").rglob("*.jsonl"):
+        compress(file)
+    packed = gate(run)
+    assert packed["checks"] == plain["checks"]
+    assert set(packed["files"]) == {f"{name}.gz" for name in plain["files"]}
+    assert read_gate(run, "02-two") is not None
+
+
 def test_the_new_task_has_a_least_score(make_run: MakeRun) -> None:
     run = make_run(two_months(lost=0), tasks=("one", "two"))
     (run / "gate.yaml").write_text("limits: {two: {least: 85}}\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,9 +14,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ilora import InputError, Method, add, compare, load_config, resume, run
+from ilora import InputError, Method, add, compare, export, gate, load_config, predict, promote, resume, run
 from ilora.check.audit import check_config
 from ilora.cli import app
+from ilora.commands.diff import diff
+from ilora.commands.prune import plan
 from ilora.comparison.folders import read_folder
 from ilora.comparison.run import Run
 from ilora.connectivity.evaluate import evaluate_adapter
@@ -25,8 +29,10 @@ from ilora.releases import change, redaction
 from ilora.releases.history import history
 from ilora.releases.store import list_releases, read_release
 from ilora.report import write_report
+from ilora.results.scores import read_records
 from ilora.settings import ModelConfig
 from ilora.training.checkpoint import load_latest
+from ilora.training.keep import compress
 from tests.helpers import MakeConfig, write_task
 from tests.releases.conftest import no_report
 from tests.releases.test_kills import killed_at, other_names
@@ -60,7 +66,11 @@ def marks(tiny_model: Path) -> list[bytes]:
 
 def holding(folder: Path, marks: list[bytes]) -> set[str]:
     """The files that have something of the rows, hidden ones included."""
-    return {name for name, content in tree(folder).items() if any(mark in content for mark in marks)}
+    found = set()
+    for name, content in tree(folder).items():
+        plain = gzip.decompress(content) if name.endswith(".gz") else content
+        found |= {name for mark in marks if mark in plain}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +94,30 @@ def whole(make_config: MakeConfig, data: Path, tmp_path_factory: pytest.TempPath
     change.rollback(folder, report=write_report)
     add(folder, [str(write_task(base / "more", "four", train=8, test=4))], quiet=True)
     write_report(folder)
+    _leave_more(folder)
     return folder
+
+
+def _leave_more(folder: Path) -> None:
+    """What other commands leave: compressed predictions, a page of `diff`, a repair, and a deletion cut short."""
+    one, other = (folder / f"predictions/after-{phase}/secret.jsonl" for phase in ("02-secret", "03-four"))
+    was = other.read_text()
+    rows = [json.loads(line) for line in was.splitlines()]
+    other.write_text("".join(json.dumps(row | {"score": 1 - row["score"]}) + "\n" for row in rows))  # so rows change
+    diff(folder, ["2", "3"], threshold=0.5, only=["secret"], jsonl=None)
+    other.write_text(was)
+    shutil.copytree(folder / "diffs", folder / "releases/withdrawn/1/diffs")
+    for place in ("gate/03-four/repaired/predictions/secret.jsonl", ".prune-killed/0-secret.jsonl"):
+        (folder / place).parent.mkdir(parents=True)
+        shutil.copyfile(other, folder / place)
+    for file in (one, *(folder / "contrast/derpp/predictions").rglob("*.jsonl")):
+        compress(file)
+    content = one.with_name("secret.jsonl.gz").read_bytes()
+    both = folder / "contrast/derpp/predictions/after-03-four"  # killed while it was compressed
+    (both / "secret.jsonl").write_bytes(gzip.decompress((both / "secret.jsonl.gz").read_bytes()))
+    digest = hashlib.sha256(content).hexdigest()
+    files = {"predictions/after-02-secret/secret.jsonl.gz": digest, "predictions/after-03-four/four.jsonl": "changed"}
+    (folder / "gate.json").write_text(json.dumps({"outcome": "failed", "files": files}))
 
 
 @pytest.fixture
@@ -114,16 +147,25 @@ def results_of(folder: Path) -> dict[str, Any]:
 def test_no_byte_of_the_rows_is_left(whole: Path, forgotten: Path, marks: list[bytes]) -> None:
     before = holding(whole, marks)
     kinds = {
-        "report.html", "data/secret/train.jsonl", "predictions/after-02-secret/secret.jsonl",
+        "report.html", "data/secret/train.jsonl", "predictions/after-02-secret/secret.jsonl.gz",
         "releases/1/state/memory.safetensors", "releases/1/state/state.json", "releases/2/state/memory.safetensors",
-        "contrast/derpp/predictions/after-02-secret/secret.jsonl", "releases/1/contrast/derpp/state/method.safetensors",
+        "contrast/derpp/predictions/after-02-secret/secret.jsonl.gz",
+        "releases/1/contrast/derpp/state/method.safetensors",
         "releases/withdrawn/1/report.html", "releases/withdrawn/1/predictions/after-03-three/fast/secret.jsonl",
+        "diffs/02-secret..03-four.html", "releases/withdrawn/1/diffs/02-secret..03-four.html",
+        "gate/03-four/repaired/predictions/secret.jsonl", ".prune-killed/0-secret.jsonl",
+        "contrast/derpp/predictions/after-03-four/secret.jsonl",
+        "contrast/derpp/predictions/after-03-four/secret.jsonl.gz",
     }  # fmt: skip
     assert kinds <= before
     assert any(name.startswith("checkpoints/") for name in before)
     assert any("evaluations/" in name for name in before)
     assert holding(forgotten, marks) == set()
     assert not list(forgotten.rglob(".*-writing"))
+    assert not list(forgotten.glob(".prune-*"))
+    packed = forgotten / "predictions/after-02-secret/secret.jsonl"
+    assert not packed.exists()
+    assert len(read_records(packed)) == 6
     assert not list(forgotten.rglob(".*-rewritten"))
 
 
@@ -141,6 +183,16 @@ def test_weights_and_scores_stay(whole: Path, forgotten: Path) -> None:
     assert memory_rows(forgotten).count("one") == memory_rows(whole).count("one")
     section = yaml.safe_load((forgotten / "config.yaml").read_text())["data"]["tasks"][1]
     assert set(section) == {"name", "settings", "forgotten"}
+
+
+def test_the_decision_of_the_gate_stands(whole: Path, forgotten: Path) -> None:
+    """It is on scores. A file that has changed since the decision does not become one that has not."""
+    then, now = (json.loads((folder / "gate.json").read_text()) for folder in (whole, forgotten))
+    compressed, changed = sorted(then["files"])
+    assert now == then | {"files": now["files"]}
+    assert now["files"][compressed] == hashlib.sha256((forgotten / compressed).read_bytes()).hexdigest()
+    assert now["files"][compressed] != then["files"][compressed]
+    assert now["files"][changed] == "changed"
 
 
 def test_releases_say_what_was_deleted(whole: Path, forgotten: Path) -> None:
@@ -191,6 +243,26 @@ def test_the_run_goes_on_without_it(forgotten: Path, tmp_path: Path, data: Path)
     resume(folder, quiet=True)
 
 
+def test_what_reads_single_rows_leaves_the_task_out(forgotten: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(forgotten, tmp_path / "run", symlinks=True))
+    found, _ = diff(folder, ["2", "3"], threshold=0.5, only=[], jsonl=None)
+    assert [task.name for task in found.tasks] == ["one", "four"]
+    assert any("secret: its rows were deleted" in why for why in found.skipped)
+    with pytest.raises(InputError, match="secret: its rows were deleted"):
+        diff(folder, ["2", "3"], threshold=0.5, only=["secret"], jsonl=None)
+    with pytest.raises(InputError, match="rows of task 'secret' were deleted"):
+        predict(folder, [{"prompt": "red"}], task="secret", quiet=True)
+    decision = gate(folder)  # the phase was scored on it, and the scores stay
+    assert any(check["subject"] == "secret" for check in decision["checks"])
+    promoted = promote(folder, force=True)
+    assert promoted.manifest.tasks == ["one", "secret", "four"]
+    read_release(folder, promoted.number)
+    export(folder, tmp_path / "export")
+    assert "secret" in (tmp_path / "export/README.md").read_text()  # the task, with its score then
+    rows = predict(folder, [{"prompt": "red"}], quiet=True)  # with the current release
+    assert "prediction" in rows[0]
+
+
 def test_it_compares_as_before(whole: Path, forgotten: Path, tmp_path: Path) -> None:
     """With a run of which the rows are still there: what was asked is known by its digest."""
     found = []
@@ -237,6 +309,14 @@ def test_killed_anywhere_the_next_command_finishes_it(
     assert count > 3 * EVERY
 
 
+def test_prune_finishes_it_first(folder: Path, marks: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ilora.commands.releases.write_report", no_report)
+    assert killed_at(EVERY, lambda: change.forget(folder, "secret", report=no_report), monkeypatch)
+    assert (folder / "releases/pending.json").is_file()
+    plan(folder, ["predictions=compressed"])
+    assert holding(folder, marks) == set()
+
+
 def test_the_command_asks_and_says_what_it_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ilora.commands.releases.write_report", no_report)
     (folder / "notes.txt").write_text("my own")
@@ -268,11 +348,15 @@ def test_what_cannot_be_done_changes_nothing(folder: Path) -> None:
             change.forget(folder, "secret", report=no_report)
         assert tree(folder) == before
 
-    predictions = folder / "predictions/after-02-secret/secret.jsonl"
+    predictions = folder / "predictions/after-03-four/secret.jsonl"
     content = predictions.read_text()
     predictions.write_text("{")
     refused("secret.jsonl:1: not JSON")
     predictions.write_text(content)
+    decision = (folder / "gate.json").read_text()
+    (folder / "gate.json").write_text("[]")
+    refused("gate.json")
+    (folder / "gate.json").write_text(decision)
     results = results_of(folder)
     (folder / "results.json").write_text(json.dumps(results | {"complete": False}))
     refused("not finished")
@@ -282,7 +366,8 @@ def test_what_cannot_be_done_changes_nothing(folder: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_deleted(folder: Path, marks: list[bytes]) -> None:
-    last = max((folder / "checkpoints").glob("0*"))
+    (sound,) = (folder / "checkpoints").glob("0*")
+    last = Path(shutil.copytree(sound, sound.with_name("999999")))
     state = last / "state.json"
     content = state.read_bytes()
     state.unlink()

@@ -84,6 +84,11 @@ def _task(weights: RunWeights, name: str) -> Task:
     if name not in found:
         near = did_you_mean(name, list(found))
         raise InputError(f"{weights.run}: no task '{name}'{near}; there are {', '.join(found)}")
+    if found[name].forgotten:
+        raise InputError(
+            f"{weights.run}: the rows of task '{name}' were deleted on {found[name].forgotten}, and with them how they "
+            "are answered; leave --task out"
+        )
     return found[name]
 
 

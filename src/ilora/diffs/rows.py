@@ -75,12 +75,14 @@ def changes(first: Side, second: Side, *, threshold: float, only: Sequence[str] 
             raise InputError(
                 f"--task {name}: no such task{did_you_mean(name, list(both))}; there are {', '.join(both)}"
             )
-    found, skipped = [], []
+    found, skipped, gone = [], [], first.deleted | second.deleted
     for task in both.values():
         missing = [str(side.file(task)) for side in (first, second) if not is_written(side.file(task))]
         if only and task.name not in only:
             continue
-        if missing:
+        if task.name in gone:
+            skipped.append(f"{task.name}: its rows were deleted on {gone[task.name]}")
+        elif missing:
             skipped.append(f"{task.name}: there is no {' and no '.join(missing)}")
         else:
             found.append(_of_task(task, first.file(task), second.file(task), threshold))

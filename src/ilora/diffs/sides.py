@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ilora.data.task import Task
 from ilora.errors import InputError
-from ilora.results.reader import Results, phase_labels, read_results
+from ilora.results.reader import Results, deleted, phase_labels, read_results
 from ilora.results.scores import BASE, prediction_file, prediction_folder
 
 
@@ -26,6 +26,11 @@ class Side:
     def tasks(self) -> list[Task]:
         """The run's tasks, without their rows."""
         return [Task(str(task["name"]), {}) for task in self.results["tasks"]]
+
+    @property
+    def deleted(self) -> dict[str, str]:
+        """The names of the tasks whose rows were deleted, each with the day."""
+        return {self.tasks[number].name: day for number, day in deleted(self.results).items()}
 
     def file(self, task: Task) -> Path:
         """The predictions for a task; it may be missing."""

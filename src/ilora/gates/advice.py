@@ -12,7 +12,7 @@ import yaml
 from ilora.errors import InputError
 from ilora.gates.judge import Check
 from ilora.present.numbers import plain
-from ilora.results.reader import Results, read_text
+from ilora.results.reader import Results, deleted, read_text, task_labels
 
 LEARNT = ("least", "gain")  # rules that ask for more learning, not for less
 
@@ -27,7 +27,8 @@ def advice(run: Path, results: Results, checks: Sequence[Check], *, number: int)
     method = _method(run)
     found = _without_training(run, results, number, remembers=bool(method.get("memory_size"))) if lost else []
     if lost:
-        found += _with_training(run, method, _worst(lost))
+        gone = {task_labels(results)[number] for number in deleted(results)}  # no rows to train on again
+        found += _with_training(run, method, _worst([check for check in lost if check.subject not in gone]))
     if any(check.rule in LEARNT for check in failed):
         epochs = shlex.join(["ilora", "add", str(run), "TASK", "training.epochs=5"])
         found.append(

@@ -17,7 +17,7 @@ from ilora.present.numbers import number as finite
 from ilora.present.numbers import plain
 from ilora.releases.manifest import read_manifest
 from ilora.releases.store import line, release_folder
-from ilora.results.reader import matrix, read_results, read_text, task_labels
+from ilora.results.reader import deleted, matrix, read_results, read_text, task_labels
 from ilora.results.schema import Form, validated
 from ilora.results.scores import BASE, is_written, perplexity_file, prediction_folder, read_predictions, read_records
 
@@ -76,18 +76,39 @@ class Evidence:
 
     @property
     def earlier(self) -> list[str]:
-        """The labels of the tasks that were learnt before the phase."""
-        return [] if self.results.get("stream") == "joint" else self.labels[: self.number - 1]
+        """The labels of the tasks that were learnt before the phase and scored after it."""
+        return [task for task in self._before if self._is_judged(task)]
 
     @property
     def new(self) -> list[str]:
-        """The labels of the tasks of the phase."""
-        return self.labels if self.results.get("stream") == "joint" else [self.labels[self.number - 1]]
+        """The labels of the tasks of the phase, as far as they were scored after it."""
+        return [task for task in self._of_phase if self._is_judged(task)]
 
     @property
     def seen(self) -> list[str]:
-        """The labels of all tasks that were learnt by the end of the phase."""
+        """The labels of all tasks that were learnt by the end of the phase and scored after it."""
         return [*self.earlier, *self.new]
+
+    @property
+    def deleted(self) -> dict[str, str]:
+        """By label the tasks whose rows were deleted, each with the day."""
+        return {self.labels[number]: day for number, day in deleted(self.results).items()}
+
+    @property
+    def unjudged(self) -> list[str]:
+        """The labels of the tasks that were learnt, but not scored after the phase, since their rows were deleted."""
+        return [task for task in (*self._before, *self._of_phase) if not self._is_judged(task)]
+
+    @property
+    def _before(self) -> list[str]:
+        return [] if self.results.get("stream") == "joint" else self.labels[: self.number - 1]
+
+    @property
+    def _of_phase(self) -> list[str]:
+        return self.labels if self.results.get("stream") == "joint" else [self.labels[self.number - 1]]
+
+    def _is_judged(self, task: str) -> bool:
+        return task not in self.deleted or is_written(self._file(self.phase, task))
 
     def now(self, variant: str | None = None) -> dict[str, Rows]:
         """By task the rows after the phase. Raises InputError where a task's are missing."""

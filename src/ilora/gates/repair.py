@@ -109,6 +109,10 @@ class Bench:
         self.config, tasks, _ = read_run(self.run)
         self.split = self.config.evaluation.split
         self.before, self.now = (self._adapter(number) for number in (evidence.number - 1, evidence.number))
+        if gone := sorted(evidence.deleted.keys() & set(evidence.seen)):
+            raise InputError(
+                f"{self.run}: the rows of {', '.join(gone)} were deleted, so no other adapter is judged on them"
+            )
         by_label = {task.label: task for task in tasks}
         self.tasks = fitting(Source(self.config, (), None), [by_label[label] for label in evidence.seen])
         chosen_on = self._chosen_on()

@@ -26,12 +26,13 @@ from ilora.releases.store import current, numbers, read_release, release_folder
 from ilora.results.reader import read_results, task_labels
 from ilora.stream import BEFORE
 from ilora.training import checkpoint as checkpoints
+from ilora.training import keep
 
 # What a run folder has. Of anything else in it nobody here knows whether it holds rows.
 _KNOWN = (
-    "adapters", "checkpoints", "config.yaml", "connectivity", "contrast", "current", "data", "environment.json",
-    "evaluations", "general.json", "metrics.jsonl", "predictions", "releases", "report.html", "results.json",
-    "trajectory", "trackers", ".lock", "comparison",
+    "adapters", "checkpoints", "config.yaml", "connectivity", "contrast", "current", "data", "diffs",
+    "environment.json", "evaluations", "gate", "gate.json", "gate.yaml", "general.json", "metrics.jsonl", "predictions",
+    "releases", "report.html", "results.json", "trajectory", "trackers", ".lock", "comparison",
 )  # fmt: skip
 _ROOMS = ("data", "predictions", "evaluations")
 
@@ -54,8 +55,7 @@ def prepare(run: Path, task: str) -> tuple[Deletion, Left]:
     for folder in redaction.parts(run):
         redaction.refuse_unknown_state(read_yaml(folder / "config.yaml"), folder / "config.yaml")
         list(redaction.result_files(folder))
-    for file in _predictions(run, task_label(name)):
-        redaction.predictions(file)
+    redaction.gate_with(run, _redacted_predictions(run, task_label(name)))
     variant = results["variants"][results["answers_with"]]
     last = dict(zip(task_labels(results), variant["R"][-1], strict=True)) if variant["R"] else {}
     event = Event(
@@ -108,7 +108,7 @@ def _left(run: Path, task: str) -> Iterator[str]:
     if (config.get("adapter") or {}).get("keep_below"):
         yield f"{cache_folder() / 'below'}: a cache of what the frozen layers make of rows, of this run and others"
     for path in sorted(run.iterdir()):
-        if path.name not in _KNOWN:
+        if path.name not in _KNOWN and path not in keep.left_behind(run):
             yield f"{path}: not a file of ilora's"
     if (run / "trackers").exists() or config.get("trackers"):
         yield "what the trackers keep: configuration and losses"
@@ -129,8 +129,11 @@ def finish(run: Path, deletion: Deletion, report: Callable[[Path], object]) -> N
         if redaction.concerned(read_yaml(folder / "config.yaml"), deletion.task):
             _redact(folder, deletion)
         _remove(folder / "data" / label)
-    for file in _predictions(run, label):
-        write_atomic(file, redaction.predictions(file))
+    made = _redacted_predictions(run, label)
+    if gate := redaction.gate_with(run, made):
+        write_atomic(run / redaction.GATE, gate)
+    for path, content in made.items():
+        write_atomic(path, content)
     for number in numbers(run):
         redact(release_folder(run, number), task=deletion.task, day=deletion.day)
     report(run)
@@ -140,7 +143,9 @@ def finish(run: Path, deletion: Deletion, report: Callable[[Path], object]) -> N
 def _with_texts(run: Path) -> list[Path]:
     """What cannot be rewritten, or was left by a process that was killed: pages with answers, half-written files."""
     pages = [run / "report.html", *(run / "releases" / "withdrawn").glob("*/report.html")]
-    return pages + [path for path in run.rglob(".*-writing") if path.name != ".lock"]
+    pages += [run / "diffs", *(run / "releases" / "withdrawn").glob("*/diffs")]
+    killed = [path for folder in redaction.parts(run) for path in keep.left_behind(folder)]
+    return pages + killed + [path for path in run.rglob(".*-writing") if path.name != ".lock"]
 
 
 def _redact(folder: Path, deletion: Deletion) -> None:
@@ -165,11 +170,16 @@ def _sound(place: Path, deletion: Deletion) -> bool:
         return False
 
 
-def _predictions(run: Path, label: str) -> list[Path]:
-    """The prediction files of a task: after every phase, of every variant and contrast run, of `evaluate`."""
-    found = [file for file in run.rglob(f"{label}.jsonl") if not file.is_symlink()]
+def _redacted_predictions(run: Path, label: str) -> dict[Path, bytes]:
+    """By prediction file of a task what it will hold: after every phase, of every variant and contrast run, of
+    `evaluate` and of the gate's repair.
+    """
+    name = f"{label}.jsonl"
+    files = [path for each in (name, f"{name}.gz") for path in run.rglob(each) if not path.is_symlink()]
+    found = {path.with_name(name) for path in files}
     rooms = {file: [part for part in file.relative_to(run).parts if part in _ROOMS] for file in found}
-    return [file for file in found if rooms[file] and rooms[file][0] != "data"]
+    wanted = sorted(file for file in found if rooms[file] and rooms[file][0] != "data")
+    return {path: content for file in wanted for path, content in redaction.predictions(file).items()}
 
 
 def _remove(path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from ilora.methods import method_class
 from ilora.releases.journal import Deletion
 from ilora.replay.memory import ReplayMemory
 from ilora.results.reader import read_text
-from ilora.results.scores import read_records
+from ilora.results.scores import compressed, read_records
 from ilora.stream import BEFORE
 from ilora.training.checkpoint import Checkpoint, split_tensors
 from ilora.training.state import Progress
 
+GATE = "gate.json"
 _KEPT = ("id", "score", "routed_right", "adapter")  # of a prediction: no text
 
 
@@ -83,15 +86,38 @@ def redact_texts(folder: Path, deletion: Deletion) -> None:
     write_atomic(folder / "config.yaml", yaml.safe_dump(made, sort_keys=False, allow_unicode=True))
 
 
-def predictions(file: Path) -> str:
-    """The content of a prediction file without any text: the scores of single rows, and a digest of what was asked."""
+def predictions(file: Path) -> dict[Path, bytes]:
+    """A prediction file without any text: the scores of single rows, and a digest of what was asked.
+
+    By path, as it lies there: as it was written, compressed, or, after a kill, both.
+    """
     records = read_records(file)
     asked, lines = asked_digest(records), []
     for record in records:
         kept = {key: record[key] for key in _KEPT if key in record}
         kept["parsed"] = None if record.get("parsed") is None else ""
         lines.append(json.dumps(kept | {"asked_sha256": asked}, ensure_ascii=False) + "\n")
-    return "".join(lines)
+    text = "".join(lines).encode()
+    made = {file: text, compressed(file): gzip.compress(text, mtime=0)}
+    return {path: content for path, content in made.items() if path.is_file()}
+
+
+def gate_with(run: Path, made: Mapping[Path, bytes]) -> str | None:
+    """What gate.json is to hold so that its decision stands when these files have new content; None: there is none.
+
+    The scores that it judged do not change. To be written before the files are. Raises InputError for a damaged one.
+    """
+    if not (run / GATE).is_file():
+        return None
+    try:
+        content = json.loads(read_text(run / GATE))
+        for path, new in made.items():
+            name = path.relative_to(run).as_posix()
+            if content["files"].get(name) == hashlib.sha256(path.read_bytes()).hexdigest():
+                content["files"][name] = hashlib.sha256(new).hexdigest()
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{run / GATE}: damaged ({error}); move it away") from None
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 def usable(found: Checkpoint, deletion: Deletion) -> bool:
