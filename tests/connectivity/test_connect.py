@@ -457,7 +457,9 @@ def test_select_never_sees_test_rows_and_writes_an_adapter(
     # Again: what is there is shown, and an adapter that a kill kept from being written is written.
     weights = (folder / "adapter_model.safetensors").read_bytes()
     shutil.rmtree(folder)
-    assert ilora("connect", tiny_run, "--select", "--points", 5) == (0, out, "")
+    code, again, err = ilora("connect", tiny_run, "--select", "--points", 5)
+    assert (code, err) == (0, "")
+    assert again[again.index("chosen:") :] == out[out.index("chosen:") :]
     assert len(seen) == 2
     assert (folder / "adapter_model.safetensors").read_bytes() == weights
     code, _, err = ilora("connect", tiny_run, "--select", "--points", 6)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ilora.data.formats import list_task_folders, read_folder
+from ilora.data.formats import read_rows, task_files, task_places
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.metrics.metrics import METRICS, Metric, check_reference, check_references, infer_task, tokens
@@ -232,8 +232,8 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_files(name: str) -> None:
     folder = Path(os.environ["ILORA_REAL_DATA"]) / name
-    assert folder.name in list_task_folders(folder.parent)
-    rows = read_folder(folder)
+    assert folder.name in task_places(folder.parent)
+    rows = {split: read_rows(files[0]) for split, files in task_files(folder).items()}
     metric, choices = infer_task([row.answer for row in rows["train"]])
     assert (metric, choices) == REAL[name]
     for split in rows:
