@@ -78,6 +78,15 @@ def test_a_release_knows_what_the_gate_found(run: Path, monkeypatch: pytest.Monk
 # -- repair ------------------------------------------------------------------------------------------------------------
 
 
+def test_no_new_adapter_is_judged_on_rows_that_were_deleted(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    results["tasks"][0]["forgotten"] = "2026-01-31"
+    (run / "results.json").write_text(json.dumps(results))
+    repair = gate(run, repair=True)["repair"]
+    assert (repair["passed"], repair["tries"]) == (None, [])
+    assert any("the rows of one were deleted" in note for note in repair["notes"])
+
+
 def test_the_first_candidate_that_passes_is_kept(run: Path) -> None:
     failed = gate(run)
     lost = next(check["lost"] for check in failed["checks"] if check["rule"] == "best")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -24,6 +23,7 @@ from ilora.comparison.run import Run
 from ilora.connectivity.evaluate import evaluate_adapter
 from ilora.connectivity.sources import from_run
 from ilora.data.task import Task
+from ilora.gates.evidence import digest
 from ilora.model.load import load_tokenizer
 from ilora.releases import change, redaction
 from ilora.releases.history import history
@@ -112,11 +112,9 @@ def _leave_more(folder: Path) -> None:
         shutil.copyfile(other, folder / place)
     for file in (one, *(folder / "contrast/derpp/predictions").rglob("*.jsonl")):
         compress(file)
-    content = one.with_name("secret.jsonl.gz").read_bytes()
     both = folder / "contrast/derpp/predictions/after-03-four"  # killed while it was compressed
     (both / "secret.jsonl").write_bytes(gzip.decompress((both / "secret.jsonl.gz").read_bytes()))
-    digest = hashlib.sha256(content).hexdigest()
-    files = {"predictions/after-02-secret/secret.jsonl.gz": digest, "predictions/after-03-four/four.jsonl": "changed"}
+    files = {"predictions/after-02-secret/secret.jsonl": digest(one), "predictions/after-03-four/secret.jsonl": "older"}
     (folder / "gate.json").write_text(json.dumps({"outcome": "failed", "files": files}))
 
 
@@ -188,11 +186,11 @@ def test_weights_and_scores_stay(whole: Path, forgotten: Path) -> None:
 def test_the_decision_of_the_gate_stands(whole: Path, forgotten: Path) -> None:
     """It is on scores. A file that has changed since the decision does not become one that has not."""
     then, now = (json.loads((folder / "gate.json").read_text()) for folder in (whole, forgotten))
-    compressed, changed = sorted(then["files"])
+    judged, older = sorted(then["files"])
     assert now == then | {"files": now["files"]}
-    assert now["files"][compressed] == hashlib.sha256((forgotten / compressed).read_bytes()).hexdigest()
-    assert now["files"][compressed] != then["files"][compressed]
-    assert now["files"][changed] == "changed"
+    assert now["files"][judged] == digest(forgotten / judged)
+    assert now["files"][judged] != then["files"][judged]
+    assert now["files"][older] == "older"
 
 
 def test_releases_say_what_was_deleted(whole: Path, forgotten: Path) -> None:

@@ -20,7 +20,7 @@ from ilora.methods import method_class
 from ilora.releases.journal import Deletion
 from ilora.replay.memory import ReplayMemory
 from ilora.results.reader import read_text
-from ilora.results.scores import compressed, read_records
+from ilora.results.scores import compressed, read_predictions, read_records
 from ilora.stream import BEFORE
 from ilora.training.checkpoint import Checkpoint, split_tensors
 from ilora.training.state import Progress
@@ -111,10 +111,11 @@ def gate_with(run: Path, made: Mapping[Path, bytes]) -> str | None:
         return None
     try:
         content = json.loads(read_text(run / GATE))
-        for path, new in made.items():
-            name = path.relative_to(run).as_posix()
-            if content["files"].get(name) == hashlib.sha256(path.read_bytes()).hexdigest():
-                content["files"][name] = hashlib.sha256(new).hexdigest()
+        for file in {path.with_name(path.name.removesuffix(".gz")) for path in made}:
+            name, then = file.relative_to(run).as_posix(), read_predictions(file).encode()
+            if content["files"].get(name) == hashlib.sha256(then).hexdigest():
+                now = made[file] if file in made else gzip.decompress(made[compressed(file)])
+                content["files"][name] = hashlib.sha256(now).hexdigest()
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run / GATE}: damaged ({error}); move it away") from None
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
