@@ -12,9 +12,26 @@ import yaml
 
 from ilora import InputError, RunResult, add, load_config, resume, run
 from ilora.adding import tasks_and_settings
+from ilora.comparison.folders import read_folder
+from ilora.comparison.run import Run
+from ilora.connectivity.sources import from_run, pair_of
+from ilora.data.task import Task
 from ilora.methods import Method
+from ilora.releases import change
+from ilora.releases.history import history
+from ilora.report import write_report
 from ilora.training.checkpoint import load_latest
-from tests.helpers import FEW_SCORES, Killed, MakeConfig, after_each_step, difference, task_rows, weights, write_task
+from tests.helpers import (
+    FEW_SCORES,
+    Killed,
+    MakeConfig,
+    after_each_step,
+    difference,
+    run_killed,
+    task_rows,
+    weights,
+    write_task,
+)
 
 SETTINGS = ["lr=1e-4", "training.schedule=linear", "method.strength=3", "method.memory_size=32"]
 WRITTEN = {
@@ -176,6 +193,82 @@ def test_a_rate_that_the_method_would_pass_over_is_refused(make_config: MakeConf
 def test_a_finished_tasks_settings_cannot_be_changed_afterwards(grown: RunResult) -> None:
     with pytest.raises(InputError, match=r"data\.tasks"):
         resume(grown.path, ["data.tasks.2.settings={training.epochs: 9}"], quiet=True)
+
+
+# -- new rows for an old task ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def replaced(two_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """Task one got new rows, from a folder of the same name."""
+    base = tmp_path_factory.mktemp("replaced")
+    shutil.copytree(two_tasks, base / "run")
+    return add(base / "run", [str(write_task(base, "one", train=16, test=5))], replaces="one", quiet=True)
+
+
+def test_a_task_is_replaced(replaced: RunResult, two_tasks: Path) -> None:
+    assert [task["name"] for task in replaced.results["tasks"]] == ["one", "two", "one-2"]
+    for part, place in zip((replaced.results, *replaced.contrast), (".", "contrast/er", "contrast/ewc"), strict=True):
+        before = json.loads((two_tasks / place / "results.json").read_text())
+        for name, variant in part["variants"].items():
+            assert [row[:2] for row in variant["R"][:2]] == before["variants"][name]["R"]
+            assert [score is None for score in variant["R"][2]] == [True, False, False]
+            assert variant["summary"]["OP"] == pytest.approx(sum(variant["R"][2][1:]) / 2)
+        kept = {task for task, _ in memory(replaced.path / place)["rows"]}
+        assert kept == (set() if place.endswith("ewc") else {"two", "one-2"})
+    write_report(replaced.path)
+    assert "Task one was replaced by one-2" in (replaced.path / "report.html").read_text()
+    assert history(replaced.path)["phases"][-1]["mean"] == replaced.results["variants"]["slow"]["summary"]["OP"]
+    pair = pair_of(from_run(replaced.path, pairs="last"), "adjacent")
+    assert [task.name for task in pair.tasks] == ["two", "one-2"]
+    item = read_folder(replaced.path, replaced.path)
+    assert isinstance(item, Run)
+    assert item.order == ("two", "one-2")
+
+
+def test_replacing_written_into_a_stream_is_the_same(
+    replaced: RunResult, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed on the way, too."""
+    new = {"name": "one-2", "path": str(replaced.path.parent / "one"), "replaces": "one"}
+    config = make_config(*FEW_SCORES, f"data.tasks={json.dumps(['one', 'two', new])}")
+    run_killed(config, tmp_path / "run", monkeypatch, at="step", count=6 + 6 + 2)
+    whole = resume(tmp_path / "run", quiet=True)
+    assert difference(weights(whole.path), weights(replaced.path)) == 0.0
+    assert memory(whole.path) == memory(replaced.path)
+    assert whole.results["tasks"] == replaced.results["tasks"]
+
+
+def test_what_was_replaced_can_be_forgotten_and_replaced_again(replaced: RunResult, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(replaced.path, tmp_path / "run"))
+    change.forget(folder, "one", report=lambda _run: None)
+    rows = [{"prompt": f"newest {number} :", "answer": "cat"} for number in range(8)]
+    again = add(folder, [Task("one", {"train": rows, "test": rows})], replaces="one-2", quiet=True)
+    assert [task["name"] for task in again.results["tasks"]] == ["one", "two", "one-2", "one-3"]
+    assert [score is None for score in again.results["variants"]["slow"]["R"][-1]] == [True, False, True, False]
+    assert {task for task, _ in memory(folder)["rows"]} == {"two", "one-3"}
+    change.forget(folder, "one-3", report=lambda _run: None)
+    resume(folder, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "old", "message"),
+    [
+        (["three"], "oen", r"--replace oen: no task .*there are two, one-2"),
+        (["three"], "one", r"--replace one: no task .*there are two, one-2"),
+        (["three", "one"], "two", "one task replaces another; 2"),
+    ],
+)
+def test_what_cannot_be_replaced_is_refused(tasks: list[str], old: str, message: str, replaced: RunResult) -> None:
+    with pytest.raises(InputError, match=message):
+        add(replaced.path, tasks, replaces=old, quiet=True)
+
+
+def test_only_an_earlier_task_of_a_sequence_is_replaced(make_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match=r"task 'two', replaces: no earlier task 'three'"):
+        make_config("data.tasks=[one, {name: two, replaces: three}, three]")
+    with pytest.raises(InputError, match="joint"):
+        make_config("data.tasks=[one, {name: two, replaces: one}]", "stream=joint")
 
 
 def test_words_with_an_equals_sign_are_settings_unless_they_are_folders(

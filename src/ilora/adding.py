@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ilora.changes import changed, values
+from ilora.changes import changed, refuse_no_old, values
 from ilora.config import Config, problems, read_override
 from ilora.data.task import Task, task_label
 from ilora.early import refuse_no_rows
@@ -20,6 +22,7 @@ from ilora.stream import load_tasks, refuse_duplicates
 
 # Of a task: how its files are read and its answers scored. Everything else that is given changes the run.
 _OF_TASKS = ("columns", "marker", "metric", "choices", "scoring", "max_new_tokens", "frame")
+_READ = ("columns", "marker")  # how its files are read
 _READING = ("data.columns", "data.marker")  # of the run's tasks; here of the new ones
 _SETTING = re.compile(r"[a-z][a-z_0-9]*(\.[a-z_0-9]+)*=.*", re.DOTALL | re.IGNORECASE)
 
@@ -34,20 +37,23 @@ def tasks_and_settings(words: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def with_new_tasks(
-    config: Config, new: Sequence[str | Task], overrides: Iterable[str], path: Path
+    config: Config, new: Sequence[str | Task], overrides: Iterable[str], path: Path, *, replaces: str | None = None
 ) -> tuple[Config, list[Task], dict[Path, str]]:
     """The longer configuration and stream, and the files to be written for tasks that are given with their rows.
 
-    path: the run folder. Raises InputError naming the task or setting that cannot be used.
+    path: the run folder. replaces: the task for which the one new task stands.
+    Raises InputError naming the task or setting that cannot be used.
     """
     if not new:
         raise InputError(f"{path}: no task to add; settings hold from a new task on")
+    if replaces is not None:
+        new = [_standing_for(replaces, new, config)]
     own, settings = _of_tasks_and_run(overrides)
     given, in_memory, files = given_tasks([task for task in new if isinstance(task, Task)], config, path / "data")
     if own and in_memory:
         raise InputError(f"{', '.join(own)}: task '{in_memory[0].name}' is given with its rows; say it in the Task")
     sections = {section.name: section for section in given.data.tasks or []}
-    added = [sections[item.name] if isinstance(item, Task) else _new_task(item, config, own) for item in new]
+    added = [sections[item.name] if isinstance(item, Task) else _new_task(item, config, own, replaces) for item in new]
     added[0] = _with_settings(added[0], settings, config)
     whole = [*(config.data.tasks or []), *added]
     refuse_duplicates([section.name for section in whole])
@@ -85,24 +91,47 @@ def _with_settings(task: TaskConfig, settings: dict[str, Any], config: Config) -
     return task.model_copy(update={"settings": values(task, *sections)})
 
 
-def _new_task(item: str, config: Config, own: dict[str, Any]) -> TaskConfig:
+def _standing_for(old: str, new: Sequence[str | Task], config: Config) -> str | Task:
+    """The one task that replaces an old one. Raises InputError where there are several, or no such old one."""
+    if len(new) > 1:
+        raise InputError(f"--replace {old}: one task replaces another; {len(new)} are given")
+    refuse_no_old(config.data.tasks or [], old)
+    item = new[0]
+    if not isinstance(item, Task):
+        return item
+    return replace(item, name=_free_name(item.name, config), replaces=old)
+
+
+def _free_name(name: str, config: Config) -> str:
+    """The name, with a number behind it where the run has a task of that name."""
+    taken = {task_label(task.name) for task in config.data.tasks or []}
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(free for free in chain([name], numbered) if task_label(free) not in taken)
+
+
+def _new_task(item: str, config: Config, own: dict[str, Any], replaces: str | None) -> TaskConfig:
     """The section of a task that is named by its rows' place, or by its name in the run's own source.
 
-    Its rows are read as those of the task before, unless `own` says otherwise.
+    Its rows are read as those of the task before, unless `own` says otherwise; those of one that replaces an old task
+    are read and scored as that one's.
     """
     place = Path(item)
     refuse_no_rows(item)
     if place.exists():
         name = place.resolve().name if place.is_dir() else place.resolve().stem
         task_label(name)
-        before = config.data.tasks[-1].model_dump(include={"columns", "marker"}) if config.data.tasks else {}
+        known = config.data.tasks or []
+        like, keys = next(((one, _OF_TASKS) for one in known if one.name == replaces), (known[-1], _READ))
+        before = like.model_dump(include=set(keys))
         section = {"name": name, "path": place.absolute()} | before | own
+        if replaces is not None:
+            section |= {"name": _free_name(name, config), "replaces": replaces}
     elif config.data.path is None and config.data.benchmark is None:
         raise InputError(
             f"{item}: no such file or folder of rows, and the run has no `data.path` or `data.benchmark` to find it in"
         )
     else:
-        section = {"name": item} | own
+        section = {"name": item, "replaces": replaces} | own
     try:
         return TaskConfig.model_validate(section)
     except ValidationError as error:

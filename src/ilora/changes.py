@@ -1,4 +1,4 @@
-"""Settings that change along the stream: which of them may, and what they make of a run's.
+"""What changes along the stream: which settings may, and what they make of a run's; tasks that replace others.
 
 A task's `settings` hold for it and for the tasks after it.
 """
@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from ilora.errors import InputError
 from ilora.registry import did_you_mean
 from ilora.section import Section
 from ilora.settings import MethodConfig, TaskConfig, TrainingConfig
@@ -96,6 +97,33 @@ def _with(section: Part, name: str, task: TaskConfig) -> Part:
         told = first["msg"].removeprefix("Value error, ")
         value = f" (got {new[place]!r})" if place in new else ""
         raise ValueError(f"task '{task.name}', {name}.{place}: {told}{value}") from None
+
+
+def why_not(setting: str) -> str:
+    """For a message: why a method refuses a setting of the adapter, where that is not plain; else empty."""
+    reason = "its tasks begin with new weights of their own, or train no LoRA adapter, so none would go on from it"
+    return f": {reason}" if setting == "start_from" else ""
+
+
+def standing(tasks: Iterable[TaskConfig]) -> list[str]:
+    """The names of the tasks that no other one replaces. Raises ValueError for one that replaces no earlier task."""
+    found: list[str] = []
+    for task in tasks:
+        if task.replaces is not None:
+            if task.replaces not in found:
+                near = did_you_mean(task.replaces, found)
+                raise ValueError(f"task '{task.name}', replaces: no earlier task '{task.replaces}'{near}")
+            found.remove(task.replaces)
+        found.append(task.name)
+    return found
+
+
+def refuse_no_old(tasks: Iterable[TaskConfig], old: str) -> None:
+    """Raises InputError where a run has no task of that name that could be replaced."""
+    known = standing(tasks)
+    if old not in known:
+        near = did_you_mean(old, known)
+        raise InputError(f"--replace {old}: no task of that name{near}; there are {', '.join(known)}")
 
 
 def values(task: TaskConfig, training: TrainingConfig, method: MethodConfig) -> dict[str, Any]:

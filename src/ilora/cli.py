@@ -88,6 +88,12 @@ def add(
             "read and scored (columns.prompt=question, metric=exact).",
         ),
     ],
+    replaces: Annotated[
+        str | None,
+        typer.Option(
+            "--replace", metavar="OLD", help="The earlier task for which TASK stands: its rows leave the memory."
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a finished run on further tasks; its memory and its adapters are kept."""
@@ -95,10 +101,10 @@ def add(
     from ilora.early import before_add
 
     tasks, settings = tasks_and_settings(words)
-    before_add(path, tasks, quiet=quiet)
+    before_add(path, tasks, replaces, quiet=quiet)
     from ilora import runner
 
-    _work(lambda: runner.add(path, tasks, settings, quiet=quiet), quiet)
+    _work(lambda: runner.add(path, tasks, settings, replaces=replaces, quiet=quiet), quiet)
 
 
 @app.command("sweep")

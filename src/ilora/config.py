@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from ilora.changes import changed, for_method
+from ilora.changes import changed, for_method, standing, why_not
 from ilora.data.tables import SUFFIXES
 from ilora.errors import InputError
 from ilora.keeping import KeepConfig
@@ -71,11 +71,6 @@ MethodChoice = Annotated[
 ]
 
 
-_WHY_NOT = {
-    "start_from": "its tasks begin with new weights of their own, or train no LoRA adapter, so none would go on from it"
-}
-
-
 class Config(Section):
     """One run: a model, a stream of tasks, a method."""
 
@@ -115,8 +110,7 @@ class Config(Section):
         for method in (self.method, *self.contrast):
             for name in method_class(method.name).without:
                 if getattr(self.adapter, name):
-                    why = f": {_WHY_NOT[name]}" if name in _WHY_NOT else ""
-                    raise ValueError(f"adapter.{name}: the method {method.name} does not work with it{why}")
+                    raise ValueError(f"adapter.{name}: the method {method.name} does not work with it{why_not(name)}")
         if self.adapter.use_dora and self.evaluation.merge:
             raise ValueError("evaluation.merge: a DoRA adapter cannot be added into the weights and taken out again")
         return self
@@ -141,9 +135,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _changes_hold(self) -> Config:
         tasks = self.data.tasks or []
-        if self.stream == "joint" and any(task.settings for task in tasks):
-            raise ValueError("data.tasks: a joint stream trains all tasks at once; none can have `settings` of its own")
+        if self.stream == "joint" and any(task.settings or task.replaces for task in tasks):
+            raise ValueError("data.tasks: a joint stream has no order; none can have `settings` or `replaces`")
         changed(self.training, self.method, tasks)
+        standing(tasks)
         return self
 
     def at(self, phase: int) -> Config:

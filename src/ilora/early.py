@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ilora.changes import refuse_no_old
 from ilora.config import is_data, problems, read_override, read_yaml, refuse_early
 from ilora.data.tables import SUFFIXES
 from ilora.errors import InputError
@@ -47,12 +48,14 @@ def before_resume(run: Path, overrides: Iterable[str], *, quiet: bool) -> None:
         first_line(quiet=quiet)
 
 
-def before_add(run: Path, tasks: Sequence[str], *, quiet: bool) -> None:
+def before_add(run: Path, tasks: Sequence[str], replaces: str | None, *, quiet: bool) -> None:
     """Check what `add` is given, and say that it begins. Raises InputError."""
     if _is_first():
-        refuse_early(config_of(own_run(run)))
+        found = refuse_early(config_of(own_run(run)))
         if not (run / "releases" / "pending.json").is_file():  # `add` finishes what was interrupted first
             refuse_unfinished(run)
+            if replaces is not None:
+                refuse_no_old(found.data.tasks or [], replaces)
         for item in tasks:
             refuse_no_rows(item)
         first_line(quiet=quiet)

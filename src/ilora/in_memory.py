@@ -96,5 +96,6 @@ def _section(task: Task, folder: Path) -> TaskConfig:
             "scoring": task.scoring,
             "max_new_tokens": task.max_new_tokens,
             "frame": task.frame,
+            "replaces": task.replaces or None,
         }
     )

@@ -180,6 +180,7 @@ def add(
     tasks: Sequence[str | Task],
     overrides: Iterable[str] = (),
     *,
+    replaces: str | None = None,
     model: Any = None,
     tokenizer: Any = None,
     quiet: bool = False,
@@ -190,6 +191,7 @@ def add(
         with their rows, as for `run`.
     overrides: settings that hold from the first of these tasks on, such as `training.epochs=1`, `method.strength=2` or
         `method.memory_size=200`; and how the new tasks are read and scored: `columns.prompt=question`, `metric=exact`.
+    replaces: an earlier task for which the one new task stands: its rows leave the memory, and it is scored no longer.
     model, tokenizer: as for `run`, where the run's model was given as an object.
     """
     path = open_run(path, write_report)
@@ -197,7 +199,7 @@ def add(
     if config.stream != "sequential":
         raise InputError(f"{path}: a joint run has no next task; start a sequential one")
     refuse_unfinished(path)
-    config, loaded, files = with_new_tasks(config, tasks, overrides, path)
+    config, loaded, files = with_new_tasks(config, tasks, overrides, path, replaces=replaces)
     config = resolve(config, loaded)
     accelerator = _accelerator(config, path)
 

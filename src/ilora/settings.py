@@ -213,6 +213,11 @@ class TaskConfig(Section):
     settings: dict[str, Any] = Field(
         {}, description="dotted settings of training and method that hold from this task on: training.epochs: 1"
     )
+    replaces: str | None = Field(
+        None,
+        description="an earlier task for which this one stands: from here on its rows leave the memory, and it is "
+        "scored no longer",
+    )
     forgotten: str = Field(
         "", description="written by `ilora forget`: the day on which its rows were deleted; it is scored no longer"
     )

@@ -306,6 +306,7 @@ def _with_settings(task: Task, chosen: TaskConfig) -> Task:
         scoring=chosen.scoring if chosen.scoring != "generate" else task.scoring,
         max_new_tokens=chosen.max_new_tokens or task.max_new_tokens,
         frame=chosen.frame if any(chosen.frame) else task.frame,
+        replaces=chosen.replaces or "",
     )
     if task.scoring == "rank" and not task.choices:
         raise InputError(f"task '{task.name}': scoring: rank needs `choices`")

@@ -109,7 +109,7 @@ def test_a_task_whose_rows_were_deleted_is_judged_while_it_was_scored(make_run: 
     (run / "results.json").write_text(json.dumps(results))
     now, then = gate(run), gate(run, phase=2)
     assert {check["subject"] for check in now["checks"]} == {"two"}
-    assert any("one is judged no longer: its rows were deleted on 2026-01-31" in note for note in now["notes"])
+    assert any("task one were deleted on 2026-01-31" in note for note in now["notes"])
     assert checks(then)["best", "one"]["verdict"] == "fail"
     assert not any("train it again" in entry["what"] for entry in then["advice"])
 

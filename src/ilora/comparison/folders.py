@@ -18,7 +18,7 @@ from ilora.data.task import Phase, Task
 from ilora.errors import InputError
 from ilora.present.numbers import number, plain
 from ilora.results.matrix import still_scored
-from ilora.results.reader import Results, deleted, read_results, refuse_no_place, task_labels
+from ilora.results.reader import Results, read_results, refuse_no_place, retired, task_labels
 from ilora.results.schema import validated
 from ilora.results.scores import BASE, prediction_file, read_records
 
@@ -69,13 +69,13 @@ def read_folder(folder: Path, place: Path) -> Run | str:
 
 
 def _still_scored(results: Results) -> tuple[Results, list[str]]:
-    """The results without tasks that are scored no longer, since their rows were deleted, and every stage's name in
-    file names, from the base model on.
+    """The results without tasks that are scored no longer, and every stage's name in file names, from the base model
+    on.
     """
     phases = [str(phase) for phase in results.get("phases") or []]
     stages = [BASE, *(Phase(number, phase, ()).label for number, phase in enumerate(phases, 1))]
     rows = results["variants"][results["answers_with"]]["R"]
-    counted = still_scored(rows, () if results.get("stream") == "joint" else deleted(results))
+    counted = still_scored(rows, () if results.get("stream") == "joint" else retired(results))
     if len(counted) == len(rows):
         return results, stages
     variants = {}

@@ -48,7 +48,8 @@ def evaluate_adapter(
     if data is not None:
         config, tasks = _elsewhere(config, data)
     split = split or config.evaluation.split
-    tasks = [limited(task, split, rows) for task in tasks if not task.forgotten]
+    replaced = {task.replaces for task in tasks}
+    tasks = [limited(task, split, rows) for task in tasks if not task.forgotten and task.name not in replaced]
     if not tasks:
         raise InputError(f"{run}: the rows of all its tasks were deleted; --data names others")
     of = "-".join(["", file_name(data.resolve().name)] if data is not None else [""])

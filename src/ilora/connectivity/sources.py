@@ -169,7 +169,7 @@ def _adjacent(stream: Sequence[Phase], found: Found) -> list[Pair]:
         for variant, adapter in found.get(after.label, {}).items():
             if variant in found.get(before.label, {}):
                 ends = (found[before.label][variant], adapter)
-                made.append(Pair(ends, _tasks(stream[:number]), _tasks([after]), ADJACENT, when=number + 1))
+                made.append(Pair(ends, _tasks(stream[:number], after), _tasks([after]), ADJACENT, when=number + 1))
     return made
 
 
@@ -180,12 +180,15 @@ def _twins(stream: Sequence[Phase], found: Found) -> list[Pair]:
         adapters = found.get(phase.label, {})
         if {"fast", "slow"} <= adapters.keys():
             ends = (adapters["fast"], adapters["slow"])
-            made.append(Pair(ends, _tasks(stream[: number - 1]), _tasks([phase]), TWINS, when=number))
+            made.append(Pair(ends, _tasks(stream[: number - 1], phase), _tasks([phase]), TWINS, when=number))
     return made
 
 
-def _tasks(done: Sequence[Phase]) -> tuple[Task, ...]:
-    return tuple(task for phase in done for task in phase.tasks if not task.forgotten)
+def _tasks(done: Sequence[Phase], after: Phase | None = None) -> tuple[Task, ...]:
+    """The tasks of these phases that there are rows of, and that none of them, nor the one after, replaces."""
+    whole = [task for phase in (*done, *([after] if after else [])) for task in phase.tasks]
+    replaced = {task.replaces for task in whole}
+    return tuple(task for phase in done for task in phase.tasks if not task.forgotten and task.name not in replaced)
 
 
 def _variants(run: Path, phase: Phase, answering: str) -> dict[str, Adapter]:

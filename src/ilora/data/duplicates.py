@@ -89,7 +89,7 @@ def complaints(task: Task, repeats: Repeats) -> list[str]:
 def warnings(tasks: Sequence[Task]) -> list[str]:
     """One line for each task with repeated rows, or with rows left out for that, for the start of a run."""
     found = []
-    for task in tasks:
+    for task in (task for task in tasks if not task.forgotten):
         if lines := complaints(task, find_repeats(task)):
             advice = "`ilora data check` tells more, `data.deduplicate: true` repairs it"
             found.append(f"warning: {task.name}: {'; '.join(lines)}; {advice}")

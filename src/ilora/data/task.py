@@ -42,6 +42,7 @@ class Task:
     too_long: by split, how many rows `data.too_long: drop` left out.
     read_as: the forms in which the rows stood in their files, in words; empty for ilora's own.
     split_off: by split, how many of the training rows became rows of it, where it had none.
+    replaces: the name of an earlier task for which this one stands; empty for none.
     forgotten: the day on which its rows were deleted (`ilora forget`); it has none then. Empty for all others.
     """
 
@@ -57,6 +58,7 @@ class Task:
     too_long: Mapping[str, int] = field(default_factory=dict)
     read_as: str = ""
     split_off: Mapping[str, int] = field(default_factory=dict)
+    replaces: str = ""
     forgotten: str = ""
     label: str = field(init=False)
 

@@ -17,7 +17,7 @@ from ilora.present.numbers import number as finite
 from ilora.present.numbers import plain
 from ilora.releases.manifest import read_manifest
 from ilora.releases.store import line, release_folder
-from ilora.results.reader import deleted, matrix, read_results, read_text, task_labels
+from ilora.results.reader import deleted, matrix, read_results, read_text, retired, task_labels
 from ilora.results.schema import Form, validated
 from ilora.results.scores import BASE, is_written, perplexity_file, prediction_folder, read_predictions, read_records
 
@@ -95,8 +95,13 @@ class Evidence:
         return {self.labels[number]: day for number, day in deleted(self.results).items()}
 
     @property
+    def retired(self) -> dict[str, str]:
+        """By label the tasks that may be scored no longer: deleted or replaced, each with a sentence on it."""
+        return {self.labels[number]: why for number, why in retired(self.results).items()}
+
+    @property
     def unjudged(self) -> list[str]:
-        """The labels of the tasks that were learnt, but not scored after the phase, since their rows were deleted."""
+        """The labels of the tasks that were learnt, but not scored after the phase: deleted, or replaced."""
         return [task for task in (*self._before, *self._of_phase) if not self._is_judged(task)]
 
     @property
@@ -108,7 +113,7 @@ class Evidence:
         return self.labels if self.results.get("stream") == "joint" else [self.labels[self.number - 1]]
 
     def _is_judged(self, task: str) -> bool:
-        return task not in self.deleted or is_written(self._file(self.phase, task))
+        return task not in self.retired or is_written(self._file(self.phase, task))
 
     def now(self, variant: str | None = None) -> dict[str, Rows]:
         """By task the rows after the phase. Raises InputError where a task's are missing."""

@@ -197,7 +197,7 @@ def notes(judge: Judge) -> list[str]:
     if judge.release is None:
         found.append("There is no release yet, so nothing was compared with one.")
     for task in evidence.unjudged:
-        found.append(f"Task {task} is judged no longer: its rows were deleted on {evidence.deleted[task]}.")
+        found.append(f"{evidence.retired[task]} It is judged no longer.")
     for task in evidence.earlier:
         if not judge.before[task]:
             found.append(f"Task {task} has no scores of an earlier phase.")

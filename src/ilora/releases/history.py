@@ -16,7 +16,7 @@ from ilora.releases.journal import events
 from ilora.releases.manifest import Manifest
 from ilora.releases.store import Release, current, line, list_releases, release_folder
 from ilora.results.matrix import forgetting, mean_of_all, overall_performance, still_scored
-from ilora.results.reader import Results, deleted, matrix, read_results
+from ilora.results.reader import Results, matrix, read_results, retired
 
 _COLUMNS = ("phase", "tasks", "date", "score", "mean", "forgotten", "release", "gate", "state")
 _NUMBERS = ("score", "mean", "forgotten", "release")
@@ -54,7 +54,7 @@ def _month(run: Path, results: Results, number: int, manifest: Manifest | None, 
     label, joint = phase_label(names), results.get("stream") == "joint"
     tasks = [task["name"] for task in results["tasks"]]
     row = rows[number - 1] if number <= len(rows) else [None] * len(tasks)
-    counted = still_scored(rows[:number], deleted(results))
+    counted = still_scored(rows[:number], retired(results))
     square = [[rows[k][task] for task in counted] for k in counted]
     last = number == len(phase_names(results)) and results.get("complete")
     state = ("candidate" if last else "earlier") if manifest is None else "released"

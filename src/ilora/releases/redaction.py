@@ -48,7 +48,8 @@ def configuration(config: dict[str, Any], deletion: Deletion) -> dict[str, Any]:
     def section(task: dict[str, Any]) -> dict[str, Any]:
         if task["name"] != deletion.task or task.get("forgotten"):
             return task
-        return {"name": task["name"], "settings": task.get("settings") or {}, "forgotten": deletion.day}
+        kept = {"name": task["name"], "settings": task.get("settings") or {}, "replaces": task.get("replaces")}
+        return kept | {"forgotten": deletion.day}
 
     data = config["data"] | {"tasks": [section(task) for task in sections(config)]}
     return config | {"data": data | ({"start_rows": None} if deletion.task == BEFORE else {})}

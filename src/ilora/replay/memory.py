@@ -78,13 +78,14 @@ class ReplayMemory:
             self.examples, self.held = [self.examples[place] for place in sorted(kept)], held
 
     def forget(self, task: str, *, shown: int) -> None:
-        """Drop all rows of a task, for good. shown: how many of its rows the reservoir was shown.
+        """Drop all rows of a task, for good; once. shown: how many of its rows the reservoir was shown.
 
         The others stay a sample of what it was shown beside them. The free places go to the rows to come, as in a
         reservoir that has grown.
         """
+        before = len(self.examples)
         self.examples = [example for example in self.examples if example.task != task]
-        if self.offered:
+        if self.offered and (shown or len(self.examples) < before):
             kept = len(self.examples)
             self.offered = max(kept, self.offered - shown)
             self.held, self.before = (kept, self.offered) if self.offered > kept else (0, 0)

@@ -22,7 +22,6 @@ from ilora.results.reader import (
     SUMMARY,
     Results,
     changes,
-    deleted,
     ended_early,
     learning_row,
     matrix,
@@ -30,6 +29,7 @@ from ilora.results.reader import (
     near_chance,
     read_results,
     read_text,
+    retired,
     task_labels,
 )
 from ilora.results.scores import contrast_folder, is_written, read_predictions
@@ -121,7 +121,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
             for title, run in zip(titles, [results, *contrast], strict=True)
             for note in ended_early(run.get("phase_steps"))
         ],
-        "deleted": [(plain(results["tasks"][n]["name"]), plain(day)) for n, day in deleted(results).items()],
+        "retired": list(retired(results).values()),
         "unreadable": _unreadable([results, *contrast]),
         "perplexities": perplexity_rows([results, *contrast]),
         "perplexity_text": text_name(config),
@@ -218,7 +218,7 @@ def _lost_answers(folders: Sequence[Path], runs: Sequence[Results], titles: Sequ
         last = len(matrix(results, results["answers_with"])) - 1
         tasks = []
         for i, label in enumerate(task_labels(results)):
-            if learning_row(results, i) >= last or i in deleted(results):
+            if learning_row(results, i) >= last or i in retired(results):
                 continue
             then = _predictions(folder, learning_row(results, i), label)
             now = _predictions(folder, last, label)

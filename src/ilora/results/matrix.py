@@ -99,14 +99,14 @@ def summarise(
     return dict(zip(("OP", "BWT", "forgetting", "FWT", "plasticity"), values, strict=True))
 
 
-def still_scored(scores: Scores, deleted: Collection[int]) -> list[int]:
+def still_scored(scores: Scores, retired: Collection[int]) -> list[int]:
     """The stages that the measures of a sequence are over: all, but for those of tasks that are scored no longer.
 
-    deleted: the tasks whose rows were deleted; one that the last row has a score of still counts. Stage k trained task
-    k. Without such a stage the measures are those of a sequence that the task was never in.
+    retired: the tasks that were replaced or whose rows were deleted; one that the last row has a score of still counts.
+    Stage k trained task k. Without such a stage the measures are those of a sequence that the task was never in.
     """
     last = len(scores) - 1
-    return [k for k in range(len(scores)) if k not in deleted or _cell(scores, last, k) is not None]
+    return [k for k in range(len(scores)) if k not in retired or _cell(scores, last, k) is not None]
 
 
 def _check(scores: Scores, zero_shot: Sequence[float | None] | None, stages: Sequence[int], tasks: int) -> None:

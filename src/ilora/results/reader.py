@@ -92,6 +92,19 @@ def deleted(results: Results) -> dict[int, str]:
     return {place: str(task["forgotten"]) for place, task in enumerate(results["tasks"]) if task.get("forgotten")}
 
 
+def retired(results: Results) -> dict[int, str]:
+    """The tasks that are scored no longer, by their number from 0, each with a sentence on why."""
+    by = {str(task["replaces"]): plain(task["name"]) for task in results["tasks"] if task.get("replaces")}
+    found = {}
+    for place, task in enumerate(results["tasks"]):
+        name = plain(task["name"])
+        if task.get("forgotten"):
+            found[place] = f"The rows of task {name} were deleted on {plain(task['forgotten'])} (ilora forget)."
+        elif task["name"] in by:
+            found[place] = f"Task {name} was replaced by {by[task['name']]}: its scores are of its own, older rows."
+    return found
+
+
 def near_chance(results: Results) -> dict[str, str]:
     """By task, a note on each one that was not learnt.
 

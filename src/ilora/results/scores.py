@@ -116,28 +116,29 @@ def score_matrix(run: Path, phases: list[Phase], tasks: list[Task], *, variants:
     Each prediction file is read once. None where not evaluated.
     """
     trained = [tasks.index(phase.tasks[0]) if len(phase.tasks) == 1 else ALL for phase in phases]
-    deleted = {number for number, task in enumerate(tasks) if task.forgotten}
+    replaced = {task.replaces for task in tasks}
+    retired = {number for number, task in enumerate(tasks) if task.forgotten or task.name in replaced}
     before = _read_row(run, BASE, variants[0], tasks, answering=variants[0])  # the variants share it
     matrices = {}
     for variant in variants:
         after = [_read_row(run, phase.label, variant, tasks, answering=variants[0]) for phase in phases]
         while after and all(cell.score is None for cell in after[-1]):
             after.pop()
-        matrices[variant] = _variant_entry(before, after, trained[: len(after)], deleted)
+        matrices[variant] = _variant_entry(before, after, trained[: len(after)], retired)
     return matrices
 
 
 def _variant_entry(
-    before: list[ScoredCell], after: list[list[ScoredCell]], trained: list[int], deleted: set[int]
+    before: list[ScoredCell], after: list[list[ScoredCell]], trained: list[int], retired: set[int]
 ) -> dict[str, Any]:
     """The entry of a variant in results.json. before, after: the cells before any training and after each phase.
 
-    deleted: the tasks whose rows were deleted.
+    retired: the tasks that may be scored no longer.
     """
     scores = [[cell.score for cell in row] for row in after]
     evaluated_before = any(cell.score is not None for cell in before)
     zero_shot = [cell.score for cell in before] if evaluated_before else None
-    counted = still_scored(scores, set() if ALL in trained else deleted)
+    counted = still_scored(scores, set() if ALL in trained else retired)
     entry = {
         "zero_shot": zero_shot,
         "zero_shot_se": [cell.error for cell in before] if evaluated_before else None,

@@ -7,10 +7,12 @@ from typing import Any
 
 from ilora.config import Config
 from ilora.data.encoding import Encoder
+from ilora.data.task import Phase
 from ilora.errors import InputError
 from ilora.methods.base import Method
 from ilora.model.start import Start
 from ilora.stream import rows_before, training_digest
+from ilora.training.encoded import EncodedStream
 
 
 def begin_from(config: Config, method: Method[Any], encoder: Encoder) -> dict[str, Any] | None:
@@ -27,6 +29,15 @@ def begin_from(config: Config, method: Method[Any], encoder: Encoder) -> dict[st
     if before is not None:
         method.remember(encoder.encode(encoder.fitting(before), "train"))
     return origin(config)
+
+
+def retire_replaced(method: Method[Any], phase: Phase, stream: EncodedStream) -> None:
+    """Leave out of memory and method what they hold of the rows that a phase's tasks replace, before it begins."""
+    for old in (task.replaces for task in phase.tasks if task.replaces):
+        method.memory.forget(old, shown=len(stream.train[old]))
+        state = method.without_task(method.state_dict(), old)
+        if type(method).without_task.__func__ is not Method.without_task.__func__:  # type: ignore[attr-defined]
+            method.load_state_dict(state)
 
 
 def origin(config: Config) -> dict[str, Any] | None:

@@ -96,7 +96,8 @@ class StreamEvaluator:
             count = len(tasks)
         else:
             count = index + {"none": 0, "next": 1, "all": len(tasks)}[settings.unseen]
-        return [task for task in tasks[:count] if not task.forgotten]
+        replaced = {task.replaces for task in tasks[:index]}
+        return [task for task in tasks[:count] if not task.forgotten and task.name not in replaced]
 
     def _fixed_answers(self, index: int, job: Job) -> Path | None:
         """The file with the answers after the phase before, if the method cannot have changed them since; else None."""

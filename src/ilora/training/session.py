@@ -24,7 +24,7 @@ from ilora.progress import ANSWERS, STEPS, Display
 from ilora.replay.memory import ReplayMemory
 from ilora.results.reader import ended_early, near_chance
 from ilora.training import keep, trajectory
-from ilora.training.beginning import begin_from
+from ilora.training.beginning import begin_from, retire_replaced
 from ilora.training.divergence import DivergenceWatch, diverged
 from ilora.training.encoded import EncodedStream
 from ilora.training.evaluating import StreamEvaluator
@@ -194,6 +194,7 @@ class Session:
     def _begin(self, phase: Phase, plan: Plan) -> None:
         self.state.progress = Progress(phase.index, task_step=0, ended=False)
         self._move_to(phase, plan, step=0, epoch=0)
+        retire_replaced(self.method, phase, self.stream)
         with self._training_time():
             self.method.begin_task()
         if made_anew(self.config, phase.index, fresh_start=self.method.fresh_start):

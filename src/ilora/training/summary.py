@@ -80,6 +80,7 @@ def _task(task: Task, stream: EncodedStream) -> dict[str, Any]:
         "max_new_tokens": scored.max_new_tokens,
         "unreachable": scored.unreachable,
         "source": task.source,
+        "replaces": task.replaces or None,
     }
 
 
