@@ -110,18 +110,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "base": results.get("base_model") or results.get("model", "?"),
         "adapter": (run_dir / str(results["adapter"])).as_posix() if results.get("adapter") else None,
         "titles": titles,
-        "near_chance": [
-            f"{title}, {note}"
-            for title, run in zip(titles, [results, *contrast], strict=True)
-            for note in near_chance(run).values()
-        ],
-        "changes": changes(results),
-        "ended_early": [
-            f"{title}: {note}"
-            for title, run in zip(titles, [results, *contrast], strict=True)
-            for note in ended_early(run.get("phase_steps"))
-        ],
-        "retired": list(retired(results).values()),
+        **_notes([results, *contrast], titles),
         "unreadable": _unreadable([results, *contrast]),
         "perplexities": perplexity_rows([results, *contrast]),
         "perplexity_text": text_name(config),
@@ -130,6 +119,17 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "connectivity": connectivity(run_dir),
         "diffs": sorted(path.name for path in (run_dir / "diffs").glob("*.html")),
         "config": config[:CONFIG_CHARACTERS],
+    }
+
+
+def _notes(runs: Sequence[Results], titles: Sequence[str]) -> dict[str, list[str]]:
+    """What is said below the scores, by kind."""
+    named = list(zip(titles, runs, strict=True))
+    return {
+        "near_chance": [f"{title}, {note}" for title, run in named for note in near_chance(run).values()],
+        "changes": changes(runs[0]),
+        "ended_early": [f"{title}: {note}" for title, run in named for note in ended_early(run.get("phase_steps"))],
+        "retired": list(retired(runs[0]).values()),
     }
 
 

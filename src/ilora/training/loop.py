@@ -77,6 +77,22 @@ class StepReport:
     learning_rate: float
     tokens: int
 
+    def line(self, position: Position, seconds: float, *, time: float, peak: int) -> dict[str, Any]:
+        """The step's line in metrics.jsonl. seconds: of this step. time: of all training so far. peak: bytes."""
+        return {
+            "time": round(time, 3),
+            "task": position.task,
+            "task_index": position.task_index,
+            "step": position.step,
+            "epoch": position.epoch,
+            "loss": self.loss,
+            "terms": self.terms,
+            "grad_norm": self.grad_norm,
+            "learning_rate": self.learning_rate,
+            "tokens_per_second": round(self.tokens / seconds, 1),
+            "peak_memory_bytes": peak,
+        }
+
 
 def optimizer_step(method: Method[Any], optimizer: torch.optim.Optimizer, examples: list[Example]) -> StepReport:
     """Move the weights once.

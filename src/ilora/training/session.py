@@ -307,20 +307,8 @@ class Session:
         return f"{engine.micro_batch_size} rows"
 
     def _log(self, report: StepReport, seconds: float, measured: dict[str, float]) -> None:
-        position = self.method.position
-        line = {
-            "time": round(self.state.counters.train_seconds, 3),
-            "task": position.task,
-            "task_index": position.task_index,
-            "step": position.step,
-            "epoch": position.epoch,
-            "loss": report.loss,
-            "terms": report.terms,
-            "grad_norm": report.grad_norm,
-            "learning_rate": report.learning_rate,
-            "tokens_per_second": round(report.tokens / seconds, 1),
-            "peak_memory_bytes": peak_memory(self.accelerator.device),
-        } | measured
+        position, peak = self.method.position, peak_memory(self.accelerator.device)
+        line = report.line(position, seconds, time=self.state.counters.train_seconds, peak=peak) | measured
         self.folder.log(line)
         if self.accelerator.trackers:
             numbers = {key: value for key, value in line.items() if isinstance(value, float | int)}
@@ -352,8 +340,7 @@ class Session:
                     self.display.say(f"warning: {self.config.method.name}: {notes[task.name]}")
 
     def _say_scores(self, label: str, results: dict[str, Any]) -> None:
-        row = results["variants"][results["answers_with"]]["R"][-1]
-        pairs = zip(self.stream.tasks, row, strict=True)
+        pairs = zip(self.stream.tasks, results["variants"][results["answers_with"]]["R"][-1], strict=True)
         scores = [f"{task.name} {100 * score:.1f}" for task, score in pairs if score is not None]
         self.display.say(f"{self.config.method.name} after {label}: {', '.join(scores)}")
 

@@ -1,0 +1,27 @@
+"""The sections of a run's configuration, and the values that are allowed in them; config.py puts them together."""
+
+from ilora.settings.adapter import AdapterConfig
+from ilora.settings.data import Columns, DataConfig, LimitConfig, SplitConfig, TaskConfig
+from ilora.settings.fields import LEAST_LENGTH, Fraction, Name, Place, PositiveInt, method_label
+from ilora.settings.method import MethodConfig
+from ilora.settings.model import ModelConfig
+from ilora.settings.training import EvaluationConfig, TrainingConfig
+
+__all__ = [
+    "LEAST_LENGTH",
+    "AdapterConfig",
+    "Columns",
+    "DataConfig",
+    "EvaluationConfig",
+    "Fraction",
+    "LimitConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "Name",
+    "Place",
+    "PositiveInt",
+    "SplitConfig",
+    "TaskConfig",
+    "TrainingConfig",
+    "method_label",
+]
