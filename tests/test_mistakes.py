@@ -62,7 +62,7 @@ ROWS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "two questions": (
         "a.csv",
         "context,question,label\nc,q,a",
-        ("a.csv:2", "'context', 'question'", "columns.prompt="),
+        ("a.csv:2", "'question' or 'context'", "columns.prompt="),
     ),
     "a text without a marker": ("a.jsonl", '{"text": "hello"}', ("a.jsonl:1", "marker: '...'")),
     "a picture": (
@@ -90,7 +90,7 @@ ROWS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "too few rows": (
         "a.jsonl",
         '{"prompt": "q", "answer": "a"}',
-        ("task 'a'", "1 rows are too few", "data.split.test"),
+        ("task 'a'", "1 distinct prompts are too few", "data.split.test"),
     ),
     "a file of another kind": ("a.json", '{"train": []}', ("a.json", "expected a list of rows")),
 }

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from ilora.changes import changed, refuse_no_old, values
 from ilora.config import Config, problems, read_override
+from ilora.data.formats import has_columns
 from ilora.data.task import Task, task_label
 from ilora.early import refuse_no_rows
 from ilora.errors import InputError
@@ -107,6 +108,14 @@ def _free_name(name: str, config: Config) -> str:
     taken = {task_label(task.name) for task in config.data.tasks or []}
     numbered = (f"{name}-{number}" for number in count(2))
     return next(free for free in chain([name], numbered) if task_label(free) not in taken)
+
+
+def _as_before(place: Path, config: Config) -> dict[str, Any]:
+    """Columns and marker of the task before, if the new rows have these columns; else none: by their own form."""
+    last = config.data.tasks[-1] if config.data.tasks else None
+    columns = config.data.columns if last is None or last.columns is None else last.columns
+    fits = bool(columns) and has_columns(place, columns)
+    return {"columns": columns if fits else {}, "marker": None if last is None else last.marker}
 
 
 def _new_task(item: str, config: Config, own: dict[str, Any], replaces: str | None) -> TaskConfig:

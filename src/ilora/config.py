@@ -226,7 +226,7 @@ def _values(source: str | Path | Mapping[str, Any], overrides: Iterable[str]) ->
 
 def is_data(path: Path) -> bool:
     """Whether a path names rows and not a configuration."""
-    return path.is_dir() or path.suffix in SUFFIXES
+    return path.is_dir() or path.suffix.lower() in SUFFIXES
 
 
 def _run_name(path: Path) -> str:
@@ -271,7 +271,8 @@ def read_override(override: str) -> tuple[str, Any]:
     if not sign or not key.strip():
         raise InputError(f"override {override!r}: expected key=value, for example training.epochs=2")
     try:
-        return _our_name(key.strip()), yaml.safe_load(text)
+        put_together = "columns." in key and text.startswith("{")  # {title} {text}, which is no YAML
+        return _our_name(key.strip()), text if put_together else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"override {override!r}: {text!r} is not a YAML value") from None
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ilora.benchmarks import BENCHMARKS, Stream
 from ilora.config import Config
-from ilora.data import formats
+from ilora.data import duplicates, formats
 from ilora.data.chat import every_turn
 from ilora.data.duplicates import deduplicated
 from ilora.data.rows import Selection
@@ -42,7 +42,13 @@ def checked(task: Task, config: DataConfig) -> Task:
         check_references(task, split)
     if config.train_on == "last":
         return task
-    turns = [turn for row in task.rows["train"] for turn in every_turn(row)]
+    held_out = {duplicates.key(row) for split in task.rows if split != "train" for row in task.rows[split]}
+    turns = [
+        turn
+        for row in task.rows["train"]
+        for turn in every_turn(row)
+        if turn is row or duplicates.key(turn) not in held_out
+    ]
     return replace(task, rows={**task.rows, "train": turns})
 
 
@@ -271,7 +277,8 @@ def _read(
     selections: Mapping[str, Selection],
 ) -> dict[str, list[Row]]:
     """The rows of the files, or of the data set where there are none."""
-    columns, marker = chosen.columns or config.columns, chosen.marker or config.marker
+    columns = config.columns if chosen.columns is None else chosen.columns
+    marker = chosen.marker or config.marker
     if files is not None:
         return {
             split: [

@@ -138,3 +138,10 @@ def test_similarity_of_nothing() -> None:
     some = np.array([1, 2, 3], dtype=np.uint64)
     assert similarity(some, some) == 1
     assert similarity(some, np.array([2, 3, 4], dtype=np.uint64)) == 0.5
+
+
+def test_rows_that_another_task_tests_are_named() -> None:
+    january = Task("jan", {"train": [Row("a", "x")], "test": [Row("tested", "x")]})
+    february = Task("feb", {"train": [Row("Tested ", "x"), Row("b", "x")], "test": [Row("c", "x")]})
+    (line,) = warnings([january, february])
+    assert line.startswith("warning: feb: 1 of its training rows are test rows of jan")

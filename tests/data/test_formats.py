@@ -161,7 +161,7 @@ def test_half_a_surrogate_pair(tmp_path: Path) -> None:
         ("a.csv", "prompt,answer\nq,x,y\n", ":2: more cells than the 2 columns of the header"),
         ("a.csv", "prompt,answer\n\nq\n", ":3: fewer cells than the 2 columns of the header"),
         ("a.csv", 'prompt,answer\n"q"x,y\n', ":2: not usable CSV: "),
-        ("a.csv", "context,question,answer\np,q,x\n", ":2: no 'prompt'; the row has 'context', 'question'"),
+        ("a.csv", "context,question,answer\np,q,x\n", ":2: the prompt could be 'question' or 'context'"),
         ("a.xlsx", "no zip", ": not a readable Excel file: "),
         ("a.parquet", "no parquet", ": not a readable parquet file: "),
         ("a.json", '{"Definition": "Add.", "Instances": [{"input": "2"}]}', ", instance 1: no 'prompt' and no"),
@@ -220,7 +220,7 @@ def folder(path: Path, *names: str) -> Path:
 
 
 def test_folder(tmp_path: Path) -> None:
-    path = folder(tmp_path / "Task", "train.json", "eval.jsonl", "test.json", "notes.txt", "extra.json")
+    path = folder(tmp_path / "Task", "train.json", "eval.jsonl", "test.json", "notes.txt", "labels.json")
     assert task_files(path) == {
         "train": [path / "train.json"],
         "eval": [path / "eval.jsonl"],
@@ -271,6 +271,23 @@ def test_task_places(tmp_path: Path) -> None:
         task_places(folder(tmp_path / "empty", "notes.txt"))
     with pytest.raises(InputError, match=r"both jan.csv and jan.jsonl would be the task 'jan'"):
         task_places(folder(tmp_path / "months", "jan.csv", "jan.jsonl"))
+
+
+def test_no_rows_are_passed_over(tmp_path: Path) -> None:
+    folder(tmp_path / "jan", "train.json", "extra.jsonl")
+    with pytest.raises(InputError, match=r"jan: extra.jsonl would be passed over beside its splits"):
+        task_files(tmp_path / "jan")
+    folder(tmp_path / "mix" / "jan", "train.json")
+    folder(tmp_path / "mix" / "feb", "rows.jsonl")
+    folder(tmp_path / "mix", "mar.csv")
+    with pytest.raises(InputError, match=r"mix: feb, mar.csv would be passed over beside its task folders"):
+        task_places(tmp_path / "mix")
+    folder(tmp_path / "hub", "train-00000-of-00001.jsonl", "test-00000-of-00001.jsonl")
+    for look in (task_places, task_files):
+        with pytest.raises(InputError, match=r"test-00000-of-00001.jsonl: is it a part of a split"):
+            look(tmp_path / "hub")
+    assert task_places(folder(tmp_path / "loud", "JAN.JSON")) == {"JAN": tmp_path / "loud" / "JAN.JSON"}
+    assert read_rows(tmp_path / "loud" / "JAN.JSON")
 
 
 def test_folders_of_loose_files(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ FORMS: dict[str, tuple[dict[str, Any], Row]] = {
     ),
     "Alpaca": ({"instruction": "Add.", "input": "2, 2", "output": "4", "text": "all of it"}, Row("Add.\n\n2, 2", "4")),
     "Alpaca without input": ({"instruction": "Say hi.", "input": "", "output": "hi"}, Row("Say hi.", "hi")),
+    "a system's text": (
+        {"system": "Be brief.", "prompt": "Hi", "answer": "Hello"}, Row("Be brief.\n\nHi", "Hello", (SYSTEM, USER)),
+    ),
     "a marker": ({"text": "### Instruction:\nq\n### Response:\na\n"}, Row("### Instruction:\nq\n### Response:", "a")),
     "guessed": ({"id": 1, "Question": "q", "Label": 0, "split": "x"}, Row("q", "0")),
     "guessed, a text and its label": ({"text": "q", "label": "good"}, Row("q", "good")),
@@ -60,6 +63,7 @@ def test_forms(name: str) -> None:
     ("entry", "words"),
     [
         ({"prompt": "q", "answer": "a"}, []),
+        ({"prompt": "q", "answer": "a", "note": "x"}, ["not read: 'note'"]),
         ({"messages": [USER, REPLY]}, []),
         ({"question": "q", "label": "a", "id": 1}, ["'question'", "'label'", "not read: 'id'"]),
         ({"conversations": [USER, REPLY]}, ["ShareGPT"]),
@@ -70,8 +74,8 @@ def test_what_was_read_is_said(entry: dict[str, Any], words: list[str]) -> None:
     reader = RowReader()
     reader(entry)
     reader(entry)
-    assert len(reader.read_as) == bool(words)
-    assert all(word in reader.read_as[0] for word in words)
+    assert bool(reader.read_as) == bool(words)
+    assert all(word in "; ".join(reader.read_as) for word in words)
 
 
 def test_a_marker_of_ones_own() -> None:
@@ -90,6 +94,7 @@ def test_a_marker_of_ones_own() -> None:
         ({"text": "q ### Answer: "}, None, "'text after ### Answer:' is empty"),
         ({"context": "c", "question": "q", "answer": "a"}, None, "columns.prompt="),  # two could be the prompt
         ({"q": "x", "a": "y"}, None, "'q', 'a'"),
+        ({"instruction": "q", "output": "a", "history": [["x", "y"]]}, None, "'history'"),
         ({"chosen": "x", "rejected": "y", "prompt": "q"}, None, "no 'answer'"),
     ],
 )
@@ -105,13 +110,15 @@ def test_columns_put_together() -> None:
     assert RowReader({"answer": "solution"})({"question": "q", "solution": "s"}) == Row("q", "s")
     with pytest.raises(Problem, match="no 'titel'"):
         RowReader({"prompt": "{titel} {text}"})({"title": "t", "text": "x", "label": "l"})
-    with pytest.raises(Problem, match="'context' is empty"):
-        reader({"context": "", "question": "q", "label": 1})
+    assert reader({"context": "", "question": "q", "label": 1}) == Row("Question: q", "1")
+    with pytest.raises(Problem, match="is empty"):
+        RowReader({"prompt": "{context}"})({"context": None, "label": 1})
 
 
 def test_a_guess_holds_for_the_whole_file() -> None:
     reader = RowReader()
     assert reader({"question": "q", "label": "a"}) == Row("q", "a")
+    assert reader({"question": "q", "label": "a", "id": 1}) == Row("q", "a")  # a column that is not read is no matter
     with pytest.raises(Problem, match="no 'prompt' and no 'answer'"):
         reader({"query": "q", "label": "a"})
 

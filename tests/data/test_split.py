@@ -56,7 +56,7 @@ def test_what_is_there_stays() -> None:
 
 
 def test_too_few_rows_are_refused() -> None:
-    with pytest.raises(InputError, match=r"task 'a': 3 rows are too few .*data\.split\.test"):
+    with pytest.raises(InputError, match=r"task 'a': 3 distinct prompts are too few .*data\.split\.test"):
         split_off(Task("a", {"train": rows(0, 3)}), SplitConfig())
 
 
@@ -86,3 +86,17 @@ def test_every_turn_becomes_a_training_row(tmp_path: Path) -> None:
     assert len(every.rows["train"]) == 2 * len(last.rows["train"])
     assert [row.answer for row in every.rows["train"][:2]] == ["a", "b"]
     assert every.rows["test"] == last.rows["test"]
+
+
+def test_a_turn_that_is_tested_is_not_trained(tmp_path: Path) -> None:
+    def chat(number: int, *, longer: bool) -> dict[str, object]:
+        turns = [("user", f"one {number}"), ("assistant", "a"), *([("user", "sure?"), ("assistant", "a")] * longer)]
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+    path = tmp_path / "chats.jsonl"
+    rows = [chat(number, longer=longer) for number in range(200) for longer in (False, True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task,) = load_tasks(DataConfig(path=path, train_on="assistant"))
+    tested = {row.prompt for row in task.rows["test"]}
+    assert tested
+    assert not tested & {row.prompt for row in task.rows["train"]}

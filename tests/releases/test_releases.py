@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -318,3 +319,20 @@ def test_a_run_without_releases_shows_its_candidate(one_release: Path) -> None:
     ]
     assert found["current"] is None
     assert found["events"] == []
+
+
+def test_predictions_that_were_compressed_since_stay_at_a_rollback(two_releases: Path) -> None:
+    kept = [path for path in list_releases(two_releases)[0].run if path.startswith("predictions/after-02-two/")]
+    assert kept
+    for file in (two_releases / "predictions").rglob("*.jsonl"):
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    change.rollback(two_releases, to=1, report=no_report)
+    assert all((two_releases / f"{path}.gz").is_file() for path in kept)
+    assert not list((two_releases / "predictions").glob("after-03-*"))
+
+
+def test_only_plain_numbers_are_releases(two_releases: Path) -> None:
+    for name in ("1²", "007", "x"):
+        (two_releases / "releases" / name).mkdir()
+    assert [manifest.number for manifest in list_releases(two_releases)] == [1, 2]

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from ilora.errors import IloraError, InputError
-from ilora.releases import change
+from ilora.releases import change, journal
+from ilora.releases.promotion import served_name
 from ilora.releases.server import KEY, Server
-from ilora.releases.store import current, numbers
+from ilora.releases.store import current, numbers, read_release
 from tests.releases.conftest import no_report
 
 pytestmark = pytest.mark.xdist_group("releases")
@@ -98,7 +99,7 @@ def test_load_and_unload(fake: Fake, two_releases: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("fake", ["vllm", "sglang"], indirect=True)
 def test_promote_and_roll_back(fake: Fake, two_releases: Path) -> None:
     change.rollback(two_releases, to=1, server=fake.url, report=no_report)
-    assert list(fake.served) == ["run-1"]
+    assert list(fake.served) == [served_name(two_releases / "releases" / "1")]
     assert current(two_releases) == 1
 
 
@@ -106,17 +107,30 @@ def test_a_promotion_is_served_and_the_release_before_no_longer(fake: Fake, one_
     from ilora import add
     from tests.helpers import write_task
 
-    fake.served["run-1"] = "somewhere"
+    before = served_name(one_release / "releases" / "1")
+    fake.served[before] = "somewhere"
     add(one_release, [str(write_task(tmp_path / "tasks", "three", train=16, test=5))], quiet=True)
     fake.refuse = "max_loras is reached"
     with pytest.raises(IloraError, match="max_loras is reached"):
         change.promote(one_release, server=fake.url, report=no_report)
-    assert (current(one_release), numbers(one_release), list(fake.served)) == (1, [1], ["run-1"])
+    assert (current(one_release), numbers(one_release), list(fake.served)) == (1, [1], [before])
     assert not (one_release / "releases" / "pending.json").exists()
     fake.refuse = ""
     change.promote(one_release, server=fake.url, report=no_report)
     assert current(one_release) == 2
-    assert fake.served == {"run-2": str(one_release / "releases" / "2" / "adapter")}
+    release = one_release / "releases" / "2"
+    assert fake.served == {served_name(release): str(release / "adapter")}
+    assert served_name(release).startswith("run-2-")
+
+
+def test_a_promotion_that_was_killed_once_it_was_current_is_finished_without_the_server(one_release: Path) -> None:
+    manifest = read_release(one_release).manifest
+    event = journal.new_event(one_release, "promote", manifest, read_release(one_release).scores())
+    journal.begin(one_release, journal.Pending(what="promote", number=1, server="http://127.0.0.1:9", event=event))
+    change.open_run(one_release, no_report)
+    assert current(one_release) == 1
+    assert read_release(one_release).number == 1
+    assert not (one_release / "releases" / "pending.json").exists()
 
 
 def test_a_refused_rollback_changes_nothing(fake: Fake, two_releases: Path) -> None:

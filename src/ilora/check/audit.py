@@ -20,7 +20,7 @@ from ilora.benchmarks import BENCHMARKS, Stream
 from ilora.benchmarks.sources import normal
 from ilora.config import Config, load_config
 from ilora.data.duplicates import PAIRS, Repeats, complaints, find_repeats, key, leaks
-from ilora.data.encoding import Encoder, answer_limit
+from ilora.data.encoding import Encoder, answer_limit, control_tokens
 from ilora.data.formats import split_files
 from ilora.data.near import THRESHOLD, near_duplicates
 from ilora.data.task import SPLITS, Row, Task
@@ -276,6 +276,9 @@ def check_config(config: Config, *, tokens: bool = True, near: bool = True) -> I
             yield unread(name, error)
             continue
         report["problems"] += [{"level": level, "text": text} for level, text in reading_notes(used)]
+        for token, count in (control_tokens(encoder.tokenizer, task.rows["train"]) if encoder else {}).items():
+            text = f"the control token {token} stands in the text of {count:,} training rows, and is read as one"
+            report["problems"].append({"level": "warning", "text": text})
         report["run"] = {"rows": {split: len(rows) for split, rows in used.rows.items()}, "dropped": dict(used.dropped)}
         if some := {split: count for split, count in used.dropped.items() if count}:
             text = f"deduplicate would leave out {_listed(some)}; this report is of all rows"

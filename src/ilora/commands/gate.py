@@ -10,7 +10,9 @@ from ilora.files import locked, write_atomic
 from ilora.gates.decision import decide, judge_of, read_gate, write_gate
 from ilora.gates.outputs import as_junit, as_markdown
 from ilora.gates.rules import read_rules
+from ilora.releases.candidate import phase_label, phase_names
 from ilora.releases.store import PENDING
+from ilora.results.reader import read_results
 
 __all__ = ["gate", "read_gate", "write_outputs"]
 
@@ -31,6 +33,7 @@ def gate(
     probes: measure the general skills before and after, where they are not measured yet; this loads the model.
     repair: where the phase fails, look for an adapter that passes without training; it is written below RUN/gate/.
     Returns `outcome` (`passed` or `failed`), `checks`, `advice` and what they stand on; see docs/practice.md.
+    A decision on an earlier phase than the last is not kept.
     Raises InputError where the run, the phase or a rule cannot be used.
     """
     folder = _opened(Path(run))
@@ -44,9 +47,11 @@ def gate(
 
 
 def _keep(run: Path, decision: dict[str, Any]) -> None:
-    """Write gate.json, and the report that begins with it."""
+    """Write gate.json, and the report that begins with it. A decision on an earlier phase is not kept."""
     from ilora.report.html import write_report  # here: it draws, so it takes longer to import than to decide
 
+    if decision["phase"] != phase_label(phase_names(read_results(run))):
+        return
     write_gate(run, decision)
     if (run / "report.html").is_file():
         write_report(run)

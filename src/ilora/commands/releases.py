@@ -33,9 +33,9 @@ def promote(
     Raises InputError, with nothing written, where the run is not finished or the phase is a release already, and
     IloraError, with the current release as it was, where the gate failed or the server refuses.
     """
-    gate = _gate(Path(run)) if gate is None else gate
+    gate = _gate(Path(run), force=force) if gate is None else gate
     if gate is not None and gate.get("outcome") == "failed" and not force:
-        reasons = "".join(f"\n  {reason}" for reason in gate.get("fail", ()))
+        reasons = "".join(f"\n  {reason}" for reason in [*gate.get("fail", ()), *gate.get("undecidable", ())])
         raise IloraError(f"{run}: the gate failed for the last phase; --force promotes it all the same{reasons}")
     release = change.promote(run, gate=gate, note=note, server=server, report=write_report)
     if (Path(run) / "report.html").is_file():
@@ -43,11 +43,19 @@ def promote(
     return release
 
 
-def _gate(run: Path) -> dict[str, Any] | None:
-    """The decision of `ilora gate` on the last phase, in short; None where it was not asked, or files changed since."""
+def _gate(run: Path, *, force: bool) -> dict[str, Any] | None:
+    """The decision of `ilora gate` on the last phase, in short; None where it was not asked.
+
+    Raises IloraError for a decision on files that have changed since, unless `force`.
+    """
     if not (run / "results.json").is_file():
         return None
-    decision = read_gate(run, phase_label(phase_names(read_results(run))))
+    label, kept = phase_label(phase_names(read_results(run))), read_gate(run)
+    if kept is None or kept["phase"] != label:
+        return None
+    decision = read_gate(run, label)
+    if decision is None and not force:
+        raise IloraError(f"{run}: files changed since the gate decided; `ilora gate {run}` decides again")
     return None if decision is None else brief(decision)
 
 

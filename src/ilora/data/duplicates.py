@@ -88,14 +88,31 @@ def complaints(task: Task, repeats: Repeats) -> list[str]:
 
 def warnings(tasks: Sequence[Task]) -> list[str]:
     """One line for each task with repeated rows, or with rows left out for that, for the start of a run."""
-    found = []
-    for task in (task for task in tasks if not task.forgotten):
+    there = [task for task in tasks if not task.forgotten]
+    found, elsewhere = [], _tested_elsewhere(there)
+    for task in there:
         if lines := complaints(task, find_repeats(task)):
             advice = "`ilora data check` tells more, `data.deduplicate: true` repairs it"
             found.append(f"warning: {task.name}: {'; '.join(lines)}; {advice}")
+        for other, count in elsewhere[task.name].items():
+            found.append(
+                f"warning: {task.name}: {count:,} of its training rows are test rows of {other}, whose later "
+                "scores are too high for it"
+            )
         if some := {split: count for split, count in task.dropped.items() if count}:
             counts = ", ".join(f"{count:,} {split}" for split, count in some.items())
             found.append(f"warning: {task.name}: repeated rows left out (data.deduplicate): {counts}")
+    return found
+
+
+def _tested_elsewhere(tasks: Sequence[Task]) -> dict[str, dict[str, int]]:
+    """For every task, the other tasks whose test rows stand in its train split, each with how many."""
+    tested = {task.name: {key(row) for row in task.rows.get("test", ())} for task in tasks}
+    found: dict[str, dict[str, int]] = {}
+    for task in tasks:
+        trained = [key(row) for row in task.rows["train"]] if len(tasks) > 1 else []
+        counts = {name: sum(one in keys for one in trained) for name, keys in tested.items() if name != task.name}
+        found[task.name] = {name: count for name, count in counts.items() if count}
     return found
 
 

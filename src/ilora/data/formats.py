@@ -7,18 +7,23 @@ row the header) or `.parquet`. `data/forms.py` has the forms of a row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ilora.data import tables
-from ilora.data.forms import Columns, RowReader
+from ilora.data.forms import Columns, RowReader, parts
 from ilora.data.rows import Selection, collect
 from ilora.data.tables import SUFFIXES, Problem
 from ilora.data.task import SPLITS, Row
 from ilora.errors import InputError
 
 SPLIT_NAMES = {"train": ("train",), "eval": ("eval", "dev", "val", "valid", "validation"), "test": ("test",)}
+
+_PART_OF_SPLIT = re.compile(
+    rf"({'|'.join(name for names in SPLIT_NAMES.values() for name in names)})[-_.]", re.IGNORECASE
+)
 
 
 def read_rows(
@@ -38,6 +43,13 @@ def read_rows(
     return rows
 
 
+def has_columns(place: Path, columns: Columns) -> bool:
+    """Whether the first row of a task's files has all columns of these names."""
+    file = next(iter(task_files(place).values()))[0]
+    _, entry = next(iter(tables.entries(file)), ("", {}))
+    return isinstance(entry, Mapping) and all(part in entry for name in columns.values() for part in parts(name))
+
+
 def task_files(path: Path) -> dict[str, list[Path]]:
     """The files of a task's rows by split: of a file itself, of a folder with splits, or of one with other files.
 
@@ -52,8 +64,10 @@ def task_files(path: Path) -> dict[str, list[Path]]:
     for found in files.values():
         if len(found) > 1:
             raise InputError(f"{path}: both {' and '.join(file.name for file in found)}; keep one of them")
-    if not files and (loose := data_files(path)):
+    loose = _not_of_a_split([file for file in data_files(path) if [file] not in files.values()])
+    if not files and loose:
         return {"train": loose}
+    _refuse_beside(path, loose, "its splits; name the files of the task")
     if "train" not in files:
         there = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
         raise InputError(f"{path}: no train split; expected {_file_names(['train'])}; there is {there}")
@@ -63,15 +77,18 @@ def task_files(path: Path) -> dict[str, list[Path]]:
 def task_places(path: Path) -> dict[str, Path]:
     """The tasks of a place by name, sorted: a file, a task folder, or a folder of task folders or of files.
 
-    Files beside task folders are left alone. Errors: InputError where there is no task.
+    Errors: InputError where there is no task, or a file is named as a part of a split.
     """
     if path.is_file() or _has_splits(path):
         return {path.resolve().stem if path.is_file() else path.resolve().name: path}
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; expected rows, or a folder with one for each task")
     inner = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    found = [folder for folder in inner if _has_splits(folder)] or data_files(path)
-    found = found or [folder for folder in inner if data_files(folder)]
+    found = [folder for folder in inner if _has_splits(folder)]
+    loose = _not_of_a_split(data_files(path)) + [d for d in inner if d not in found and data_files(d)]
+    if found:
+        _refuse_beside(path, loose, "its task folders; give each a folder with train, or name the tasks (data.tasks)")
+    found = found or loose
     if not found:
         raise InputError(
             f"{path}: no tasks; expected a folder for each task with {_file_names()}, or a file for each task"
@@ -82,6 +99,25 @@ def task_places(path: Path) -> dict[str, Path]:
             raise InputError(f"{path}: both {places[name].name} and {place.name} would be the task '{name}'; keep one")
         places[name] = place
     return places
+
+
+def _refuse_beside(path: Path, others: Sequence[Path], what: str) -> None:
+    """Raises InputError for rows that would be passed over; a .json file alone may say something about the data."""
+    left = [one for one in others if any(file.suffix.lower() != ".json" for file in (data_files(one) or [one]))]
+    if left:
+        names = ", ".join(sorted(one.name for one in left)[:5])
+        raise InputError(f"{path}: {names} would be passed over beside {what}, or take {names} away")
+
+
+def _not_of_a_split(files: Sequence[Path]) -> list[Path]:
+    """The files, none of which may be a part of a split: test rows must not be trained by mistake."""
+    for file in files:
+        if _PART_OF_SPLIT.match(file.stem):
+            raise InputError(
+                f"{file}: is it a part of a split? Name one file for each split (train{file.suffix}, "
+                f"test{file.suffix}), or give the folder as `dataset`"
+            )
+    return list(files)
 
 
 def _name(place: Path) -> str:
@@ -99,7 +135,7 @@ def data_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
     )
 
 

@@ -36,11 +36,11 @@ FIELDS = ("prompt", "answer", "messages")
 Entry = Mapping[str, Any]
 _PROMPTS = (
     "prompt", "question", "query", "instruction", "input", "text", "sentence", "context", "passage", "article",
-    "document", "source", "message", "review", "request", "problem", "user",
+    "document", "message", "review", "request", "problem",
 )  # fmt: skip
 _ANSWERS = (
     "answer", "completion", "response", "output", "label", "target", "reply", "summary", "solution",
-    "category", "class", "sentiment", "topic", "intent", "translation", "assistant",
+    "category", "sentiment", "topic", "intent", "translation", "assistant",
 )  # fmt: skip
 _MARKERS = ("### Response:", "### Assistant:", "### Answer:", "### Output:")
 _PLACE = re.compile(r"\{([^{}]+)\}")
@@ -56,15 +56,15 @@ class Form:
 
 
 def _plain(entry: Entry) -> Row:
-    return question_and_answer(entry["prompt"], entry["answer"])
+    return question_and_answer(entry["prompt"], entry["answer"], system=entry.get("system"))
 
 
 def _messages(entry: Entry) -> Row:
-    return chat_row(entry["messages"], "messages", tools=entry.get("tools"))
+    return chat_row(entry["messages"], "messages", system=entry.get("system"), tools=entry.get("tools"))
 
 
 def _trl(entry: Entry) -> Row:
-    return question_and_answer(entry["prompt"], entry["completion"], "prompt", "completion")
+    return question_and_answer(entry["prompt"], entry["completion"], "prompt", "completion", system=entry.get("system"))
 
 
 def _sharegpt(entry: Entry) -> Row:
@@ -72,9 +72,11 @@ def _sharegpt(entry: Entry) -> Row:
 
 
 def _alpaca(entry: Entry) -> Row:
+    if entry.get("history"):
+        raise Problem("'history' holds earlier turns, which are not read; write the row as messages")
     instruction, given = filled(entry["instruction"], "instruction"), entry.get("input")
-    prompt = f"{instruction}\n\n{filled(given, 'input')}" if given not in (None, "") else instruction
-    return question_and_answer(prompt, entry["output"], "instruction", "output")
+    prompt = f"{instruction}\n\n{filled(given, 'input')}" if str(given or "").strip() else instruction
+    return question_and_answer(prompt, entry["output"], "instruction", "output", system=entry.get("system"))
 
 
 def _olora(entry: Entry) -> Row:
@@ -93,12 +95,12 @@ def _superni(entry: Entry) -> Row:
 _KNOWN: tuple[tuple[frozenset[str], Form], ...] = tuple(
     (frozenset(needs), Form(title, (*needs, *more), make))
     for needs, more, title, make in (
-        (("prompt", "answer"), (), "", _plain),
-        (("messages",), ("tools",), "", _messages),
-        (("prompt", "completion"), (), "prompt and completion (TRL)", _trl),
+        (("prompt", "answer"), ("system",), "", _plain),
+        (("messages",), ("system", "tools"), "", _messages),
+        (("prompt", "completion"), ("system",), "prompt and completion (TRL)", _trl),
         (("conversations",), ("system", "tools"), "conversations (ShareGPT)", _sharegpt),
         (("Definition", "input", "output"), (), "SuperNI", _superni),
-        (("instruction", "output"), ("input",), "instruction, input and output (Alpaca)", _alpaca),
+        (("instruction", "output"), ("input", "history", "system"), "instruction, input and output (Alpaca)", _alpaca),
         (("sentence", "label"), (), "sentence and label (O-LoRA)", _olora),
     )
 )
@@ -111,14 +113,14 @@ class RowReader:
         braces puts columns together: {"prompt": "{context} {question}"}. A field that is not named has its own
         name, or is guessed.
     marker: where rows are one text, what stands before the answer.
-    read_as: the forms that were met, in words, without ilora's own.
     Raises InputError for columns that cannot be meant, and Problem for an entry that is no row.
     """
 
     def __init__(self, columns: Columns | None = None, *, marker: str | None = None, place: str = "") -> None:
         self.columns = {str(field): name for field, name in (columns or {}).items()}
         self.marker = marker
-        self.read_as: list[str] = []
+        self._titles: list[str] = []
+        self._left: list[str] = []
         self._first: Form | None = None
         for unknown in sorted(set(self.columns) - set(FIELDS)):
             raise InputError(f"{place}: columns: unknown field '{unknown}'; fields are {', '.join(FIELDS)}")
@@ -133,16 +135,23 @@ class RowReader:
             raise Problem(f"the row is {kind(entry)}; expected an object")
         form = self.form(entry)
         made = form.make(entry)
-        if form.title and form.title not in self.read_as:
-            self.read_as.append(form.title)
+        self._left += [key for key in map(str, entry) if key not in form.columns and key not in self._left]
+        if form.title and form.title not in self._titles:
+            self._titles.append(form.title)
         return made
+
+    @property
+    def read_as(self) -> list[str]:
+        """The forms that were met, in words, without ilora's own; and the columns that were left out."""
+        left = [f"not read: {', '.join(map(repr, self._left[:10]))}"] if self._left else []
+        return [*self._titles, *left]
 
     def form(self, keys: Iterable[str]) -> Form:
         """The form of an entry with these keys. A guessed one must be that of the file's first row."""
         there = list(keys)
         known = self._named(there) if self.columns else self._known(there)
         found = known or self._guessed(there)
-        if known is None and self._first is not None and found != self._first:
+        if known is None and self._first is not None and found.columns != self._first.columns:
             raise _unknown(there, ("prompt", "answer"))
         self._first = self._first or found
         return found
@@ -165,19 +174,24 @@ class RowReader:
         names = {field: self.columns.get(field, field) for field in ("prompt", "answer")}
         for name, usual in (("prompt", _PROMPTS), ("answer", _ANSWERS)):
             if name not in self.columns and name not in there:
-                taken = [one for column in self.columns.values() for one in _parts(column)]
+                taken = [one for column in self.columns.values() for one in parts(column)]
                 names[name] = next(iter(_usual([one for one in there if one not in taken], usual)), name)
-        _refuse_missing([part for name in names.values() for part in _parts(name)], there)
+        _refuse_missing([part for name in names.values() for part in parts(name)], there)
         return _pair(names["prompt"], names["answer"])
 
     def _guessed(self, there: Sequence[str]) -> Form:
         """Two columns with usual names, where there is one choice only; else a text with a marker."""
         prompts, answers = _usual(there, _PROMPTS), _usual(there, _ANSWERS)
         if len(prompts) == 1 == len(answers):
-            left = [repr(key) for key in there if key not in (prompts[0], answers[0])]
-            return _pair(prompts[0], answers[0], note=f"; not read: {', '.join(left)}" if left else "")
+            return _pair(prompts[0], answers[0])
         if "text" in there and not answers:
             return self._marked(there)
+        if len(prompts) > 1 and answers:
+            both = " ".join(f"{{{name}}}" for name in prompts)
+            raise Problem(
+                f"the prompt could be {' or '.join(map(repr, prompts))}; say which with columns.prompt={prompts[0]} or "
+                f"columns.prompt='{both}' (the row has {', '.join(map(repr, there))})"
+            )
         raise _unknown(there, ("prompt", "answer"))
 
     def _marked(self, there: Sequence[str]) -> Form:
@@ -187,28 +201,32 @@ class RowReader:
         return Form(title, ("text",), lambda entry: _cut_at(filled(entry["text"], "text"), marker))
 
 
-def question_and_answer(prompt: Any, answer: Any, prompt_name: str = "prompt", answer_name: str = "answer") -> Row:
+def question_and_answer(
+    prompt: Any, answer: Any, prompt_name: str = "prompt", answer_name: str = "answer", *, system: Any = None
+) -> Row:
     """The row of a prompt and its answer. Each is a text, or a list of messages; the answer may be a number."""
-    if isinstance(prompt, list):
+    spoken = isinstance(answer, list) and answer and isinstance(answer[0], Mapping)
+    if isinstance(prompt, list) or spoken or (system is not None and str(system).strip()):
+        asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
         reply = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-        return chat_row([*prompt, *reply], prompt_name)
+        return chat_row([*asked, *reply], prompt_name, system=system)
     if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
         answer = str(answer)
     return Row(filled(prompt, prompt_name), filled(answer, answer_name, number=True))
 
 
-def _pair(prompt: str, answer: str, *, note: str = "") -> Form:
+def _pair(prompt: str, answer: str) -> Form:
     """The form of two columns, each by its name or put together from several."""
     own = (prompt, answer) == ("prompt", "answer")
-    title = "" if own else f"prompt = {prompt!r}, answer = {answer!r}{note}"
+    title = "" if own else f"prompt = {prompt!r}, answer = {answer!r}"
 
     def make(entry: Entry) -> Row:
         return question_and_answer(_value(entry, prompt), _value(entry, answer), prompt, answer)
 
-    return Form(title, (*_parts(prompt), *_parts(answer)), make)
+    return Form(title, (*parts(prompt), *parts(answer)), make)
 
 
-def _parts(name: str) -> list[str]:
+def parts(name: str) -> list[str]:
     """The columns that a name stands for."""
     return _PLACE.findall(name) or [name]
 
@@ -217,8 +235,8 @@ def _value(entry: Entry, name: str) -> Any:
     """A column's value, or the text in which columns are put together."""
     if not _PLACE.search(name):
         return entry[name]
-    values = {part: question_and_answer("-", entry[part], answer_name=part).answer for part in _parts(name)}
-    return _PLACE.sub(lambda found: values[found[1]], name)
+    values = {part: "" if entry[part] is None else str(entry[part]) for part in parts(name)}
+    return _PLACE.sub(lambda found: values[found[1]], name).strip() if any(values.values()) else ""
 
 
 def _usual(there: Sequence[str], usual: Sequence[str]) -> list[str]:

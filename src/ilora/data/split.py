@@ -29,9 +29,10 @@ def split_off(task: Task, config: SplitConfig) -> Task:
         parts[_side(row, shares, config.seed)].append(row)
     for split, rows in parts.items():
         if not rows:
+            count, read = len(set(map(key, task.rows["train"]))), f" (read as {task.read_as})" if task.read_as else ""
             raise InputError(
-                f"task '{task.name}': {len(task.rows['train'])} rows are too few to split off {' and '.join(shares)}: "
-                f"{split} would be empty; raise data.split.test and data.split.eval, or give the splits as files"
+                f"task '{task.name}': {count} distinct prompts are too few to split off {' and '.join(shares)}; "
+                f"{split} would be empty{read}; raise data.split.test and data.split.eval, or give the splits as files"
             )
     every = {**task.rows, **parts}
     ordered = {split: every[split] for split in SPLITS if split in every}

@@ -34,22 +34,23 @@ def entries(path: Path, *, original: bool = False) -> Iterator[Entry]:
     object of objects by id. Errors: InputError for a file that cannot be read, for another ending, and for a library
     that is not installed.
     """
-    if path.suffix == ".json":
+    suffix = path.suffix.lower()
+    if suffix == ".json":
         return _originals(path) if original else _json(path)
-    if path.suffix == ".jsonl":
+    if suffix == ".jsonl":
         return _json_lines(path)
-    if path.suffix in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv"):
         return _csv(path)
-    if path.suffix == ".xlsx":
+    if suffix == ".xlsx":
         return _xlsx(path)
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         return _parquet(path)
     raise InputError(f"{path}: not a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
 
 
 def count(path: Path) -> int:
     """How many entries a file has, without keeping any."""
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return sum(1 for _, line in _lines(path) if line.strip())
     return sum(1 for _ in entries(path))
 
@@ -173,7 +174,7 @@ def _numbered(value: dict[str, Any]) -> bool:
 
 def _delimiter(path: Path) -> str:
     """What stands between the cells: in a .csv what the header has most of, since Excel writes `;` in many places."""
-    if path.suffix == ".tsv":
+    if path.suffix.lower() == ".tsv":
         return "\t"
     header = next((line for _, line in _lines(path) if line.strip()), "")
     return max(",;\t|", key=lambda sign: len(next(csv.reader([header], delimiter=sign), [])))

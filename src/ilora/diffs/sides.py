@@ -118,11 +118,20 @@ def _released(stages: Stages) -> str | None:
 
 
 def _phase_of_release(run: Path, number: int) -> str:
-    """The label of the last phase of a release. Raises InputError where there is no such release."""
-    from ilora.releases.manifest import read_manifest
-    from ilora.releases.store import release_folder
+    """The label of the last phase of a release.
 
-    return read_manifest(release_folder(run, number)).phase
+    Raises InputError where there is no such release, it is damaged, or a rollback left it behind: what the run predicts
+    after that phase now is another training's.
+    """
+    from ilora.releases.store import line, read_release
+
+    release = read_release(run, number)
+    if number not in line(run):
+        raise InputError(
+            f"{run}: release {number} was left behind by a rollback; the predictions of that time are in "
+            f"{run / 'releases' / 'withdrawn'}"
+        )
+    return release.manifest.phase
 
 
 def titles(first: Side, second: Side) -> tuple[str, str]:

@@ -17,10 +17,14 @@ from ilora.results.reader import Results, deleted, read_text, task_labels
 LEARNT = ("least", "gain")  # rules that ask for more learning, not for less
 
 
-def advice(run: Path, results: Results, checks: Sequence[Check], *, number: int) -> list[dict[str, str]]:
-    """`what` to try, `why`, and the `command`; empty where nothing failed. number: of the phase.
+def advice(
+    run: Path, results: Results, checks: Sequence[Check], *, number: int, release: int | None, strict: bool = False
+) -> list[dict[str, str]]:
+    """`what` to try, `why`, and the `command`; empty where nothing failed.
 
     The first ones change no weight by training; `ilora gate --repair` tries these itself.
+    number: of the phase. release: the one that the phase follows, if there is one. strict: whether a rule that too few
+    rows cannot decide fails.
     """
     failed = [check for check in checks if check.verdict == "fail"]
     lost = [check for check in failed if check.rule not in LEARNT]
@@ -28,12 +32,17 @@ def advice(run: Path, results: Results, checks: Sequence[Check], *, number: int)
     found = _without_training(run, results, number, remembers=bool(method.get("memory_size"))) if lost else []
     if lost:
         gone = {task_labels(results)[number] for number in deleted(results)}  # no rows to train on again
-        found += _with_training(run, method, _worst([check for check in lost if check.subject not in gone]))
+        found += _with_training(run, method, _worst([check for check in lost if check.subject not in gone]), release)
     if any(check.rule in LEARNT for check in failed):
         epochs = shlex.join(["ilora", "add", str(run), "TASK", "training.epochs=5"])
         found.append(
-            _entry("train the new task longer", "its own score is below the rule", f"{_back(run)} && {epochs}")
+            _entry(
+                "train the new task longer", "its own score is below the rule", _after_going_back(run, release, epochs)
+            )
         )
+    if strict and any(check.verdict == "undecidable" for check in checks):
+        more = shlex.join(["ilora", "gate", "--show-rules"])
+        found.append(_entry("more test rows", "few_rows: fail, and too few rows cannot decide a rule", more))
     return found
 
 
@@ -57,12 +66,14 @@ def _without_training(run: Path, results: Results, number: int, *, remembers: bo
     return found
 
 
-def _with_training(run: Path, method: Mapping[str, Any], worst: Check | None) -> list[dict[str, str]]:
+def _with_training(
+    run: Path, method: Mapping[str, Any], worst: Check | None, release: int | None
+) -> list[dict[str, str]]:
     add = ["ilora", "add", str(run), "TASK"]
     size, found = method.get("memory_size"), []
     if isinstance(size, int) and size > 0:
         larger = shlex.join([*add, f"method.memory_size={2 * size}"])
-        found.append(_entry("more memory", f"it has {size} rows now", f"{_back(run)} && {larger}"))
+        found.append(_entry("more memory", f"it has {size} rows now", _after_going_back(run, release, larger)))
     if method.get("name") != "ilora+":
         other = shlex.join(["ilora", "run", str(run / "config.yaml"), "method=ilora+", "--out", f"{run}-ilora-plus"])
         found.append(
@@ -82,8 +93,11 @@ def _worst(lost: Sequence[Check]) -> Check | None:
     )
 
 
-def _back(run: Path) -> str:
-    return shlex.join(["ilora", "rollback", str(run)])
+def _after_going_back(run: Path, release: int | None, command: str) -> str:
+    """The command on what the run was before the phase; without a release there is no way back to it."""
+    if release is None:
+        return f"{command}   # in a new run: this one has no release to go back to"
+    return f"{shlex.join(['ilora', 'rollback', str(run), '--to', str(release)])} && {command}"
 
 
 def _entry(what: str, why: str, command: str) -> dict[str, str]:

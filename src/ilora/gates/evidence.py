@@ -15,8 +15,7 @@ from ilora.data.task import Phase
 from ilora.errors import InputError
 from ilora.present.numbers import number as finite
 from ilora.present.numbers import plain
-from ilora.releases.manifest import read_manifest
-from ilora.releases.store import line, release_folder
+from ilora.releases.store import line, read_release
 from ilora.results.reader import deleted, matrix, read_results, read_text, retired, task_labels
 from ilora.results.schema import Form, validated
 from ilora.results.scores import BASE, is_written, perplexity_file, prediction_folder, read_predictions, read_records
@@ -139,7 +138,7 @@ class Evidence:
     def release(self) -> tuple[int, str] | None:
         """Number and phase of the release that the phase would follow; None where there is none."""
         for number in reversed(line(self.run)):
-            phases = len(read_manifest(release_folder(self.run, number)).phases)
+            phases = len(read_release(self.run, number).manifest.phases)
             if phases < self.number:
                 return number, self.phases[phases - 1]
         return None

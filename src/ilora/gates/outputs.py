@@ -103,9 +103,10 @@ def as_junit(decision: Decision) -> bytes:
 def _headline(decision: Decision) -> str:
     checks = decision["checks"]
     found = {verdict: sum(check["verdict"] == verdict for check in checks) for verdict in _STYLES}
+    strict = decision["rules"]["few_rows"] == "fail"
     parts = [f"{found['fail']} of {len(checks)} rules failed"]
     if found["undecidable"]:
-        parts.append(f"{found['undecidable']} undecidable")
+        parts.append(f"{found['undecidable']} undecidable{', which fails here (few_rows: fail)' if strict else ''}")
     return f"The gate {_text(decision['outcome'])} for phase {_text(decision['phase'])}: {', '.join(parts)}."
 
 

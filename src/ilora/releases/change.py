@@ -16,7 +16,7 @@ from ilora.files import locked
 from ilora.releases import deletion, journal, promotion, withdrawal
 from ilora.releases.candidate import candidate
 from ilora.releases.server import Server
-from ilora.releases.store import Release, current, read_release, refuse_without_links
+from ilora.releases.store import Release, current, read_release, refuse_without_links, release_folder
 
 WriteReport = Callable[[Path], object]
 
@@ -93,7 +93,7 @@ def rollback(
         refuse_without_links(run)
         before, pending = current(run), withdrawal.prepare(run, to, note=note)
         if serving is not None:
-            _serve(serving, read_release(run, pending.number), run)
+            _serve(serving, read_release(run, pending.number))
         journal.begin(run, pending)
         _finish(run, report)
     release = read_release(run)
@@ -102,16 +102,16 @@ def rollback(
     return release
 
 
-def _serve(server: Server, release: Release, run: Path) -> None:
+def _serve(server: Server, release: Release) -> None:
     if release.adapter is None:
         raise InputError(f"{release.folder}: it answers with more than one adapter; no server takes it")
-    server.load(promotion.served_name(run, release.number), release.adapter)
+    server.load(promotion.served_name(release.folder), release.adapter)
 
 
 def _drop(server: Server, run: Path, number: int) -> None:
     """Unload a release. The new one is current already, so a refusal is a warning."""
     try:
-        server.unload(promotion.served_name(run, number))
+        server.unload(promotion.served_name(release_folder(run, number)))
     except IloraError as error:
         warnings.warn(f"{error}; release {number} is still served", stacklevel=3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -61,9 +62,9 @@ def finish(run: Path, pending: Pending) -> None:
     if not final.exists():
         scratch.rename(final)
         flush_folder(final.parent)
-    if pending.server is not None:
+    if pending.server is not None and current(run) != pending.number:  # once it is current, it is done
         try:
-            Server(pending.server).load(served_name(run, pending.number), final / "adapter")
+            Server(pending.server).load(served_name(final), final / "adapter")
         except IloraError:
             final.rename(scratch)
             journal.drop(run)
@@ -73,9 +74,10 @@ def finish(run: Path, pending: Pending) -> None:
     journal.finish(run, pending)
 
 
-def served_name(run: Path, number: int) -> str:
-    """The name under which a server has a release."""
-    return f"{run.resolve().name}-{number}"
+def served_name(release: Path) -> str:
+    """The name under which a server has a release: run, number, and digits that tell it from another of that name."""
+    digest = hashlib.sha256((release / "manifest.json").read_bytes()).hexdigest()
+    return f"{release.resolve().parent.parent.name}-{release.name}-{digest[:8]}"
 
 
 def entries(folder: Path) -> Iterator[str]:

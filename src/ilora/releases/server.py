@@ -38,7 +38,7 @@ class Server:
 
     def unload(self, name: str) -> None:
         """Serve a name no longer; one that is not served is no error. Raises IloraError."""
-        self._ask("unload_lora_adapter", {"lora_name": name}, done="not ")
+        self._ask("unload_lora_adapter", {"lora_name": name}, done="not loaded")
 
     def _ask(self, what: str, body: dict[str, str], *, done: str) -> None:
         """done: what the server's refusal says where there is nothing left to do."""

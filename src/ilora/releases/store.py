@@ -17,6 +17,7 @@ the manifest says so.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +91,15 @@ def release_folder(run: Path, number: int) -> Path:
     return run / "releases" / str(number)
 
 
+def is_number(name: str) -> bool:
+    """Whether a folder's name is a number from 1 on, in plain digits."""
+    return re.fullmatch(r"[1-9][0-9]*", name) is not None
+
+
 def numbers(run: Path) -> list[int]:
     """The numbers of all releases, those that a rollback left behind included, in order."""
     found = (run / "releases").glob("[0-9]*")
-    return sorted(int(path.name) for path in found if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in found if is_number(path.name) and path.is_dir())
 
 
 def list_releases(run: Path) -> list[Manifest]:
@@ -118,7 +124,7 @@ def current(run: Path) -> int | None:
             raise InputError(f"{link} is missing, though there are releases; put it back: {_how_to_link(run, known)}")
         return None
     place = link.readlink()
-    if place.parent != Path("releases") or not place.name.isdigit() or not link.is_dir():
+    if place.parent != Path("releases") or not is_number(place.name) or not link.is_dir():
         raise InputError(f"{link}: leads to {place}, which is no release of this run")
     return int(place.name)
 

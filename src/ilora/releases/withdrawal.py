@@ -18,7 +18,16 @@ from ilora.releases.candidate import places
 from ilora.releases.journal import Pending
 from ilora.releases.manifest import read_manifest
 from ilora.releases.promotion import entries
-from ilora.releases.store import Release, current, line, numbers, point_to, read_release, release_folder
+from ilora.releases.store import (
+    Release,
+    current,
+    is_number,
+    line,
+    numbers,
+    point_to,
+    read_release,
+    release_folder,
+)
 from ilora.training.checkpoint import newest
 from ilora.training.folder import cut_metrics
 
@@ -38,7 +47,7 @@ def prepare(run: Path, number: int | None, *, note: str) -> Pending:
     return Pending(
         what="rollback",
         number=release.number,
-        withdrawn=max((int(path.name) for path in taken if path.name.isdigit()), default=0) + 1,
+        withdrawn=max((int(path.name) for path in taken if is_number(path.name)), default=0) + 1,
         event=event,
     )
 
@@ -84,10 +93,11 @@ def finish(run: Path, pending: Pending, report: Callable[[Path], object]) -> Non
 
 
 def _set_aside(run: Path, place: str, kept: set[str], aside: Path) -> None:
-    """Move what came after the release, and what was measured of it."""
+    """Move what came after the release, and what was measured of it. A file may have been compressed since."""
+    plain = {path.removesuffix(".gz") for path in kept}
     for entry in [*entries(run / place), *MEASURED]:
         path = f"{place}/{entry}".lstrip("/")
-        if path not in kept and (run / path).exists():
+        if path.removesuffix(".gz") not in plain and (run / path).exists():
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             (run / path).rename(aside / path)
     below = (path for path in (run / place / "predictions").rglob("*") if path.is_dir())

@@ -130,7 +130,24 @@ def _notes(runs: Sequence[Results], titles: Sequence[str]) -> dict[str, list[str
         "changes": changes(runs[0]),
         "ended_early": [f"{title}: {note}" for title, run in named for note in ended_early(run.get("phase_steps"))],
         "retired": list(retired(runs[0]).values()),
+        "reading": _reading(runs[0]),
     }
+
+
+def _reading(results: Results) -> list[str]:
+    """How each task's rows were read, where that is not as they stood in its files."""
+    found = []
+    for task in results["tasks"]:
+        told = [f"read as {task['read_as']}"] if task.get("read_as") else []
+        taken = {split: count for split, count in (task.get("split_off") or {}).items() if count}
+        if taken:
+            told.append(
+                f"{' and '.join(f'{count:,} rows for {split}' for split, count in taken.items())} taken from train"
+            )
+        if "test" in taken:
+            told.append("scores on them tell about rows like these, not about a later month")
+        found += [f"{plain(task['name'])}: {plain('; '.join(told), 400)}"] if told else []
+    return found
 
 
 def _unreadable(runs: Sequence[Results]) -> list[tuple[str, list[str]]]:

@@ -37,7 +37,7 @@ class TaskConfig(Section):
         {"train": "train", "eval": "validation", "test": "test"},
         description="our name of a split: the data set's name of it",
     )
-    columns: Columns = Field({}, description=_COLUMNS)
+    columns: Columns | None = Field(None, description=f"{_COLUMNS}; None: those of `data.columns`")
     marker: str | None = Field(
         None, min_length=1, description="for rows that are one text: what stands in it before the answer"
     )
