@@ -158,9 +158,7 @@ class Session:
             where = "after" if done.ended else f"after step {done.task_step} of"
             last = len(self.stream.phases)
             name = self.config.method.name
-            finished = (
-                f"{name}: finished: all {last} tasks are trained; what is missing is measured, nothing is trained again"
-            )
+            finished = f"{name}: finished: all {last} tasks are trained; only what is missing is measured"
             going_on = f"{name}: going on {where} task {done.phase} of {last}"
             self.display.say(finished if done.finished == last else going_on)
         self.accelerator.wait_for_everyone()
