@@ -41,7 +41,7 @@ from ilora.settings import (
     TrainingConfig,
     method_label,
 )
-from ilora.words import INSTEAD, SAME, translated
+from ilora.words import SAME, advice, translated
 
 
 def _method(value: Any) -> Any:
@@ -323,7 +323,9 @@ def problems(error: ValidationError, values: Any, model: type[BaseModel]) -> lis
         key = ".".join(str(part) for part in where) or "(top level)"
         if item["type"] == "extra_forbidden":
             near = did_you_mean(str(where[-1]), _keys_beside(where, values, model))
-            message = f"unknown key; {INSTEAD[where[-1]]}" if where[-1] in INSTEAD else f"unknown key{near}"
+            message = f"unknown key{advice(str(where[-1]), model) or near}"
+        elif item["type"] in ("dict_type", "model_type", "model_attributes_type"):
+            message = f"expected a mapping with keys of its own, found {item['input']!r}"
         else:
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] != "missing" and type(item["input"]) in (str, int, float, type(None)):

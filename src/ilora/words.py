@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from ilora.errors import InputError
 
 # Words of other tools, and of those who leave a section out: what they mean here.
@@ -22,7 +24,11 @@ SAME = {
     "training.save_steps": "training.checkpoint_every",
     "logging_steps": "training.log_every",
     "training.logging_steps": "training.log_every",
+    "rank": "adapter.r",
+    "lora_r": "adapter.r",
     "lora_rank": "adapter.r",
+    "lora_target_modules": "adapter.target_modules",
+    "model_name_or_path": "model.name",
     "lora_alpha": "adapter.alpha",
     "lora_dropout": "adapter.dropout",
     "adapter.rank": "adapter.r",
@@ -49,10 +55,32 @@ INSTEAD = {
     "lr_scheduler_type": "training.schedule is constant, linear or cosine",
     "start_from": "adapter.start_from is the adapter that the run and its contrast runs start from",
     "memory_from": "data.start_rows are the rows that enter the memory before the first task",
+    "memory_size": "method.memory_size is that of a method with a memory",
+    "load_in_4bit": "model.quantization is none, 8bit or 4bit",
+    "load_in_8bit": "model.quantization is none, 8bit or 4bit",
+    "optimizer": "it is AdamW; training has learning_rate, weight_decay and schedule",
+    "optim": "it is AdamW; training has learning_rate, weight_decay and schedule",
     "output_dir": "the folder is given as --out",
     "bf16": "model.dtype is bfloat16 or float32",
     "fp16": "model.dtype is bfloat16 or float32",
 }
+
+
+def advice(word: str, model: type[BaseModel]) -> str:
+    """What to write in place of an unknown key at the top level; empty where nothing is known of it.
+
+    model: that of the whole configuration, whose sections may have the key.
+    """
+    if word in INSTEAD:
+        return f"; {INSTEAD[word]}"
+    sections = [
+        f"{section}.{word}"
+        for section, field in model.model_fields.items()
+        if isinstance(field.annotation, type)
+        and issubclass(field.annotation, BaseModel)
+        and word in field.annotation.model_fields
+    ]
+    return f"; it is {' or '.join(sections)}" if sections else ""
 
 
 def translated(values: Mapping[str, Any]) -> dict[str, Any]:
