@@ -100,7 +100,7 @@ def test_all_problems_are_in_one_message() -> None:
         ("adapter.dropout=1", r"adapter\.dropout: .*less than 1 \(got 1\)"),
         ("training.learning_rate=.inf", r"training\.learning_rate: .*finite"),
         ("training.schedule=cosin", r"training\.schedule: .*'constant', 'linear' or 'cosine' \(got 'cosin'\)"),
-        ("model=3", r"model: .*\(got 3\)"),
+        ("model=3", r"model: .*mapping.* found 3"),
         ("method={name: ilora, ema_decay: 2}", r"method\.ema_decay: .*less than or equal to 1 \(got 2\)"),
         ("method=5", r"method: give a method's name, or a mapping"),
         ("contrast=[er, er]", r"contrast: a method stands twice"),

@@ -40,6 +40,7 @@ SAME = {
     "columns": "data.columns",
     "marker": "data.marker",
     "template": "data.template",
+    "memory_size": "method.memory_size",
 }
 # Those without a counterpart of the same meaning: what to use.
 INSTEAD = {
@@ -55,7 +56,6 @@ INSTEAD = {
     "lr_scheduler_type": "training.schedule is constant, linear or cosine",
     "start_from": "adapter.start_from is the adapter that the run and its contrast runs start from",
     "memory_from": "data.start_rows are the rows that enter the memory before the first task",
-    "memory_size": "method.memory_size is that of a method with a memory",
     "load_in_4bit": "model.quantization is none, 8bit or 4bit",
     "load_in_8bit": "model.quantization is none, 8bit or 4bit",
     "optimizer": "it is AdamW; training has learning_rate, weight_decay and schedule",
