@@ -282,6 +282,9 @@ def test_no_rows_are_passed_over(tmp_path: Path) -> None:
     folder(tmp_path / "mix", "mar.csv")
     with pytest.raises(InputError, match=r"mix: feb, mar.csv would be passed over beside its task folders"):
         task_places(tmp_path / "mix")
+    (tmp_path / "mix" / "mar.csv").unlink()
+    (tmp_path / "mix" / "feb" / "config.yaml").touch()  # a run's folder is none of the data
+    assert list(task_places(tmp_path / "mix")) == ["jan"]
     folder(tmp_path / "hub", "train-00000-of-00001.jsonl", "test-00000-of-00001.jsonl")
     for look in (task_places, task_files):
         with pytest.raises(InputError, match=r"test-00000-of-00001.jsonl: is it a part of a split"):

@@ -84,6 +84,7 @@ def task_places(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; expected rows, or a folder with one for each task")
     inner = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    inner = [entry for entry in inner if not (entry / "config.yaml").is_file()]  # a run's folder
     found = [folder for folder in inner if _has_splits(folder)]
     loose = _not_of_a_split(data_files(path)) + [d for d in inner if d not in found and data_files(d)]
     if found:
