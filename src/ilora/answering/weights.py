@@ -97,7 +97,7 @@ class RunWeights:
         return self._read(label, variant or self.answering)
 
     def _of_release(self, number: str) -> Adapter:
-        if not number.isdigit():
+        if not number.isdecimal():
             raise InputError(f"release {number!r}: a number is needed, such as release:1")
         release = read_release(self.run, int(number))
         if release.adapter is None:

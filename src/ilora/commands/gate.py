@@ -10,9 +10,8 @@ from ilora.files import locked, write_atomic
 from ilora.gates.decision import decide, judge_of, read_gate, write_gate
 from ilora.gates.outputs import as_junit, as_markdown
 from ilora.gates.rules import read_rules
-from ilora.releases.candidate import phase_label, phase_names
 from ilora.releases.store import PENDING
-from ilora.results.reader import read_results
+from ilora.results.reader import phase_labels, read_results
 
 __all__ = ["gate", "read_gate", "write_outputs"]
 
@@ -50,7 +49,7 @@ def _keep(run: Path, decision: dict[str, Any]) -> None:
     """Write gate.json, and the report that begins with it. A decision on an earlier phase is not kept."""
     from ilora.report.html import write_report  # here: it draws, so it takes longer to import than to decide
 
-    if decision["phase"] != phase_label(phase_names(read_results(run))):
+    if decision["phase"] != phase_labels(read_results(run))[-1]:
         return
     write_gate(run, decision)
     if (run / "report.html").is_file():

@@ -9,11 +9,10 @@ from ilora.errors import IloraError
 from ilora.gates.decision import brief, read_gate
 from ilora.releases import change
 from ilora.releases import history as months
-from ilora.releases.candidate import phase_label, phase_names
 from ilora.releases.deletion import Left
 from ilora.releases.store import Release
 from ilora.report.html import write_report
-from ilora.results.reader import read_results
+from ilora.results.reader import phase_labels, read_results
 
 
 def promote(
@@ -50,7 +49,7 @@ def _gate(run: Path, *, force: bool) -> dict[str, Any] | None:
     """
     if not (run / "results.json").is_file():
         return None
-    label, kept = phase_label(phase_names(read_results(run))), read_gate(run)
+    label, kept = phase_labels(read_results(run))[-1], read_gate(run)
     if kept is None or kept["phase"] != label:
         return None
     decision = read_gate(run, label)

@@ -39,7 +39,7 @@ def read_rows(
     chosen = selection.choose(lambda: tables.count(path)) if selection else None
     rows = collect(found, reader, str(path), chosen=chosen, selection=selection)
     if selection is not None:
-        selection.read_as += [form for form in reader.read_as if form not in selection.read_as]
+        selection.note(reader.read_as)
     return rows
 
 
@@ -191,7 +191,7 @@ def read_hub(
     chosen = selection.choose(lambda: len(data)) if selection else None
     rows = collect(entries, reader, place, chosen=chosen, selection=selection)
     if selection is not None:
-        selection.read_as += [form for form in reader.read_as if form not in selection.read_as]
+        selection.note(reader.read_as)
     return rows
 
 

@@ -31,6 +31,10 @@ class Selection:
     answers: list[str] = field(default_factory=list)
     read_as: list[str] = field(default_factory=list)
 
+    def note(self, forms: Sequence[str]) -> None:
+        """Remember the forms of a file's rows."""
+        self.read_as += [form for form in forms if form not in self.read_as]
+
     def choose(self, count: Callable[[], int]) -> list[int] | None:
         """The indices to keep, sorted; None for all. `count` tells the number of rows, and is asked only if needed."""
         if self.size is None or self.size >= (total := count()):

@@ -59,7 +59,7 @@ class Stages:
     def find(self, name: str) -> Side | None:
         """The stage of a name: `2`, `02-fomc`, `fomc`, `base` or `0`, `release:3`; None where there is none."""
         kind, _, number = name.partition(":")
-        if kind == "release" and number.isdigit():
+        if kind == "release" and number.isdecimal():
             name = _phase_of_release(self.run, int(number))
         for label in self.labels:
             number, _, task = label.partition("-")

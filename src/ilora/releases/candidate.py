@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ilora.config import read_yaml
-from ilora.data.task import Phase
 from ilora.errors import InputError
-from ilora.results.reader import Results, read_results
+from ilora.results.reader import Results, phase_labels, phase_names, read_results
 from ilora.results.scores import contrast_folder
 from ilora.training.checkpoint import load_latest
 
@@ -65,20 +64,9 @@ def candidate(run: Path) -> Candidate:
     """The last finished phase of a run. Raises InputError where the run is not finished, or its state is damaged."""
     parts = tuple(_part(run, place) for place in places(run))
     results = parts[0].results
-    names = phase_names(results)
     if len({tuple(phase_names(part.results)) for part in parts}) > 1:
         raise InputError(f"{run}: its contrast runs have other phases; `ilora resume {run}` first")
-    return Candidate(run, phase_label(names), parts)
-
-
-def phase_names(results: Results) -> list[str]:
-    """The names of a run's phases."""
-    return list(results.get("phases") or [task["name"] for task in results["tasks"]])
-
-
-def phase_label(names: list[str]) -> str:
-    """The label of the last phase, as file names have it: `03-fomc`."""
-    return Phase(len(names), names[-1], ()).label
+    return Candidate(run, phase_labels(results)[-1], parts)
 
 
 def _part(run: Path, place: str) -> Part:

@@ -19,11 +19,11 @@ from ilora.files import flush_folder, write_atomic
 from ilora.model.names import cache_folder
 from ilora.registry import did_you_mean
 from ilora.releases import journal, redaction
-from ilora.releases.candidate import phase_label, phase_names, places
+from ilora.releases.candidate import places
 from ilora.releases.journal import Deletion, Event
 from ilora.releases.manifest import redact
 from ilora.releases.store import current, numbers, read_release, release_folder
-from ilora.results.reader import read_results, task_labels
+from ilora.results.reader import phase_labels, read_results, task_labels
 from ilora.stream import BEFORE
 from ilora.training import checkpoint as checkpoints
 from ilora.training import keep
@@ -63,7 +63,7 @@ def prepare(run: Path, task: str) -> tuple[Deletion, Left]:
         time=journal.now(),
         event="forget",
         release=current(run),
-        phase=phase_label(phase_names(results)),
+        phase=phase_labels(results)[-1],
         tasks=[name],
         scores={"summary": variant.get("summary"), "tasks": last},
         ilora=journal.version(),

@@ -11,12 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ilora.present.numbers import plain, points
-from ilora.releases.candidate import phase_label, phase_names
 from ilora.releases.journal import events
 from ilora.releases.manifest import Manifest
 from ilora.releases.store import Release, current, line, list_releases, release_folder
 from ilora.results.matrix import forgetting, mean_of_all, overall_performance, still_scored
-from ilora.results.reader import Results, matrix, read_results, retired
+from ilora.results.reader import Results, matrix, phase_labels, phase_names, read_results, retired
 
 _COLUMNS = ("phase", "tasks", "date", "score", "mean", "forgotten", "release", "gate", "state")
 _NUMBERS = ("score", "mean", "forgotten", "release")
@@ -51,7 +50,7 @@ def history(run: Path) -> dict[str, Any]:
 def _month(run: Path, results: Results, number: int, manifest: Manifest | None, now: int | None) -> dict[str, Any]:
     """A line of the table. number: of the phase, from 1."""
     names, rows = phase_names(results)[:number], matrix(results, results["answers_with"])
-    label, joint = phase_label(names), results.get("stream") == "joint"
+    label, joint = phase_labels(results)[number - 1], results.get("stream") == "joint"
     tasks = [task["name"] for task in results["tasks"]]
     row = rows[number - 1] if number <= len(rows) else [None] * len(tasks)
     counted = still_scored(rows[:number], retired(results))

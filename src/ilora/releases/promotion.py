@@ -14,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 from ilora.errors import IloraError, InputError
 from ilora.files import flush_folder, flush_tree, link_or_copy, write_flushed
 from ilora.releases import journal
-from ilora.releases.candidate import Candidate, Part, phase_names
+from ilora.releases.candidate import Candidate, Part
 from ilora.releases.card import card
 from ilora.releases.journal import Pending
 from ilora.releases.manifest import read_manifest, write_manifest
 from ilora.releases.server import Server
 from ilora.releases.store import current, list_releases, numbers, point_to, release_folder
+from ilora.results.reader import phase_names
 
 GROWING = ("adapters", "trajectory", "data", "contrast")  # folders of a run that get entries with time
 

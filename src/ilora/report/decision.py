@@ -13,9 +13,8 @@ from ilora.gates.decision import read_gate
 from ilora.gates.outputs import HEAD, lines, parts
 from ilora.present.figures import COLOURS, as_svg, new_figure, short_name
 from ilora.present.numbers import plain, points
-from ilora.releases.candidate import phase_label, phase_names
 from ilora.releases.history import history
-from ilora.results.reader import Results
+from ilora.results.reader import Results, phase_labels
 
 _MARKS = {"current": ("o", "current release"), "released": ("D", "earlier release"), "withdrawn": ("X", "withdrawn")}
 
@@ -31,7 +30,7 @@ def decision(run: Path, results: Results) -> dict[str, Any]:
     months: Mapping[str, Any] = {"phases": [], "current": None}
     try:
         months = history(run)
-        found = read_gate(run, phase_label(phase_names(results))) if results.get("complete") else None
+        found = read_gate(run, phase_labels(results)[-1]) if results.get("complete") else None
     except InputError as error:  # the page of a run must not depend on the state of its releases
         problem = plain(str(error))
     return {

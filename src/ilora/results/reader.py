@@ -79,12 +79,17 @@ def changes(results: Results) -> list[str]:
     return found
 
 
-def phase_labels(results: Results) -> list[str]:
-    """The labels of the phases in order, as file names have them: `02-fomc`. Raises InputError for a damaged name."""
+def phase_names(results: Results) -> list[str]:
+    """The names of the phases in order."""
     names = results.get("phases")  # a run of an older version does not say
     if names is None:
         names = ["joint"] if results.get("stream") == "joint" else [task["name"] for task in results["tasks"]]
-    return [Phase(number, str(name), ()).label for number, name in enumerate(names, 1)]
+    return list(map(str, names))
+
+
+def phase_labels(results: Results) -> list[str]:
+    """The labels of the phases in order, as file names have them: `02-fomc`. Raises InputError for a damaged name."""
+    return [Phase(number, name, ()).label for number, name in enumerate(phase_names(results), 1)]
 
 
 def deleted(results: Results) -> dict[int, str]:
