@@ -22,9 +22,8 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture
-def ilora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """`ilora ...` in this process, in the test's own folder."""
-    monkeypatch.chdir(tmp_path)
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`ilora ...` in this process."""
 
     def call(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["ilora", *map(str, arguments)])
@@ -38,6 +37,13 @@ def ilora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         return Done(code, shown.out, shown.err)
 
     return call
+
+
+@pytest.fixture
+def ilora(typed: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """`ilora ...` in this process, in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    return typed
 
 
 @pytest.fixture

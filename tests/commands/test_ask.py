@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from ilora.answering.answerer import Answerer
-from ilora.cli import main
 from ilora.connectivity import landscape
 from ilora.results.scores import read_records
+from tests.command import Command
+from tests.processes import Done
 
 Conversation = Callable[..., list[str]]
+Ask = Callable[..., Done]
 
 
 class Typed(io.StringIO):
@@ -26,26 +28,15 @@ class Typed(io.StringIO):
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def ask(typed: Command, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """`ilora ask ...` in this process, with these lines as its input."""
 
-    def call(*arguments: object, lines: list[str] | None = None, typed: bool = False) -> tuple[int, str, str]:
+    def call(*arguments: object, lines: list[str] | None = None, by_hand: bool = False) -> Done:
         text = "".join(f"{line}\n" for line in lines or [])
-        monkeypatch.setattr(sys, "stdin", Typed(text) if typed else io.StringIO(text))
-        monkeypatch.setattr(sys, "argv", ["ilora", "ask", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
+        monkeypatch.setattr(sys, "stdin", Typed(text) if by_hand else io.StringIO(text))
+        return typed("ask", *arguments)
 
     return call
-
-
-Ask = Callable[..., tuple[int, str, str]]
 
 
 def answer_of(finished: Path, file: str) -> tuple[str, str]:
@@ -121,7 +112,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Answerer, "reply", stopped)
-    code, out, _ = ask(finished, lines=[prompt, prompt], typed=True)
+    code, out, _ = ask(finished, lines=[prompt, prompt], by_hand=True)
     assert code == 0
     assert shown(answer) in out
     monkeypatch.setattr(Answerer, "reply", stopped)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from ilora import run
-from ilora.cli import main
 from ilora.config import load_config
 from ilora.connectivity import choose, connect, files, path_job, sources, space
 from ilora.connectivity import evaluate as evaluation
@@ -28,28 +26,15 @@ from ilora.report.html import write_report
 from ilora.results.scores import read_records
 from ilora.stream import readers
 from ilora.training.checkpoint import load_latest
+from tests.command import Command
 from tests.connectivity.conftest import random_adapter
 from tests.helpers import MakeConfig, write_task
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def ilora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`ilora ...` in this process: exit code, output, error output."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ilora", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return call
+def ilora(typed: Command) -> Command:
+    """`ilora ...` in this process, wherever the tests were started."""
+    return typed
 
 
 @pytest.fixture

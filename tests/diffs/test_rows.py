@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ilora.cli import main
 from ilora.diffs.groups import groups
 from ilora.diffs.rows import changes
 from ilora.diffs.sides import both_sides
@@ -19,6 +18,7 @@ from ilora.errors import InputError
 from ilora.releases.manifest import write_manifest
 from ilora.releases.store import point_to
 from ilora.report.html import write_report
+from tests.command import Command
 from tests.report.fake_run import results, write_run
 
 Records = list[dict[str, Any]]
@@ -60,22 +60,8 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ilora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ilora", "diff", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return call
-
-
-Command = Callable[..., tuple[int, str, str]]
+def ilora(typed: Command) -> Command:
+    return partial(typed, "diff")
 
 
 def numbers(rows: list[Any]) -> list[int]:
