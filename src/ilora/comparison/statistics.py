@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 LEVEL = 0.95
 LEAST_PAIRS = 3  # under that no verdict: two pairs that agree do so by chance too often
@@ -56,7 +56,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     mean, n = math.fsum(values) / len(values), len(values)
     if n == 1:
         return Interval(mean, None, None, 1)
-    half = float(stats.t.isf((1 - LEVEL) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 
 

@@ -157,12 +157,19 @@ def _passes(method: Method[Any], rows: list[Example]) -> Tensor:
     engine, position, totals = method.engine, method.position, Totals.of(rows)
     loss = torch.zeros((), device=engine.device)
     for number, batch in enumerate(engine.micro_batches(rows)):
-        torch.manual_seed(position.key("dropout", position.step, number, engine.accelerator.process_index))
+        _seed(engine.device, position.key("dropout", position.step, number, engine.accelerator.process_index))
         share = method.loss(batch, totals)
         share.backward()  # type: ignore[no-untyped-call]
         engine.passes["backward"] += len(batch.examples)
         loss += share.detach()
     return loss
+
+
+def _seed(device: torch.device, key: int) -> None:
+    """`torch.manual_seed` for the CPU and this device alone: for others it notes the stack, 0.7 ms each time."""
+    torch.default_generator.manual_seed(key)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed_all(key)
 
 
 @torch.no_grad()
