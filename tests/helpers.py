@@ -110,6 +110,8 @@ def snapshot(model: PeftModel, name: str) -> dict[str, Tensor]:
 
 # What a test that looks at weights alone leaves out of the evaluation.
 FEW_SCORES = ("evaluation.zero_shot=false", "evaluation.unseen=none")
+# The shortest stream on which a method still does all that it can: two steps per epoch, four per task.
+SMALL = (*FEW_SCORES, "evaluation.max_new_tokens=2", "data.limit.train=16", "data.limit.test=2")
 
 
 # -- a run, driven by hand ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ilora import RunResult, run
-from tests.helpers import FEW_SCORES, MakeConfig, WholeRun, settings
+from tests.helpers import SMALL, MakeConfig, WholeRun, settings
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def whole_run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory)
     def get(name: str) -> RunResult:
         if name not in made:
             folder = tmp_path_factory.mktemp("whole") / name
-            made[name] = run(make_config(*FEW_SCORES, method=settings(name)), folder, quiet=True)
+            made[name] = run(make_config(*SMALL, method=settings(name)), folder, quiet=True)
         return made[name]
 
     return get
