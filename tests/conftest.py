@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -42,6 +44,21 @@ def _quick() -> Iterator[None]:
 def report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of this test write their report.html."""
     monkeypatch.setattr("ilora.runner.write_report", write_report)
+
+
+@pytest.fixture
+def sketched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are empty: what matplotlib takes to render one is more than all else of a page. `drawn` is for the
+    tests that look at them.
+    """
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(FigureCanvasSVG, "print_svg", lambda _, file, **__: file.write(b"<svg></svg>"))
+        monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda _, file, **__: file.write(b"\x89PNG"))
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Pictures of this test are rendered."""
 
 
 @pytest.fixture(scope="session")

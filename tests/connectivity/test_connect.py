@@ -16,12 +16,13 @@ from transformers import LlamaForCausalLM
 
 from ilora import run
 from ilora.config import load_config
-from ilora.connectivity import choose, connect, files, path_job, sources, space
+from ilora.connectivity import choose, connect, files, path_job, pictures, sources, space
 from ilora.connectivity import evaluate as evaluation
 from ilora.connectivity import landscape as landscapes
 from ilora.connectivity.landscape import Landscape
 from ilora.connectivity.sources import file_name
 from ilora.errors import InputError
+from ilora.present.figures import new_figure
 from ilora.report.html import write_report
 from ilora.results.scores import read_records
 from ilora.stream import readers
@@ -43,10 +44,11 @@ def tiny_run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-@pytest.fixture
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pictures: they take longer than the rest of a tiny run."""
-    monkeypatch.setattr("ilora.connectivity.pictures.drawings", lambda _result: {})
+@pytest.fixture(autouse=True)
+def _quick(sketched: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report after each command; `report` is for the tests that look at it."""
+    if "report" not in request.fixturenames:
+        monkeypatch.setattr("ilora.commands.connect.write_report", lambda _run: None)
 
 
 def load(folder: Path, pattern: str) -> dict[str, Any]:
@@ -62,7 +64,6 @@ def test_the_run_of_these_tests_tells_scores_apart(finished: Path) -> None:
     assert len(set(scores)) >= 4
 
 
-@pytest.mark.usefixtures("_undrawn")
 def test_the_ends_of_a_path_answer_as_the_run_did(
     tiny_run: Path, ilora: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +88,6 @@ def test_the_ends_of_a_path_answer_as_the_run_did(
         assert any(answers[one, task] != answers[two, task] for task in ("one", "two"))  # exchanged, they would show
 
 
-@pytest.mark.usefixtures("_undrawn")
 def test_the_ends_of_a_path_score_as_the_run_did(tiny_run: Path, ilora: Command) -> None:
     code, out, err = ilora("connect", tiny_run, "--points", 3, "--paths", "factors,spherical,bezier:delta",
                            "--bend-steps", 3)  # fmt: skip
@@ -118,7 +118,18 @@ def test_the_ends_of_a_path_score_as_the_run_did(tiny_run: Path, ilora: Command)
     assert "index.html" in out
 
 
-def test_pictures_and_pages_are_written_and_hold_no_live_text(tiny_run: Path, ilora: Command) -> None:
+@pytest.mark.usefixtures("drawn", "report")
+def test_pictures_and_pages_are_written_and_hold_no_live_text(
+    tiny_run: Path, ilora: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pictures.drawings
+
+    def of_one_pair(result: dict[str, Any]) -> dict[str, Any]:
+        """The other pairs' pictures are blank: three of a kind take three times as long."""
+        found, first = whole(result), result["ends"][0]["label"]
+        return found if first == "02-two/fast" else dict.fromkeys(found, lambda: new_figure(1, 1))
+
+    monkeypatch.setattr(pictures, "drawings", of_one_pair)
     code, _, err = ilora("connect", tiny_run, "--points", 3, "--paths", "delta", "--similarity", "--quiet")
     assert code == 0, err
     folder = tiny_run / "connectivity"
@@ -148,6 +159,7 @@ def test_pictures_and_pages_are_written_and_hold_no_live_text(tiny_run: Path, il
     assert early["along"] == similar["along"]
 
 
+@pytest.mark.usefixtures("report")
 def test_what_is_there_is_kept_and_never_overwritten(
     tiny_run: Path, ilora: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +173,6 @@ def test_what_is_there_is_kept_and_never_overwritten(
     code, _, err = ilora("connect", tiny_run, "--points", 2, "--paths", "delta", "--rows", 3)
     assert code == 2
     assert "exists, made with other settings, tasks; --out names another folder" in err
-    assert {path: path.read_bytes() for path in (tiny_run / "connectivity").iterdir()} == before
     assert {path: path.read_bytes() for path in (tiny_run / "connectivity").iterdir()} == before
     # Other results beside it are no change of it.
     code, _, err = ilora(*command, "--paths", "delta,chain", "--bend-steps", 1, "--plane", "--grid", 2, "--space",
@@ -185,13 +196,12 @@ def test_what_a_result_depends_on(change: str, finished: Path) -> None:
     assert sources.Origins(source.config).of(source.pairs[0].ends, tasks[:1], {}) != before
 
 
-@pytest.mark.usefixtures("_undrawn")
 def test_after_a_task_is_added_all_pairs_go_on(tiny_run: Path, ilora: Command, data: Path) -> None:
     command = ("connect", tiny_run, "--pairs", "all", "--points", 2, "--paths", "delta", "--similarity", "--quiet")
     assert ilora(*command)[0] == 0
     folder = tiny_run / "connectivity"
     before = {path: path.read_bytes() for path in folder.glob("*.json")}
-    assert ilora("add", tiny_run, data / "three", "--quiet")[0] == 0
+    assert ilora("add", tiny_run, data / "three", "training.epochs=1", "--quiet")[0] == 0
     code, _, err = ilora(*command)
     assert code == 0, err
     assert {path: path.read_bytes() for path in before} == before
@@ -258,7 +268,6 @@ def test_adapters_of_any_origin_and_rank(tiny_model: Path, data: Path, tmp_path:
     assert [path.name for path in (tmp_path / "default").glob("path-*.json")] == ["path-a--b-linear-delta.json"]
 
 
-@pytest.mark.usefixtures("_undrawn")
 def test_a_run_whose_rank_grows_goes_in_delta(make_config: MakeConfig, tmp_path: Path, ilora: Command) -> None:
     """O-LoRA leaves the sum of all tasks' adapters: every end, and every stage of the trail, has a rank of its own."""
     place = run(make_config("training.epochs=1", method={"name": "olora"}), tmp_path / "run", quiet=True).path
@@ -280,7 +289,6 @@ def test_a_run_whose_rank_grows_goes_in_delta(make_config: MakeConfig, tmp_path:
     assert "the space `delta` takes any two adapters" in err
 
 
-@pytest.mark.usefixtures("_undrawn")
 def test_labels_that_look_alike_do_not_share_a_file(
     tiny_model: Path, data: Path, tmp_path: Path, ilora: Command
 ) -> None:
@@ -308,11 +316,10 @@ def test_labels_of_one_command_are_told_apart(tmp_path: Path) -> None:
     assert len({sources.file_name(label) for label in many}) == 3
 
 
-@pytest.mark.usefixtures("_undrawn")
 def test_a_bend_is_kept_and_its_path_can_be_evaluated(
     tiny_run: Path, ilora: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("connect", tiny_run, "--points", 3, "--paths", "bezier", "--bend-steps", 30)
+    command = ("connect", tiny_run, "--points", 3, "--paths", "bezier", "--bend-steps", 10)
     code, _, err = ilora("evaluate", tiny_run, "--at", 0.5, "--path", "bezier")
     assert code == 2
     assert "no trained bend between 01-one/slow and 02-two/slow; `ilora connect" in err
@@ -413,6 +420,7 @@ def test_bad_input_is_refused_and_nothing_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("report")
 def test_select_never_sees_test_rows_and_writes_an_adapter(
     tiny_run: Path, ilora: Command, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,7 +557,6 @@ def test_a_foreign_or_damaged_file_is_named_before_anything_is_computed(
     assert f"path-x.json: {message}" in err
 
 
-@pytest.mark.usefixtures("_undrawn")
 def test_a_result_whose_inside_is_damaged_is_named(tiny_run: Path, ilora: Command) -> None:
     command = ("connect", tiny_run, "--points", 2, "--paths", "delta", "--rows", 2)
     assert ilora(*command)[0] == 0

@@ -14,6 +14,8 @@ from ilora.report.decision import decision, months_svg
 from ilora.report.html import write_report
 from ilora.results.reader import read_results
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 
 @pytest.fixture
 def own(finished: Path, tmp_path: Path) -> Path:

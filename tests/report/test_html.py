@@ -19,6 +19,8 @@ from tests.report.fake_run import (
     write_run,
 )
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 ATTACK = "</svg></title></style></pre><script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
@@ -54,6 +56,7 @@ def test_settings_that_changed_are_named_and_inert(tmp_path: Path) -> None:
     assert "script" not in page.tags
 
 
+@pytest.mark.usefixtures("drawn")
 def test_page_of_a_run_with_a_contrast_run(tmp_path: Path) -> None:
     run = write_demo(tmp_path / "demo")
     path = write_report(run)
@@ -79,6 +82,7 @@ def test_page_has_the_numbers_of_the_table(tmp_path: Path) -> None:
     assert "sequential 48.7 −56.5 56.5 – 86.3" in text
 
 
+@pytest.mark.usefixtures("drawn")
 def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     page = Page(write_report(write_demo(tmp_path / "demo")))
     assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & set(page.tags)
@@ -89,6 +93,7 @@ def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert not re.search(r"url\((?!#)", page.source)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_hostile_text_is_inert_wherever_it_comes_from(tmp_path: Path) -> None:
     main, other = three_tasks()
     for content in (main, other):
@@ -145,7 +150,7 @@ def test_examples_of_what_was_forgotten(tmp_path: Path) -> None:
 def test_examples_are_capped_and_long_prompts_lose_their_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for figure in ("bars_svg", "curves_svg", "heatmap_svg"):  # of 28 tasks they take ten seconds
+    for figure in ("bars_svg", "curves_svg", "heatmap_svg"):  # of 28 tasks they take long, even when not rendered
         monkeypatch.setattr(f"ilora.report.html.{figure}", lambda *_, **__: None)
     count = 28
     rows = [[None if k < i else 0.9 if k == i else 0.1 for i in range(count)] for k in range(count)]
@@ -260,6 +265,7 @@ def test_no_row_was_cut(tmp_path: Path) -> None:
     assert "None: every row fitted." in Page(write_report(write_demo(tmp_path / "demo"))).text
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_same_run_gives_the_same_bytes_and_leaves_no_other_file(tmp_path: Path) -> None:
     run = write_demo(tmp_path / "demo")
     before = {path.name for path in run.iterdir()}
@@ -277,6 +283,7 @@ def test_line_separators_inside_a_text_do_not_split_its_line(tmp_path: Path) -> 
     assert "3 of 40 test rows" in Page(write_report(run)).text
 
 
+@pytest.mark.usefixtures("drawn")
 def test_twenty_tasks_stay_small(tmp_path: Path) -> None:
     run = write_demo(tmp_path / "demo", 20)
     assert write_report(run).stat().st_size < 1_500_000

@@ -11,6 +11,8 @@ from ilora.errors import InputError
 from ilora.report import write_report
 from tests.report.fake_run import three_tasks, write_demo, write_run
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 
 def edit(path: Path, **changes: Any) -> None:
     content = json.loads(path.read_text(encoding="utf-8")) | changes

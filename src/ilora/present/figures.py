@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from ilora.present.numbers import plain
@@ -50,22 +53,28 @@ _STYLE = {
 }
 
 
-def _saved(draw: Callable[[], Figure], name: str, **how: Any) -> bytes:
-    buffer = io.BytesIO()
+@contextmanager
+def _styled(name: str) -> Iterator[io.BytesIO]:
+    """A file to print a figure into, in our style. A canvas is told to print, since `savefig` draws each figure twice."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        draw().savefig(buffer, **how)
-    return buffer.getvalue()
+        yield io.BytesIO()
 
 
 def as_png(draw: Callable[[], Figure]) -> bytes:
     """What `draw` draws, in our style, at 200 dots per inch."""
-    return _saved(draw, "png", format="png", dpi=200, metadata={"Software": None})
+    with _styled("png") as file:
+        figure = draw()
+        figure.set_dpi(200)
+        FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+    return file.getvalue()
 
 
 def as_svg(name: str, draw: Callable[[], Figure]) -> str:
     """What `draw` draws, in our style, as an `<svg>` element whose ids begin with `name`."""
-    text = _saved(draw, name, format="svg", metadata={"Date": None, "Creator": None}).decode()
+    with _styled(name) as file:
+        FigureCanvasSVG(draw()).print_svg(file, metadata={"Date": None, "Creator": None})
+    text = file.getvalue().decode()
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # Several figures stand in one page, where an id must be unique.
     text = _SVG_ID.sub(lambda match: f"{match[0]}{name}-", text)
