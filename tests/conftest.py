@@ -17,8 +17,14 @@ from ilora import run
 from ilora.config import Config, load_config
 from ilora.report import write_report
 from tests.helpers import MakeConfig, task_rows, write_task
+from tests.processes import begin_forks, leave_out_slow
 
 pytest_plugins = ("tests.command",)  # the fixtures `ilora`, `refused` and `config`
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not session.config.pluginmanager.has_plugin("dsession"):  # pytest-xdist's own process runs no test
+        begin_forks()
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +35,10 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick() -> Iterator[None]:
-    """Runs leave out what takes longer than a tiny run: report.html (`report` is for the tests that look at it), PEFT's
-    model cards, and the disk's confirmation of each file.
-    """
+    """One thread, and no report (`report` is for the tests that look at it) or other slow thing."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ilora.runner.write_report", lambda _path: None)
-        patch.setattr("peft.PeftModel.create_or_update_model_card", lambda *_: None)
-        patch.setattr("os.fsync", lambda _file: None)
+        leave_out_slow(patch)
         yield
 
 

@@ -1,4 +1,7 @@
-"""The command in processes of its own, for tests that kill, signal or start several of them."""
+"""The command in processes of its own, for tests that kill, signal or start several of them.
+
+All but one or two of them are forked from a copy of the tests' own process, which has imported everything.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,44 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 import yaml
 
 from ilora.cli import main
 from ilora.config import Config
 
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["ilora.runner", "tests.processes"])
+forks.set_forkserver_preload(["ilora.runner"])
+
+
+def begin_forks() -> None:
+    """Start the server of forks as a copy of this process: a new interpreter would import torch again, for 9 s.
+
+    To be called before torch has computed anything here: its threads are not copied.
+    """
+    resource_tracker.ensure_running()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multiprocessing.util.spawnv_passfds", _copy_of_this_process)
+        forkserver.ensure_running()
+
+
+def _copy_of_this_process(_path: bytes, arguments: Sequence[str], kept: Sequence[int]) -> int:
+    """What an interpreter started with `-c program` would do, with these file descriptors; returns its process id."""
+    if child := os.fork():
+        return child
+    try:
+        for low, high in pairwise([2, *sorted(kept), os.sysconf("SC_OPEN_MAX")]):
+            os.closerange(low + 1, high)  # else the end of the tests' process, or a full pipe, would go unnoticed
+        exec(arguments[-1])
+    finally:
+        os._exit(1)
 
 
 class Done(NamedTuple):
@@ -46,6 +75,15 @@ def ilora_process(*arguments: object, **environment: str) -> Done:
         check=False,
     )
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def leave_out_slow(patch: pytest.MonkeyPatch) -> None:
+    """Runs leave out what takes longer than a tiny run: report.html, PEFT's model cards, and the disk's confirmation of
+    each file.
+    """
+    patch.setattr("ilora.runner.write_report", lambda _path: None)
+    patch.setattr("peft.PeftModel.create_or_update_model_card", lambda *_: None)
+    patch.setattr("os.fsync", lambda _file: None)
 
 
 Moment = Callable[[Path], bool]
@@ -76,10 +114,11 @@ def _commands(commands: Sequence[Sequence[str]], log: Path, environment: dict[st
     """`ilora ...`, one after the other, with their output in `log.out` and `log.err`."""
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        setattr(sys, f"std{name}", open(number, "w", buffering=1, closefd=False))  # noqa: SIM115
     os.environ.update(environment)
+    torch.set_num_threads(1)  # two spin while they wait for each other
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ilora.runner.write_report", lambda _path: None)  # as in the tests' own process
-        patch.setattr("peft.PeftModel.create_or_update_model_card", lambda *_: None)
+        leave_out_slow(patch)
         if broken is not None:
             patch.setattr(broken, _break)
         for number, arguments in enumerate(commands, 1):
