@@ -32,6 +32,7 @@ from ilora import run as train
 from ilora.model.load import resolve
 from ilora.releases import change
 from ilora.releases.history import history
+from ilora.releases.opening import open_run
 from ilora.releases.store import current, list_releases, read_release
 
 WORDS = "red green blue black white small large old new fast slow warm cold".split()
@@ -112,7 +113,7 @@ def torn(folder: Path, ends: list[State]) -> str | None:
         now = [current(folder)]
         for manifest in list_releases(folder):
             read_release(folder, manifest.number)
-        change.open_run(folder, no_report)
+        open_run(folder, no_report)
         now.append(current(folder))
         history(folder)
     except (IloraError, InputError, OSError, ValueError) as error:

@@ -33,7 +33,7 @@ from ilora.model.load import GivenModel, load_tokenizer
 from ilora.model.start import with_form
 from ilora.places import anchored
 from ilora.progress import Display
-from ilora.releases.change import open_run
+from ilora.releases.opening import open_run
 from ilora.report.html import write_report
 from ilora.report.tables import run_table
 from ilora.results.reader import read_results

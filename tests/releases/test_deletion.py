@@ -27,6 +27,7 @@ from ilora.gates.evidence import digest
 from ilora.model.load import load_tokenizer
 from ilora.releases import change, redaction
 from ilora.releases.history import history
+from ilora.releases.opening import open_run
 from ilora.releases.store import list_releases, read_release
 from ilora.report import write_report
 from ilora.results.scores import read_records
@@ -293,8 +294,8 @@ def test_killed_anywhere_the_next_command_finishes_it(
         if not killed_at(count, lambda folder=folder: change.forget(folder, "secret", report=no_report), monkeypatch):
             break
         begun = (folder / "releases/pending.json").is_file()
-        killed_at(count % 50 + 1, lambda folder=folder: change.open_run(folder, no_report), monkeypatch)
-        change.open_run(folder, no_report)
+        killed_at(count % 50 + 1, lambda folder=folder: open_run(folder, no_report), monkeypatch)
+        open_run(folder, no_report)
         if begun:
             assert alike(folder) == expected
             assert holding(folder, marks) == set()

@@ -15,6 +15,7 @@ from ilora.files import locked
 from ilora.releases import change
 from ilora.releases.history import history
 from ilora.releases.journal import events
+from ilora.releases.opening import open_run
 from ilora.releases.store import current, list_releases, read_release
 from tests.helpers import Killed
 from tests.releases.conftest import no_report
@@ -92,9 +93,9 @@ def check_kills(
         if not killed_at(count, lambda run=run: action(run), monkeypatch):
             break
         sound(run, old, new)
-        killed_at(source.randint(1, 30), lambda run=run: change.open_run(run, no_report), monkeypatch)
+        killed_at(source.randint(1, 30), lambda run=run: open_run(run, no_report), monkeypatch)
         sound(run, old, new)
-        change.open_run(run, no_report)
+        open_run(run, no_report)
         found = current(run)
         assert found in (old, new)
         assert outside(run) == (before if found == old else after)
@@ -132,7 +133,7 @@ def test_every_command_finishes_what_was_killed(
     assert killed_at(45, lambda: change.rollback(two_releases, report=no_report), monkeypatch)
     assert (two_releases / "releases/pending.json").is_file()
     with locked(two_releases, what="run"), pytest.raises(InputError, match="another process"):
-        change.open_run(two_releases, no_report)
+        open_run(two_releases, no_report)
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         with pytest.raises(InputError, match="ilora history"):

@@ -13,8 +13,8 @@ import pytest
 
 from ilora.errors import IloraError, InputError
 from ilora.releases import change, journal
-from ilora.releases.promotion import served_name
-from ilora.releases.server import KEY, Server
+from ilora.releases.opening import open_run
+from ilora.releases.server import KEY, Server, served_name
 from ilora.releases.store import current, numbers, read_release
 from tests.releases.conftest import no_report
 
@@ -127,10 +127,29 @@ def test_a_promotion_that_was_killed_once_it_was_current_is_finished_without_the
     manifest = read_release(one_release).manifest
     event = journal.new_event(one_release, "promote", manifest, read_release(one_release).scores())
     journal.begin(one_release, journal.Pending(what="promote", number=1, server="http://127.0.0.1:9", event=event))
-    change.open_run(one_release, no_report)
+    open_run(one_release, no_report)
     assert current(one_release) == 1
     assert read_release(one_release).number == 1
     assert not (one_release / "releases" / "pending.json").exists()
+
+
+def test_whoever_finishes_a_killed_change_unloads_the_release_before(fake: Fake, two_releases: Path) -> None:
+    """The new release was loaded and was current when the process was killed."""
+    older, newer = (two_releases / "releases" / number for number in ("1", "2"))
+    fake.served = {served_name(older): "somewhere", served_name(newer): "somewhere"}
+    release = read_release(two_releases)
+    event = journal.new_event(two_releases, "promote", release.manifest, release.scores())
+    journal.begin(two_releases, journal.Pending(what="promote", number=2, server=fake.url, event=event))
+    open_run(two_releases, no_report)
+    assert list(fake.served) == [served_name(newer)]
+    fake.served[served_name(older)] = "somewhere"
+    event = journal.new_event(
+        two_releases, "rollback", read_release(two_releases, 1).manifest, release.scores(), left=2
+    )
+    pending = journal.Pending(what="rollback", number=1, withdrawn=1, server=fake.url, event=event)
+    journal.begin(two_releases, pending)
+    open_run(two_releases, no_report)
+    assert list(fake.served) == [served_name(older)]
 
 
 def test_a_refused_rollback_changes_nothing(fake: Fake, two_releases: Path) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ilora.errors import InputError
 from ilora.files import locked, write_atomic
 from ilora.gates.decision import decide, judge_of, read_gate, write_gate
 from ilora.gates.outputs import as_junit, as_markdown
 from ilora.gates.rules import read_rules
-from ilora.releases.store import PENDING
-from ilora.results.reader import phase_labels, read_results
+from ilora.releases.opening import open_run
+from ilora.results.reader import phase_labels, read_results, refuse_no_results
 
 __all__ = ["gate", "read_gate", "write_outputs"]
 
@@ -35,25 +34,30 @@ def gate(
     A decision on an earlier phase than the last is not kept.
     Raises InputError where the run, the phase or a rule cannot be used.
     """
-    folder = _opened(Path(run))
-    found, source = read_rules(folder, None if rules is None else Path(rules))
-    if probes or repair:
-        with locked(folder, what="run"):
+    refuse_no_results(Path(run))
+    folder = open_run(run, _report)
+    with locked(folder, what="run"):
+        found, source = read_rules(folder, None if rules is None else Path(rules))
+        if probes or repair:
             return _working(folder, found, source, phase, probes=probes, repair=repair, quiet=quiet)
-    decision = decide(judge_of(folder, found, source, phase), source)
-    _keep(folder, decision)
+        decision = decide(judge_of(folder, found, source, phase), source)
+        _keep(folder, decision)
     return decision
+
+
+def _report(run: Path) -> None:
+    from ilora.report.html import write_report  # here: it draws, so it takes longer to import than to decide
+
+    write_report(run)
 
 
 def _keep(run: Path, decision: dict[str, Any]) -> None:
     """Write gate.json, and the report that begins with it. A decision on an earlier phase is not kept."""
-    from ilora.report.html import write_report  # here: it draws, so it takes longer to import than to decide
-
     if decision["phase"] != phase_labels(read_results(run))[-1]:
         return
     write_gate(run, decision)
     if (run / "report.html").is_file():
-        write_report(run)
+        _report(run)
 
 
 def _working(
@@ -87,14 +91,3 @@ def write_outputs(
         write_atomic(junit, as_junit(decision))
     if markdown is not None:
         write_atomic(markdown, as_markdown(decision))
-
-
-def _opened(run: Path) -> Path:
-    """The run folder, after an interrupted promotion or rollback is finished."""
-    if not (run / "config.yaml").is_file() or not (run / "results.json").is_file():
-        raise InputError(f"{run}: not a run folder with results (it needs config.yaml and results.json)")
-    if (run / "releases" / PENDING).exists():
-        from ilora.commands.releases import history
-
-        history(run)
-    return run

@@ -18,7 +18,8 @@ from ilora.files import locked
 from ilora.keeping import KeepConfig
 from ilora.methods import method_class
 from ilora.present.numbers import plain
-from ilora.releases.store import PENDING
+from ilora.releases.opening import open_run
+from ilora.report.html import write_report
 from ilora.results.reader import matrix, read_results
 from ilora.training import keep
 from ilora.training.checkpoint import load_latest
@@ -76,17 +77,9 @@ def plan(run: Path, changes: Sequence[str] = ()) -> list[Part]:
     or one without any results.
     """
     rule = rule_of(run, changes)
-    _finish_begun(run)
+    open_run(run, write_report)
     contrast = (file.parent for file in sorted(run.glob("contrast/*/config.yaml")))
     return [_part(folder, rule) for folder in (run, *contrast) if (folder / "results.json").is_file()]
-
-
-def _finish_begun(run: Path) -> None:
-    """Finish a promotion, a rollback or a deletion of rows that was interrupted."""
-    if (run / "releases" / PENDING).exists():
-        from ilora.commands.releases import history
-
-        history(run)
 
 
 def _part(folder: Path, rule: KeepConfig) -> Part:
@@ -115,7 +108,7 @@ def prune(run: Path, changes: Sequence[str] = ()) -> int:
 
     Killed anywhere, it leaves a run that can be read and resumed. Raises InputError while a process works on the run.
     """
-    _finish_begun(run)
+    open_run(run, write_report)
     with locked(run, what="run"):
         before = disk_bytes([run])
         for part in plan(run, changes):

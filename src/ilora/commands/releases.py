@@ -10,6 +10,7 @@ from ilora.gates.decision import brief, read_gate
 from ilora.releases import change
 from ilora.releases import history as months
 from ilora.releases.deletion import Left
+from ilora.releases.opening import open_run
 from ilora.releases.store import Release
 from ilora.report.html import write_report
 from ilora.results.reader import phase_labels, read_results
@@ -32,13 +33,14 @@ def promote(
     Raises InputError, with nothing written, where the run is not finished or the phase is a release already, and
     IloraError, with the current release as it was, where the gate failed or the server refuses.
     """
-    gate = _gate(Path(run), force=force) if gate is None else gate
+    run = open_run(run, write_report)
+    gate = _gate(run, force=force) if gate is None else gate
     if gate is not None and gate.get("outcome") == "failed" and not force:
         reasons = "".join(f"\n  {reason}" for reason in [*gate.get("fail", ()), *gate.get("undecidable", ())])
         raise IloraError(f"{run}: the gate failed for the last phase; --force promotes it all the same{reasons}")
     release = change.promote(run, gate=gate, note=note, server=server, report=write_report)
-    if (Path(run) / "report.html").is_file():
-        write_report(Path(run))
+    if (run / "report.html").is_file():
+        write_report(run)
     return release
 
 
@@ -70,7 +72,7 @@ def rollback(run: str | Path, *, to: int | None = None, note: str = "", server: 
 
 def history(run: str | Path) -> dict[str, Any]:
     """The months of a run (`phases`), its events and the number of its current release, as plain JSON."""
-    return months.history(change.open_run(run, write_report))
+    return months.history(open_run(run, write_report))
 
 
 def forget(run: str | Path, task: str) -> Left:

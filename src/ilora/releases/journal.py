@@ -48,7 +48,8 @@ class Pending(Form):
 
     number: the release that becomes current.
     withdrawn: of a rollback, the number of the folder below releases/withdrawn/ that takes what is set aside.
-    server: of a promotion, the address of a server that must take the release first.
+    server: the address of a server that drops the release before at the end; of a promotion, it must take the new one
+        first.
     """
 
     format: Annotated[int, known_version(FORMAT)] = FORMAT

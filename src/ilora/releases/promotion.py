@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from ilora.releases.candidate import Candidate, Part
 from ilora.releases.card import card
 from ilora.releases.journal import Pending
 from ilora.releases.manifest import read_manifest, write_manifest
-from ilora.releases.server import Server
+from ilora.releases.server import Server, retire, served_name
 from ilora.releases.store import current, list_releases, numbers, point_to, release_folder
 from ilora.results.reader import phase_names
 
@@ -72,13 +71,10 @@ def finish(run: Path, pending: Pending) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
     point_to(run, pending.number)
+    before = read_manifest(final).previous
+    if pending.server is not None and before is not None:
+        retire(Server(pending.server), release_folder(run, before))
     journal.finish(run, pending)
-
-
-def served_name(release: Path) -> str:
-    """The name under which a server has a release: run, number, and digits that tell it from another of that name."""
-    digest = hashlib.sha256((release / "manifest.json").read_bytes()).hexdigest()
-    return f"{release.resolve().parent.parent.name}-{release.name}-{digest[:8]}"
 
 
 def entries(folder: Path) -> Iterator[str]:

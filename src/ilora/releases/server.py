@@ -7,10 +7,12 @@ folder themselves, so they must see the same file system.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import urllib.error
 import urllib.request
+import warnings
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -67,6 +69,20 @@ class Server:
             return error.code, error.read().decode("utf-8", "replace")
         except (OSError, ValueError) as error:
             raise IloraError(f"{self.url}: cannot be reached: {error}") from None
+
+
+def served_name(release: Path) -> str:
+    """The name under which a server has a release: run, number, and digits that tell it from another of that name."""
+    digest = hashlib.sha256((release / "manifest.json").read_bytes()).hexdigest()
+    return f"{release.resolve().parent.parent.name}-{release.name}-{digest[:8]}"
+
+
+def retire(server: Server, release: Path) -> None:
+    """Unload a release that is no longer the current one. The new one is in use by then: a refusal is a warning."""
+    try:
+        server.unload(served_name(release))
+    except IloraError as error:
+        warnings.warn(f"{error}; release {release.name} is still served", stacklevel=2)
 
 
 def _accepted(status: int, answer: str) -> bool:

@@ -18,6 +18,7 @@ from ilora.releases.candidate import places
 from ilora.releases.journal import Pending
 from ilora.releases.manifest import read_manifest
 from ilora.releases.promotion import entries
+from ilora.releases.server import Server, retire
 from ilora.releases.store import (
     Release,
     current,
@@ -34,8 +35,10 @@ from ilora.training.folder import cut_metrics
 MEASURED = ("connectivity", "evaluations", "general.json", "gate", "gate.json")  # of the adapters that the run had last
 
 
-def prepare(run: Path, number: int | None, *, note: str) -> Pending:
+def prepare(run: Path, number: int | None, *, note: str, server: Server | None = None) -> Pending:
     """Check the release to go back to. number: None for the one before the current one.
+
+    server: has loaded that release when the rollback begins, and drops the one that is left when it ends.
 
     Raises InputError where there is no such release, it is damaged, or the run is there already.
     """
@@ -48,6 +51,7 @@ def prepare(run: Path, number: int | None, *, note: str) -> Pending:
         what="rollback",
         number=release.number,
         withdrawn=max((int(path.name) for path in taken if is_number(path.name)), default=0) + 1,
+        server=server.url if server else None,
         event=event,
     )
 
@@ -89,6 +93,9 @@ def finish(run: Path, pending: Pending, report: Callable[[Path], object]) -> Non
     _keep(run / "report.html", aside / "report.html")
     report(run)
     point_to(run, pending.number)
+    left = (pending.event.model_extra or {}).get("left")
+    if pending.server is not None and isinstance(left, int) and left != pending.number:
+        retire(Server(pending.server), release_folder(run, left))
     journal.finish(run, pending)
 
 
