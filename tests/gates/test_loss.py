@@ -33,6 +33,26 @@ def test_of_the_rows_that_changed_the_share_that_got_worse_has_the_exact_interva
     assert (loss.low, loss.high) == pytest.approx(((2 * share.low - 1) * 0.15, (2 * share.high - 1) * 0.15))
 
 
+@pytest.mark.parametrize(
+    ("counts", "interval"),
+    [
+        ((36, 12, 2, 0), (0.0569, 0.3404)),  # Newcombe 1998, method 10
+        ((100, 0, 0, 0), (-0.0370, 0.0370)),  # z² / (n + z²): nothing changed, and yet it is not 0 to 0
+        ((0, 0, 0, 100), (-0.0370, 0.0370)),
+        ((50, 0, 0, 50), (-0.0192, 0.0192)),  # Wilson's half widths 0.0962, 0.0962 and φ = (2500 - 50) / 2500
+    ],
+)
+def test_newcombes_interval_is_shown(counts: tuple[int, int, int, int], interval: tuple[float, float]) -> None:
+    both, worse, better, neither = counts
+    before = [1.0] * (both + worse) + [0.0] * (better + neither)
+    now = [1.0] * both + [0.0] * worse + [1.0] * better + [0.0] * neither
+    loss = paired_loss(before, now, error=0.025)
+    assert loss.interval == pytest.approx(interval, abs=5e-5)
+    moved = loss.moved(5, times=100)
+    assert moved.interval == pytest.approx([100 * end + 5 for end in interval], abs=5e-3)
+    assert moved.mean == pytest.approx(worse - better + 5 if sum(counts) == 100 else 25)
+
+
 def test_other_scores_get_students_interval() -> None:
     rng = np.random.default_rng(0)
     before, now = rng.uniform(0.4, 1, 40), rng.uniform(0.2, 0.9, 40)

@@ -66,6 +66,14 @@ def test_a_method_without_an_adapter_has_no_probes(make_run: MakeRun) -> None:
         gate(folder, probes=True)
 
 
+def test_a_method_that_answers_with_several_adapters_has_no_probes(run: Path) -> None:
+    """Such as `individual`, which leaves the newest one in the same folder."""
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"method": "individual", "adapter": None}))
+    with pytest.raises(InputError, match="individual leaves no single adapter that answers"):
+        gate(run, probes=True)
+
+
 def test_a_release_knows_what_the_gate_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ilora.commands.releases.write_report", lambda _run: None)
     decision = gate(run)

@@ -37,7 +37,8 @@ class Check:
     rule: `best`, `release`, `least`, `gain`, `perplexity`, `harness`, `probes` (subject: the group) or `text`.
     subject: the task's label, or what was measured. against: the phase's label, `base model` or `rule`.
     unit: of all numbers: `points`, `per cent` or `nats`.
-    lost: above 0 = worse; low, high: its interval. worse, better: rows whose score fell and rose.
+    lost: above 0 = worse; low, high: the interval that is shown (`Loss.interval`).
+    worse, better: rows whose score fell and rose.
     needed: rows that see a loss of the limit.
     """
 
@@ -124,14 +125,13 @@ class Judge:
             yield self._in_points("least", task, "rule", loss, 0.0, before=least)
         if gain is not None and untrained is not None:
             before, after = paired(untrained, now, f"{self.evidence.run}: task {task}, {BASE}")
-            loss = _moved(paired_loss(before, after, error=self.error), gain / 100)
+            loss = paired_loss(before, after, error=self.error).moved(gain / 100)
             yield self._in_points("gain", task, _BASE, loss, 0.0, before=100 * sum(before) / len(before) + gain)
 
     def _in_points(self, rule: str, task: str, against: str, loss: Loss, limit: float, *, before: float) -> Check:
         hard = self.rules.limit("hard", task)
         verdict, needed = _decided(loss, limit / 100, None if hard is None else hard / 100, self.error)
-        scaled = replace(loss, mean=100 * loss.mean, low=_times(loss.low), high=_times(loss.high))
-        return _check(rule, task, against, "points", scaled, limit, before, verdict, needed, hard)
+        return _check(rule, task, against, "points", loss.moved(0, times=100), limit, before, verdict, needed, hard)
 
     # -- general ability --
 
@@ -179,7 +179,7 @@ class Judge:
         half = None if None in errors else reach * math.hypot(*(error or 0.0 for error in errors))
         lost = before - now
         low, high = (None, None) if half is None else (lost - half, lost + half)
-        loss = Loss(100 * lost, _times(low), _times(high), 0, 0, 0, 0.0, exact=False)
+        loss = Loss(lost, low, high, 0, 0, 0, 0.0, exact=False).moved(0, times=100)
         hard = self.rules.hard
         beyond = hard is not None and loss.mean > hard + _SAME
         fails = beyond or (loss.mean > limit + _SAME and (loss.low is None or loss.low > 0))
@@ -242,9 +242,9 @@ def _check(
 ) -> Check:  # fmt: skip
     """Numbers in the unit. before: what it was, or has to be; less the loss it is what is now."""
     shown = {"points": "{:.1f} points", "nats": "{:.3f} nats"}[unit]
-    why = ""
+    why, (low, high) = "", loss.interval
     if verdict == "fail":
-        interval = "" if loss.low is None else f" (interval {loss.low:.3g} to {loss.high:.3g})"
+        interval = "" if low is None else f" (interval {low:.3g} to {high:.3g})"
         at_most = f"at most {limit:g} allowed" if limit else "it must not be worse"
         beyond = hard is not None and loss.mean > hard + _SAME
         why = f"lost {shown.format(loss.mean)}{interval}, {f'the hard limit is {hard:g}' if beyond else at_most}"
@@ -254,22 +254,12 @@ def _check(
     now = before + loss.mean if unit == "nats" else before - loss.mean
     return Check(
         rule, plain(subject, 80), against, unit, limit, before, now, loss.mean, verdict, why,
-        loss.low, loss.high, hard, loss.rows, needed, loss.worse, loss.better,
+        low, high, hard, loss.rows, needed, loss.worse, loss.better,
     )  # fmt: skip
 
 
 def _together(groups: Mapping[str, Rows]) -> Rows:
     return {key: score for rows in groups.values() for key, score in rows.items()}
-
-
-def _moved(loss: Loss, by: float) -> Loss:
-    """The loss against scores that are higher by so much."""
-    low, high = (None if end is None else end + by for end in (loss.low, loss.high))
-    return replace(loss, mean=loss.mean + by, low=low, high=high)
-
-
-def _times(value: float | None) -> float | None:
-    return None if value is None else 100 * value
 
 
 _LOWER_IS_BETTER = ("perplexity", "byte", "bits", "ppl", "loss", "wer", "ter")

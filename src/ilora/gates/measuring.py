@@ -28,6 +28,11 @@ def measure_probes(run: Path, number: int | None, *, quiet: bool = False) -> Non
     missing = [name for name, probes in known.items() if probes is None or probes.made_from != made_from(config)]
     if not missing:
         return
+    if not evidence.results.get("adapter"):
+        raise InputError(
+            f"{run}: the method {evidence.results.get('method')} leaves no single adapter that answers, so its general "
+            "skills cannot be measured with probes"
+        )
     folder = run / "adapters" / evidence.phase / evidence.answering
     if not (folder / "adapter_config.json").is_file():
         raise InputError(
