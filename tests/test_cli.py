@@ -167,7 +167,7 @@ def test_finished_run_refuses_what_does_not_fit(config: Path, ilora: Command, re
     refused("add", "run", "tasks/three", says=["tasks/three: no such file or folder of rows"])
     refused("add", "run", "three", says=["no task 'three'", "there are one, two"])
     refused("add", "run", "two", says=["duplicate task names 'two' and 'two'"])
-    refused("add", "run", "tasks/one", says=["duplicate task names 'one' and 'one'"])
+    refused("add", "run", "tasks/one", says=["duplicate task names 'one' and 'one'", "--replace"])
     write_task(tmp_path / "tasks", "three")
     rows = json.loads((tmp_path / "tasks/three/train.json").read_text())
     rows[5]["answer"] = "a very long answer, " * 20

@@ -15,7 +15,7 @@ from ilora.config import Config, load_config
 from ilora.data.task import Row, Task, phases, task_label
 from ilora.errors import InputError
 from ilora.settings import DataConfig
-from ilora.stream import fingerprint, load_tasks, resolve
+from ilora.stream import fingerprint, load_tasks, reading_notes, resolve
 from tests.helpers import write_task
 
 LETTERS = [{"prompt": f"question {number}", "answer": "ABC"[number % 3]} for number in range(9)]
@@ -153,6 +153,31 @@ def test_names_that_could_leave_the_run_folder_or_the_page(name: str, tmp_path: 
 )
 def test_labels(name: str, label: str) -> None:
     assert task_label(name) == label
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("Jan (2).csv", "Jan-2"),
+        ("2026.01.csv", "2026.01"),
+        ("_new..rows!.csv", "new.rows"),
+        ("fe\u0301vrier & mars.csv", "f\u00e9vrier-mars"),  # as macOS writes it
+        ("x" * 80 + ".csv", "x" * 64),
+    ],
+)
+def test_a_task_is_named_after_its_file_without_what_a_name_may_not_have(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).write_text("prompt,answer\n" + "".join(f"q{row},a{row % 2}\n" for row in range(40)))
+    (task,) = load(path=tmp_path)
+    assert task.name == name
+    told = any(file in text for _, text in reading_notes(task))
+    assert told == (name != Path(file).stem)
+    assert load(path=tmp_path / file)[0].name == name
+
+
+def test_a_file_of_which_no_name_can_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "---.csv").write_text("prompt,answer\nq,a\n")
+    with pytest.raises(InputError, match=r"---\.csv: no task name can be made"):
+        load(path=tmp_path)
 
 
 @pytest.mark.parametrize("other", ["one", "One", "ONE"])

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from ilora.changes import changed, refuse_no_old, values
 from ilora.config import Config, problems, read_override
 from ilora.data.formats import has_columns
-from ilora.data.task import Task, task_label
+from ilora.data.task import Task, name_after, task_label
 from ilora.early import refuse_no_rows
 from ilora.errors import InputError
 from ilora.in_memory import given_tasks
 from ilora.settings import TaskConfig
-from ilora.stream import load_tasks, refuse_duplicates
+from ilora.stream import REPLACE, load_tasks, refuse_duplicates
 
 # Of a task: how its files are read and its answers scored. Everything else that is given changes the run.
 _OF_TASKS = ("columns", "marker", "metric", "choices", "scoring", "max_new_tokens", "frame")
@@ -57,7 +57,7 @@ def with_new_tasks(
     added = [sections[item.name] if isinstance(item, Task) else _new_task(item, config, own, replaces) for item in new]
     added[0] = _with_settings(added[0], settings, config)
     whole = [*(config.data.tasks or []), *added]
-    refuse_duplicates([section.name for section in whole])
+    refuse_duplicates([section.name for section in whole], note=REPLACE)
     elsewhere = config.data.model_copy(update={"tasks": [one for one in whole if one.name not in sections]})
     tasks = {task.name: task for task in [*load_tasks(elsewhere), *in_memory]}
     data = config.data.model_copy(update={"tasks": whole})
@@ -127,8 +127,7 @@ def _new_task(item: str, config: Config, own: dict[str, Any], replaces: str | No
     place = Path(item)
     refuse_no_rows(item)
     if place.exists():
-        name = place.resolve().name if place.is_dir() else place.resolve().stem
-        task_label(name)
+        name = name_after(place)
         known = config.data.tasks or []
         like, keys = next(((one, _OF_TASKS) for one in known if one.name == replaces), (known[-1], _READ))
         before = like.model_dump(include=set(keys))

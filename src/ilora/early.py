@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from ilora.changes import refuse_no_old
 from ilora.config import is_data, problems, read_override, read_yaml, refuse_early
 from ilora.data.tables import SUFFIXES
+from ilora.data.task import name_after
 from ilora.errors import InputError
 from ilora.keeping import KeepConfig
 from ilora.model.names import refuse_unknown_model
 from ilora.progress import first_line
 from ilora.results.reader import read_results, refuse_no_results
-from ilora.stream import refuse_missing
+from ilora.stream import REPLACE, refuse_duplicates, refuse_missing
 
 
 def _is_first() -> bool:
@@ -58,6 +59,9 @@ def before_add(run: Path, tasks: Sequence[str], replaces: str | None, *, quiet: 
                 refuse_no_old(found.data.tasks or [], replaces)
         for item in tasks:
             refuse_no_rows(item)
+        if replaces is None:
+            new = [name_after(Path(item)) if Path(item).exists() else item for item in tasks]
+            refuse_duplicates([*(task.name for task in found.data.tasks or []), *new], note=REPLACE)
         first_line(quiet=quiet)
 
 

@@ -18,13 +18,15 @@ from ilora.data.chat import every_turn
 from ilora.data.duplicates import deduplicated
 from ilora.data.rows import Selection
 from ilora.data.split import split_off
-from ilora.data.task import SPLITS, Row, Task, task_label
+from ilora.data.task import SPLITS, Row, Task, name_after, task_label
 from ilora.errors import InputError
 from ilora.metrics.metrics import METRICS, check_references, infer_task
 from ilora.model.names import absolute
+from ilora.present.numbers import plain
 from ilora.registry import did_you_mean
 from ilora.settings import DataConfig, LimitConfig, TaskConfig
 
+REPLACE = ". New rows in place of its old ones: `ilora add RUN --replace TASK ROWS`"
 BEFORE = "before"  # the rows of `data.start_rows`, among those of the tasks
 
 
@@ -74,8 +76,9 @@ def read_tasks(config: DataConfig) -> Iterator[Task]:
 
 
 def refuse_missing(config: Any) -> None:
-    """Raises InputError where a place that the sections name is not there, before any row is read."""
+    """Raises InputError where a task's name or a place that the sections name cannot be, before any row is read."""
     tasks, path = config.data.tasks or [], config.data.path
+    refuse_duplicates([task.name for task in tasks])
     for task in tasks:
         for key in ("path", *SPLITS):
             place = getattr(task, key)
@@ -117,6 +120,9 @@ def prepared(task: Task, config: DataConfig) -> Task:
 def reading_notes(task: Task) -> list[tuple[str, str]]:
     """What was decided while reading a task, each with its level (note or warning): its form, and splits made here."""
     notes = [("note", f"read as {task.read_as}")] if task.read_as else []
+    place = Path(task.source)
+    if task.source and place.exists() and task.name not in (place.name, place.stem) and task.name == name_after(place):
+        notes.append(("note", f"this name was made of {plain(place.name)}, which has characters that a task's may not"))
     if task.split_off:
         parts = " and ".join(f"{rows:,} rows for {split}" for split, rows in task.split_off.items())
         notes.append(("note", f"{parts} were taken out of train by a hash of the prompt (data.split)"))
@@ -332,13 +338,17 @@ def _limited(task: Task, limit: LimitConfig) -> Task:
     return replace(task, rows=rows)
 
 
-def refuse_duplicates(names: list[str]) -> None:
-    """Raises InputError where two tasks have the same name, upper and lower case aside."""
+def refuse_duplicates(names: list[str], *, note: str = "") -> None:
+    """Raises InputError where a name cannot be a task's, or two tasks have the same one, upper and lower case aside.
+
+    note: what else can be done about the latter.
+    """
     seen: dict[str, str] = {}
     for name in names:
         label = task_label(name)
         if label in seen:
             raise InputError(
                 f"duplicate task names '{seen[label]}' and '{name}': each task needs a name of its own (case aside)"
+                f"{note}"
             )
         seen[label] = name

@@ -291,6 +291,16 @@ def test_a_folder_with_something_in_it_is_kept(finished: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_an_adapter_of_an_older_version_is_refused_with_the_way_out(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    for file in run.glob("adapters/*/*/base_model.json"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"02-two/.*: no base_model\.json in it.* Copy the base_model\.json") as found:
+        export(run, tmp_path / "out")
+    assert "Errno" not in str(found.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_without_one_adapter_is_refused(finished: Path, tmp_path: Path) -> None:
     other = tmp_path / "run"
     shutil.copytree(finished, other)

@@ -16,7 +16,7 @@ from ilora.data import tables
 from ilora.data.forms import Columns, RowReader, parts
 from ilora.data.rows import Selection, collect
 from ilora.data.tables import SUFFIXES, Problem
-from ilora.data.task import SPLITS, Row
+from ilora.data.task import SPLITS, Row, name_after
 from ilora.errors import InputError
 
 SPLIT_NAMES = {"train": ("train",), "eval": ("eval", "dev", "val", "valid", "validation"), "test": ("test",)}
@@ -80,7 +80,7 @@ def task_places(path: Path) -> dict[str, Path]:
     Errors: InputError where there is no task, or a file is named as a part of a split.
     """
     if path.is_file() or _has_splits(path):
-        return {path.resolve().stem if path.is_file() else path.resolve().name: path}
+        return {name_after(path): path}
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; expected rows, or a folder with one for each task")
     inner = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
@@ -95,8 +95,8 @@ def task_places(path: Path) -> dict[str, Path]:
             f"{path}: no tasks; expected a folder for each task with {_file_names()}, or a file for each task"
         )
     places: dict[str, Path] = {}
-    for place in sorted(found, key=_name):
-        if (name := _name(place)) in places:
+    for place in sorted(found, key=_own_name):
+        if (name := name_after(place)) in places:
             raise InputError(f"{path}: both {places[name].name} and {place.name} would be the task '{name}'; keep one")
         places[name] = place
     return places
@@ -121,7 +121,7 @@ def _not_of_a_split(files: Sequence[Path]) -> list[Path]:
     return list(files)
 
 
-def _name(place: Path) -> str:
+def _own_name(place: Path) -> str:
     return place.stem if place.is_file() else place.name
 
 

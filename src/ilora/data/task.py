@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ilora.errors import InputError
@@ -75,12 +77,30 @@ def task_label(name: str) -> str:
 
     Raises InputError for a name that could lead out of its folder.
     """
-    if not _NAME.fullmatch(name) or ".." in name or name.endswith((".", " ")):
+    if not _is_allowed(name):
         raise InputError(
             f"task name {name!r}: allowed are 1 to 64 letters, digits, '_', '-', '+', '.' and spaces, "
             "beginning with a letter or digit, without '..' and not ending in '.' or a space"
         )
     return name.lower().replace(" ", "-")
+
+
+def _is_allowed(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and ".." not in name and not name.endswith((".", " "))
+
+
+def name_after(place: Path) -> str:
+    """A task's name after its file or folder: what a name may not have becomes a dash (`Jan (2).csv`: `Jan-2`).
+
+    Raises InputError where nothing is left of it.
+    """
+    place = place.resolve()
+    name = unicodedata.normalize("NFC", place.name if place.is_dir() else place.stem)
+    if not _is_allowed(name):
+        name = re.sub(r"[^\w.+]+", "-", re.sub(r"\.{2,}", ".", name))[:64].strip(".+-_")
+    if not _is_allowed(name):
+        raise InputError(f"{place}: no task name can be made of its name; rename it, to letters, digits and dashes")
+    return name
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,12 @@ class BaseModel:
         file = folder / FILE
         try:
             return BaseModel(**json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder}: no {FILE} in it, which says to which base model the adapter belongs; an older version of "
+                f"ilora made it, or another program. Copy the {FILE} of an adapter that this version trained on "
+                "the same base model (adapters/<phase>/<variant>/ of any such run) into the folder"
+            ) from None
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{file}: says which base model the adapter belongs to, and cannot be read: {error}"
