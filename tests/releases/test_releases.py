@@ -16,12 +16,13 @@ import pytest
 
 from ilora import InputError, add, resume, run
 from ilora.data.task import Task
+from ilora.gates.evidence import Evidence
 from ilora.model.identity import BaseModel
 from ilora.model.load import load_tokenizer
 from ilora.releases import change
 from ilora.releases.history import history
-from ilora.releases.journal import events
-from ilora.releases.store import current, list_releases, read_release
+from ilora.releases.journal import events, line
+from ilora.releases.store import Release, current, list_releases, numbers, read_release
 from ilora.settings import ModelConfig
 from tests.helpers import FEW_SCORES, MakeConfig, task_rows, weights
 from tests.releases.conftest import no_report
@@ -36,12 +37,12 @@ def tree(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
     return {name: content for name, content in named.items() if name.split("/")[0] not in without}
 
 
-def promote(folder: Path, **more: Any) -> None:
-    change.promote(folder, report=no_report, **more)
+def promote(folder: Path, **more: Any) -> Release:
+    return change.promote(folder, report=no_report, **more)
 
 
-def rollback(folder: Path, **more: Any) -> None:
-    change.rollback(folder, report=no_report, **more)
+def rollback(folder: Path, **more: Any) -> Release:
+    return change.rollback(folder, report=no_report, **more)
 
 
 # -- what a release holds ----------------------------------------------------------------------------------------------
@@ -111,6 +112,42 @@ def test_a_release_that_is_not_as_it_was_is_refused(damage: str, two_releases: P
     with pytest.raises(InputError, match=says):
         read_release(two_releases)
     assert read_release(two_releases, 1).number == 1
+
+
+def test_the_way_out_of_a_damaged_release_is_named_and_works(two_releases: Path) -> None:
+    (two_releases / "releases/2/manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"ilora promote .* anew, and `ilora rollback .* --to N` .*\(1\)"):
+        read_release(two_releases)
+    shown = history(two_releases)
+    assert ["release 2" in line for line in shown["damaged"]] == [True]
+    assert line(two_releases) == [1, 2]  # as the history tells it
+    assert promote(two_releases).number == 3
+    assert line(two_releases) == [1, 2, 3]
+    assert Evidence(two_releases).release() == (1, "02-two")
+    with pytest.raises(InputError, match=r"releases/2/manifest.json.* move the folder away; releases 1, 3 can be used"):
+        read_release(two_releases, 2)
+    shutil.rmtree(two_releases / "releases/2")
+    assert history(two_releases)["damaged"] == []
+    assert rollback(two_releases, to=1).number == 1
+    assert numbers(two_releases) == [1, 3]
+
+
+def test_back_from_a_damaged_release(two_releases: Path) -> None:
+    flip(two_releases / "releases/2/scores.json")
+    assert rollback(two_releases).number == 1
+    assert read_release(two_releases).number == 1
+
+
+def test_a_damaged_line_of_the_history_may_be_deleted(two_releases: Path) -> None:
+    file = two_releases / "releases/history.jsonl"
+    first, second = file.read_text().splitlines(keepends=True)
+    file.write_text(first[:40] + "\n" + second)
+    with pytest.raises(InputError, match=r"history.jsonl:1: .*delete it"):
+        rollback(two_releases)
+    assert read_release(two_releases).number == 2
+    file.write_text(second)
+    rollback(two_releases)
+    assert [(event.id, event.event) for event in events(two_releases)] == [(2, "promote"), (3, "rollback")]
 
 
 def test_another_base_or_tokenizer_is_refused(second: Path, tiny_model: Path) -> None:

@@ -123,7 +123,8 @@ def _phase_of_release(run: Path, number: int) -> str:
     Raises InputError where there is no such release, it is damaged, or a rollback left it behind: what the run predicts
     after that phase now is another training's.
     """
-    from ilora.releases.store import line, read_release
+    from ilora.releases.journal import line
+    from ilora.releases.store import read_release
 
     release = read_release(run, number)
     if number not in line(run):

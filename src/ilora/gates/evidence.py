@@ -15,7 +15,8 @@ from ilora.data.task import Phase
 from ilora.errors import InputError
 from ilora.present.numbers import number as finite
 from ilora.present.numbers import plain
-from ilora.releases.store import line, read_release
+from ilora.releases.journal import line
+from ilora.releases.store import read_release
 from ilora.results.reader import deleted, matrix, read_results, read_text, retired, task_labels
 from ilora.results.schema import Form, validated
 from ilora.results.scores import BASE, is_written, perplexity_file, prediction_folder, read_predictions, read_records
@@ -136,9 +137,19 @@ class Evidence:
         return self._rows(self._file(BASE, task))
 
     def release(self) -> tuple[int, str] | None:
-        """Number and phase of the release that the phase would follow; None where there is none."""
+        """Number and phase of the release that the phase would follow; None where there is none.
+
+        A damaged one is passed over if a later one was made of the same phase.
+        """
+        later = False
         for number in reversed(line(self.run)):
-            phases = len(read_release(self.run, number).manifest.phases)
+            try:
+                phases = len(read_release(self.run, number).manifest.phases)
+            except InputError:
+                if not later:
+                    raise
+                continue
+            later = True
             if phases < self.number:
                 return number, self.phases[phases - 1]
         return None

@@ -59,7 +59,7 @@ def prepare(run: Path, task: str) -> tuple[Deletion, Left]:
     variant = results["variants"][results["answers_with"]]
     last = dict(zip(task_labels(results), variant["R"][-1], strict=True)) if variant["R"] else {}
     event = Event(
-        id=len(journal.events(run)) + 1,
+        id=journal.next_id(run),
         time=journal.now(),
         event="forget",
         release=current(run),

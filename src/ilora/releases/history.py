@@ -10,10 +10,11 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+from ilora.errors import InputError
 from ilora.present.numbers import plain, points
-from ilora.releases.journal import events
-from ilora.releases.manifest import Manifest
-from ilora.releases.store import Release, current, line, list_releases, release_folder
+from ilora.releases.journal import events, line
+from ilora.releases.manifest import Manifest, read_manifest
+from ilora.releases.store import Release, current, numbers, release_folder
 from ilora.results.matrix import forgetting, mean_of_all, overall_performance, still_scored
 from ilora.results.reader import Results, matrix, phase_labels, phase_names, read_results, retired
 
@@ -28,9 +29,10 @@ def history(run: Path) -> dict[str, Any]:
     `mean` (over the tasks so far) and `forgotten`, all in [0, 1] or None; `release` (a number or None), `state`
     (`candidate`: finished, no release; `earlier`: a later phase was trained on it; `released`, `current`, or
     `withdrawn`: a rollback left it behind), `gate` (what it found) and `note`.
-    `events`: the lines of releases/history.jsonl.
+    `events`: the lines of releases/history.jsonl. `damaged`: a sentence for each release whose manifest is.
     """
-    now, led, releases = current(run), line(run), list_releases(run)
+    now, led = current(run), line(run)
+    releases, damaged = _manifests(run)
     of_phase = {len(manifest.phases): manifest for manifest in releases if manifest.number in led}
     months = []
     if (run / "results.json").is_file():
@@ -44,7 +46,19 @@ def history(run: Path) -> dict[str, Any]:
             then = Release(release_folder(run, manifest.number), manifest).scores()
             months.append(_month(run, then, len(manifest.phases), manifest, now) | {"state": "withdrawn"})
     months.sort(key=lambda month: (month.pop("number"), month["release"] is None, month["release"] or 0))
-    return {"current": now, "phases": months, "events": [event.model_dump(mode="json") for event in events(run)]}
+    told = [event.model_dump(mode="json") for event in events(run)]
+    return {"current": now, "phases": months, "events": told, "damaged": damaged}
+
+
+def _manifests(run: Path) -> tuple[list[Manifest], list[str]]:
+    """The manifests of all releases, and what is wrong with those that cannot be read."""
+    found, damaged = [], []
+    for number in numbers(run):
+        try:
+            found.append(read_manifest(release_folder(run, number)))
+        except InputError as error:
+            damaged.append(f"release {number}: {error}")
+    return found, damaged
 
 
 def _month(run: Path, results: Results, number: int, manifest: Manifest | None, now: int | None) -> dict[str, Any]:
@@ -74,7 +88,7 @@ def _month(run: Path, results: Results, number: int, manifest: Manifest | None, 
 
 def history_table(found: Mapping[str, Any]) -> Table:
     """`history` as a table, with what went back in its caption."""
-    table = Table(box=None, pad_edge=False, caption=_caption(found["events"]), caption_justify="left")
+    table = Table(box=None, pad_edge=False, caption=_caption(found), caption_justify="left")
     for column in _COLUMNS:
         justify: Literal["left", "right"] = "right" if column in _NUMBERS else "left"
         table.add_column(column, justify=justify, min_width=10 if column == "date" else None)
@@ -89,16 +103,16 @@ def history_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def _caption(lines: list[dict[str, Any]]) -> Text:
-    """One line for each event that is no promotion."""
+def _caption(found: Mapping[str, Any]) -> Text:
+    """One line for each event that is no promotion, and for each damaged release."""
     told = [
         f"{line['time'][:16]} {line['event']}: {_what(line)}"
         + (f" (from {line['left']})" if line.get("left") else "")
         + (f": {line['note']}" if line["note"] else "")
-        for line in lines
+        for line in found["events"]
         if line["event"] != "promote"
     ]
-    return Text("\n".join(plain(text, 200) for text in told))
+    return Text("\n".join(plain(text, 200) for text in [*told, *found["damaged"]]))
 
 
 def _what(line: Mapping[str, Any]) -> str:

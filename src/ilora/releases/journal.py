@@ -17,8 +17,8 @@ from pydantic import Field
 
 from ilora.errors import InputError
 from ilora.files import flush_folder, write_atomic
-from ilora.releases.manifest import Manifest
-from ilora.releases.store import PENDING
+from ilora.releases.manifest import Manifest, read_manifest
+from ilora.releases.store import PENDING, current, release_folder
 from ilora.results.reader import Results, read_text, task_labels
 from ilora.results.schema import Form, known_version, validated
 
@@ -85,7 +85,7 @@ def new_event(run: Path, what: str, manifest: Manifest, results: Results, **more
     variant = results["variants"][results["answers_with"]]
     last = dict(zip(task_labels(results), variant["R"][-1], strict=True)) if variant["R"] else {}
     return Event(
-        id=len(events(run)) + 1,
+        id=next_id(run),
         time=now(),
         event=what,
         release=manifest.number,
@@ -97,6 +97,41 @@ def new_event(run: Path, what: str, manifest: Manifest, results: Results, **more
     )
 
 
+def next_id(run: Path) -> int:
+    """Of the next event. Not how many there are: somebody may have deleted a damaged line."""
+    return max((event.id for event in events(run)), default=0) + 1
+
+
+def line(run: Path) -> list[int]:
+    """The numbers of the releases that led to the current one, the current one last; none that was left behind.
+
+    The manifests say so; where one of them is damaged or missing, the history does. Raises InputError where neither
+    can be read.
+    """
+    found: list[int] = []
+    number = last = current(run)
+    try:
+        while number is not None and number not in found:
+            found.append(number)
+            number = read_manifest(release_folder(run, number)).previous
+    except InputError:
+        found = _line_told(run)[::-1]
+        if found[:1] != [last]:
+            raise
+    return found[::-1]
+
+
+def _line_told(run: Path) -> list[int]:
+    """`line`, as the history tells it."""
+    found: list[int] = []
+    for event in events(run):
+        if event.event == "promote" and event.release is not None:
+            found.append(event.release)
+        elif event.event == "rollback" and event.release in found:
+            del found[found.index(event.release) + 1 :]
+    return found
+
+
 def events(run: Path) -> list[Event]:
     """The lines of releases/history.jsonl. Raises InputError naming a line that is damaged."""
     path = run / "releases" / "history.jsonl"
@@ -106,10 +141,12 @@ def events(run: Path) -> list[Event]:
     for number, text in enumerate(read_text(path).split("\n"), 1):
         if text:
             try:
-                content = json.loads(text)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise InputError(f"{path}:{number}: not JSON: {error}") from None
-            found.append(validated(Event, content, f"{path}:{number}"))
+                found.append(validated(Event, json.loads(text), f"{path}:{number}"))
+            except (json.JSONDecodeError, RecursionError, InputError) as error:
+                why = str(error) if isinstance(error, InputError) else f"{path}:{number}: not JSON: {error}"
+                raise InputError(
+                    f"{why}. Mend the line or delete it: it tells of a change, and no release needs it"
+                ) from None
     return found
 
 
@@ -135,7 +172,10 @@ def under_way(run: Path) -> Pending | Deletion | None:
     try:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
+        raise InputError(
+            f"{path}: not valid JSON: {error}. Put it back from a copy, or move it away: then `ilora rollback {run} "
+            "--to N` makes the run whole, as it was at release N"
+        ) from error
     if isinstance(content, dict) and content.get("what") == "forget":
         return validated(Deletion, content, str(path))
     return validated(Pending, content, str(path))

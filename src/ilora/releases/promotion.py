@@ -18,7 +18,7 @@ from ilora.releases.card import card
 from ilora.releases.journal import Pending
 from ilora.releases.manifest import read_manifest, write_manifest
 from ilora.releases.server import Server, retire, served_name
-from ilora.releases.store import current, list_releases, numbers, point_to, release_folder
+from ilora.releases.store import current, numbers, point_to, read_release, release_folder
 from ilora.results.reader import phase_names
 
 GROWING = ("adapters", "trajectory", "data", "contrast")  # folders of a run that get entries with time
@@ -30,7 +30,8 @@ def prepare(candidate: Candidate, *, gate: dict[str, Any] | None, note: str, ser
     _refuse_twice(candidate)
     if server is not None and candidate.adapter is None:
         raise InputError(f"{run}: {candidate.results['method']} answers with more than one adapter; no server takes it")
-    number = max(numbers(run), default=0) + 1
+    given = [event.release for event in journal.events(run) if event.release is not None]
+    number = max([*numbers(run), *given], default=0) + 1
     scratch = _scratch(run, number)
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -91,10 +92,14 @@ def _scratch(run: Path, number: int) -> Path:
 
 
 def _refuse_twice(candidate: Candidate) -> None:
+    """Raises InputError for a phase that is the current release. A damaged one may be made anew."""
     number = current(candidate.run)
     if number is None:
         return
-    found = next(manifest for manifest in list_releases(candidate.run) if manifest.number == number)
+    try:
+        found = read_release(candidate.run, number).manifest
+    except InputError:
+        return
     if len(found.phases) == len(phase_names(candidate.results)):
         raise InputError(f"{candidate.run}: phase {candidate.phase} is release {number} already")
 

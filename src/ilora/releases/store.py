@@ -146,21 +146,25 @@ def read_release(run: Path, number: int | None = None) -> Release:
     if number not in known:
         there = f"there are {', '.join(map(str, known))}" if known else "there is none yet"
         raise InputError(f"{run}: no release {number}; {there}")
-    manifest = read_manifest(folder)
-    if manifest.number != number:
-        raise InputError(f"{folder}: it is release {manifest.number}, under another number")
-    verify(folder, manifest)
+    try:
+        manifest = read_manifest(folder)
+        if manifest.number != number:
+            raise InputError(f"{folder}: it is release {manifest.number}, under another number")
+        verify(folder, manifest)
+    except InputError as error:
+        raise InputError(f"{error}. {_way_out(run, number)}") from None
     return Release(folder, manifest)
 
 
-def line(run: Path) -> list[int]:
-    """The numbers of the releases that led to the current one, the current one last; none that was left behind."""
-    found: list[int] = []
-    number = current(run)
-    while number is not None and number not in found:
-        found.append(number)
-        number = read_manifest(release_folder(run, number)).previous
-    return found[::-1]
+def _way_out(run: Path, damaged: int) -> str:
+    """What can be done about a damaged release."""
+    others = ", ".join(str(number) for number in numbers(run) if number != damaged)
+    link = run / "current"
+    if not (link.is_symlink() and link.readlink().name == str(damaged)):
+        return f"Put its files back from a copy, or move the folder away; releases {others} can be used without it"
+    anew = f"`ilora promote {run}` makes one of the last phase anew"
+    back = f", and `ilora rollback {run} --to N` goes back to another ({others})" if others else ""
+    return f"Put its files back from a copy; without one, {anew}{back}"
 
 
 def point_to(run: Path, number: int) -> None:

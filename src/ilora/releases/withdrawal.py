@@ -15,7 +15,7 @@ from ilora.errors import InputError
 from ilora.files import flush_folder, flush_tree, link_or_copy, write_atomic
 from ilora.releases import journal
 from ilora.releases.candidate import places
-from ilora.releases.journal import Pending
+from ilora.releases.journal import Pending, line
 from ilora.releases.manifest import read_manifest
 from ilora.releases.promotion import entries
 from ilora.releases.server import Server, retire
@@ -23,7 +23,6 @@ from ilora.releases.store import (
     Release,
     current,
     is_number,
-    line,
     numbers,
     point_to,
     read_release,
