@@ -41,12 +41,16 @@ def promote(
     note: Note = "",
     server: Server = None,
     force: Annotated[bool, typer.Option("--force", help="Also where the gate failed.")] = False,
+    repaired: Annotated[
+        bool,
+        typer.Option("--repaired", help="Take the adapter that `gate --repair` found: the next task begins with it."),
+    ] = False,
 ) -> None:
     """Make the last finished phase the current release: RUN/releases/N, with RUN/current pointing at it."""
     from ilora.commands import releases
 
     with _warnings_told():
-        release = releases.promote(run, note=note, server=server, force=force)
+        release = releases.promote(run, note=note, server=server, force=force, repaired=repaired)
     typer.echo(f"release {release.number} ({release.manifest.phase}) is the current one: {release.folder}")
 
 

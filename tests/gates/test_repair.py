@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from peft import PeftConfig
 from safetensors.torch import load_file
+from torch import Tensor
 
-from ilora import InputError, gate, promote
+from ilora import IloraError, InputError, add, gate, history, promote
 from ilora.gates.measuring import measure_probes
 from ilora.gates.outputs import sentences
 from ilora.gates.probes import ROWS, probe_set
+from ilora.methods.base import Method
+from ilora.model import adapters
 from tests.gates.conftest import MakeRun
-from tests.gates.test_judge import two_months
+from tests.gates.test_judge import MANY, two_months
+from tests.helpers import write_task
 
 
 @pytest.fixture
@@ -111,7 +117,7 @@ def test_the_first_candidate_that_passes_is_kept(run: Path) -> None:
     assert 0 < kept.get("t", kept.get("c")) < 1
     folder = run / repair["adapter"]
     assert folder == run / "gate" / "02-two" / "repaired"
-    assert PeftConfig.from_pretrained(folder).r == (4 if kept["candidate"] == "path" else 8)
+    assert PeftConfig.from_pretrained(folder).r == 4
     now = load_file(run / "adapters" / "02-two" / "fast" / "adapter_model.safetensors")
     assert load_file(folder / "adapter_model.safetensors").keys() == now.keys()
     assert json.loads((folder / "repair.json").read_text())["candidate"] == kept["candidate"]
@@ -122,6 +128,49 @@ def test_the_first_candidate_that_passes_is_kept(run: Path) -> None:
     assert f"{kept['candidate']} passes" in told
     assert repair["adapter"] in told
     assert gate(run)["repair"] is None  # a gate that was not asked says nothing of it
+
+
+def test_a_repaired_adapter_is_promoted_and_the_next_task_begins_with_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ilora.commands.releases.write_report", lambda _run: None)
+    with pytest.raises(InputError, match="--repair` looks for one"):
+        promote(run, repaired=True)
+    lost = next(check["lost"] for check in gate(run)["checks"] if check["rule"] == "best")
+    (run / "gate.yaml").write_text(f"earlier_tasks: {{best: {lost - 0.01}, release: null}}\nhard: {lost - 0.01}\n")
+    repair = gate(run, repair=True)["repair"]
+    kept = load_file(run / repair["adapter"] / "adapter_model.safetensors")
+    trained = load_file(run / "adapters" / "02-two" / "fast" / "adapter_model.safetensors")
+    with pytest.raises(IloraError, match="--repaired"):
+        promote(run)
+    release = promote(run, repaired=True)
+    assert release.manifest.repaired is not None
+    assert release.manifest.repaired["candidate"] == repair["passed"]
+    assert release.manifest.gate is not None
+    assert release.manifest.gate["outcome"] == "passed"
+    assert release.adapter is not None
+    for folder in (release.adapter, run / "adapters" / "02-two" / "fast"):
+        assert_equal(load_file(folder / "adapter_model.safetensors"), kept)
+    aside = run / "releases" / "withdrawn" / "1" / "adapters" / "02-two" / "fast"
+    assert_equal(load_file(aside / "adapter_model.safetensors"), trained)
+    score = next(check for check in repair["tries"][-1]["checks"] if check["rule"] == "best")["now"]
+    assert 100 * release.scores()["variants"]["fast"]["R"][1][0] == pytest.approx(score)
+    assert [event["event"] for event in history(run)["events"]] == ["repair", "promote"]
+    assert history(run)["phases"][-1]["repaired"]["candidate"] == repair["passed"]
+    assert gate(run)["outcome"] == "passed"  # by gate.yaml, on what is there now
+    monkeypatch.setattr("ilora.training.session.optimizer_step", lambda method, *_: begun(method, kept))
+    with pytest.raises(IloraError, match="stopped"):  # before the first step has moved a weight
+        add(run, [str(write_task(tmp_path, "three", train=8, test=4))], quiet=True)
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def begun(method: Method[Any], kept: dict[str, Tensor]) -> None:
+    assert_equal({key: value.detach() for key, value in adapters.parameters(method.engine.model, "fast").items()}, kept)
+    raise IloraError("stopped")
 
 
 def test_where_nothing_passes_it_is_said_of_each_candidate(run: Path) -> None:
@@ -142,6 +191,14 @@ def test_another_adapter_of_the_method_comes_first(make_run: MakeRun) -> None:
     (phase / "slow").mkdir()
     shutil.copyfile(folder / "predictions" / "after-01-one" / "one.jsonl", phase / "slow" / "one.jsonl")
     shutil.copyfile(phase / "two.jsonl", phase / "slow" / "two.jsonl")
-    (folder / "adapters" / "02-two" / "slow").mkdir(parents=True)
+    for name in ("fast", "slow"):
+        place = folder / "adapters" / "02-two" / name
+        place.mkdir(parents=True)
+        (place / "adapter_config.json").write_text("{}")
+        (place / "adapter_model.safetensors").write_text(name)
     repair = gate(folder, repair=True)["repair"]
-    assert (repair["passed"], repair["adapter"]) == ("slow", "adapters/02-two/slow")
+    assert (repair["passed"], repair["adapter"]) == ("slow", "gate/02-two/repaired")
+    found = folder / repair["adapter"]
+    assert (found / "adapter_model.safetensors").read_text() == "slow"
+    assert len((found / "predictions" / "one.jsonl").read_text().splitlines()) == MANY
+    assert json.loads((found / "repair.json").read_text())["candidate"] == "slow"

@@ -73,7 +73,7 @@ def _working(
     if repair and decision["outcome"] == "failed":
         from ilora.gates.repair import repair_phase
 
-        decision["repair"] = repair_phase(judge, quiet=quiet)
+        decision["repair"] = repair_phase(judge, source=source, quiet=quiet)
         decision["advice"] = [entry for entry in decision["advice"] if not entry["command"].endswith("--repair")]
     _keep(run, decision)
     return decision

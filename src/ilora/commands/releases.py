@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ilora.errors import IloraError
-from ilora.gates.decision import brief, read_gate
+from ilora.files import locked
+from ilora.gates.decision import brief, decide, judge_of, read_gate, write_gate
 from ilora.releases import change
 from ilora.releases import history as months
 from ilora.releases.deletion import Left
@@ -23,25 +24,43 @@ def promote(
     note: str = "",
     server: str | None = None,
     force: bool = False,
+    repaired: bool = False,
 ) -> Release:
     """Make a release of a run's last finished phase, and the current one.
 
     gate: what the gate found, as plain JSON, for the manifest; None: what RUN/gate.json says of the phase.
     force: also where the gate failed; the manifest and the history keep what it found.
+    repaired: first take the adapter that `gate(run, repair=True)` found for the phase's own; the next `add` begins with
+    it.
     note: why, for the history. server: the address of a vLLM or SGLang server, which loads the release and drops the
     one before; its key is in $ILORA_SERVER_KEY.
     Raises InputError, with nothing written, where the run is not finished or the phase is a release already, and
     IloraError, with the current release as it was, where the gate failed or the server refuses.
     """
     run = open_run(run, write_report)
+    if repaired:
+        _adopt(run, note)
     gate = _gate(run, force=force) if gate is None else gate
     if gate is not None and gate.get("outcome") == "failed" and not force:
         reasons = "".join(f"\n  {reason}" for reason in [*gate.get("fail", ()), *gate.get("undecidable", ())])
-        raise IloraError(f"{run}: the gate failed for the last phase; --force promotes it all the same{reasons}")
+        raise IloraError(
+            f"{run}: the gate failed for the last phase; --repaired promotes an adapter that "
+            f"`ilora gate {run} --repair` found, and --force the phase all the same{reasons}"
+        )
     release = change.promote(run, gate=gate, note=note, server=server, report=write_report)
     if (run / "report.html").is_file():
         write_report(run)
     return release
+
+
+def _adopt(run: Path, note: str) -> None:
+    """Take the repaired adapter for the last phase's own, and decide anew by the rules that it passed."""
+    from ilora.gates.repaired import find_repaired  # here, as it imports torch
+
+    folder, rules, source = find_repaired(run)
+    change.adopt(run, folder, note=note, report=write_report)
+    with locked(run, what="run"):
+        write_gate(run, decide(judge_of(run, rules, source, None), source))
 
 
 def _gate(run: Path, *, force: bool) -> dict[str, Any] | None:

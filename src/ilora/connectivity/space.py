@@ -204,6 +204,32 @@ def _concatenation(parts: Sequence[tuple[LowRank, float]]) -> LowRank:
     return LowRank(down, torch.cat([weight * update.scale * update.up for update, weight in parts], dim=1), 1.0)
 
 
+def reduced(adapter: Adapter, like: Adapter) -> Adapter:
+    """The nearest adapter (in ΔW, Frobenius) with the ranks and scales of another one, layer by layer.
+
+    A layer's update is cut to its largest singular values, whose roots go to A and to B; where it has the form already,
+    it stays as it is. The adapters change the same layers.
+    """
+    updates = {}
+    for layer, update in adapter.updates.items():
+        rank, scale = len(like.updates[layer].down), like.updates[layer].scale
+        updates[layer] = update if (len(update.down), update.scale) == (rank, scale) else _cut(update, rank, scale)
+    return Adapter(adapter.label, updates, like.base, like.settings)
+
+
+def _cut(update: LowRank, rank: int, scale: float) -> LowRank:
+    """By the singular values of a matrix of the ranks' size: ΔW itself is never formed."""
+    up, core_up = torch.linalg.qr(update.up.double())
+    down, core_down = torch.linalg.qr(update.down.double().T)
+    left, values, right = torch.linalg.svd(core_up @ core_down.T * (update.scale / scale))
+    roots = values[:rank].sqrt()
+    return LowRank(
+        (roots[:, None] * (right[:rank] @ down.T)).to(update.down.dtype),
+        (up @ left[:, :rank] * roots).to(update.up.dtype),
+        scale,
+    )
+
+
 def product(first: LowRank, second: LowRank) -> float:
     """⟨ΔW, ΔW'⟩ (Frobenius) of one layer from matrices of the ranks' size: Σ (Bᵀ B') ∘ (A A'ᵀ)."""
     ups = first.up.double().T @ second.up.double()
@@ -241,10 +267,6 @@ def write(adapter: Adapter, folder: Path, *, replace: bool = False) -> None:
         raise InputError(f"{folder}: exists already; give another name, or move it away")
     updates = _uniform(adapter.updates)
     one = next(iter(updates.values()))
-    tensors = {}
-    for layer, update in updates.items():
-        tensors[f"base_model.model.{layer}.lora_A.weight"] = update.down.contiguous()
-        tensors[f"base_model.model.{layer}.lora_B.weight"] = update.up.contiguous()
     settings = {
         **adapter.settings,
         "peft_type": "LORA",
@@ -263,13 +285,30 @@ def write(adapter: Adapter, folder: Path, *, replace: bool = False) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
-        save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+        _write_weights(updates, scratch)
         (scratch / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise IloraError(f"{folder}: cannot write the adapter: {error}") from error
+
+
+def write_like(adapter: Adapter, own: Path, folder: Path) -> None:
+    """Write a PEFT folder with the settings of another one, whose ranks and scales the adapter has."""
+    folder.mkdir(parents=True)
+    _write_weights(adapter.updates, folder)
+    for name in (ADAPTER, FILE):
+        if (own / name).is_file():
+            shutil.copyfile(own / name, folder / name)
+
+
+def _write_weights(updates: Mapping[str, LowRank], folder: Path) -> None:
+    tensors = {}
+    for layer, update in updates.items():
+        tensors[f"base_model.model.{layer}.lora_A.weight"] = update.down.contiguous()
+        tensors[f"base_model.model.{layer}.lora_B.weight"] = update.up.contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _uniform(updates: Mapping[str, LowRank]) -> dict[str, LowRank]:

@@ -128,9 +128,9 @@ def _newcombe(both: int, worse: int, better: int, neither: int, error: float) ->
     before, now = (both + worse) / rows, (both + better) / rows
     (low_before, high_before), (low_now, high_now) = (_wilson(share, rows, z) for share in (before, now))
     margins = (both + worse) * (better + neither) * (both + better) * (worse + neither)
-    determinant = both * neither - worse * better
+    determinant = float(both * neither - worse * better)
     if determinant > 0:
-        determinant = max(determinant - rows / 2, 0)
+        determinant = max(determinant - rows / 2, 0.0)
     phi = determinant / math.sqrt(margins) if margins else 0.0
 
     def reach(one: float, other: float) -> float:

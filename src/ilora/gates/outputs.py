@@ -134,7 +134,9 @@ def _repair(decision: Decision) -> list[str]:
         found.append(f"Repair, {_text(one['candidate'])}{at}: {_text(one['outcome'])}{f' ({why})' if why else ''}")
     found += [f"Repair, {_text(note)}" for note in repair["notes"]]
     kept = f"{_text(repair['passed'])} passes" if repair["passed"] else "no candidate passes"
-    return [*found, f"Repair: {kept}{'; its adapter is in ' + _text(repair['adapter']) if repair['adapter'] else ''}."]
+    place = f"; its adapter is in {_text(repair['adapter'])}" if repair["adapter"] else ""
+    take = f" `{_text(repair['command'])}` makes it the phase's own, and a release." if repair.get("command") else ""
+    return [*found, f"Repair: {kept}{place}.{take}"]
 
 
 def _tries(decision: Decision) -> list[str]:

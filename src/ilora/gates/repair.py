@@ -2,13 +2,14 @@
 
 Candidates come in the order of their cost: the method's other adapters; the best point on the path between the adapter
 before the phase and the one after it; and the last update shrunk, before + c · (now − before), as little as it takes
-(STABLE, arXiv 2510.16089). A point is chosen on rows that the gate does not judge on: of each task its eval split, or
-of an earlier task without one its rows in the replay memory. Only then is it judged, on the gate's rows.
+(STABLE, arXiv 2510.16089), and cut to the run's rank, so that it can be trained on. A point is chosen on rows that the
+gate does not judge on: of each task its eval split, or of an earlier task without one its rows in the replay memory.
+Only then is it judged, on the gate's rows.
 """
 
 from __future__ import annotations
 
-import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,12 @@ from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.evaluation.perplexity import perplexity, read_text
 from ilora.evaluation.scoring import EvaluationSet, evaluate
-from ilora.files import flush_folder, flush_tree, write_flushed
 from ilora.gates.evidence import Ability, Rows
 from ilora.gates.judge import Judge, failed
 from ilora.gates.probes import measure
-from ilora.model.identity import FILE as BASE_MODEL
+from ilora.gates.repaired import Records, place_of, write_repaired
 from ilora.progress import Bar, Display
+from ilora.results.scores import prediction_folder, read_records
 
 POINTS = 11  # of a path
 _STEP = 1 / 16  # of c
@@ -45,37 +46,44 @@ class Candidate:
     adapter: Adapter
 
 
-def repair_phase(judge: Judge, *, quiet: bool = False) -> dict[str, Any]:
+def repair_phase(judge: Judge, *, source: str, quiet: bool = False) -> dict[str, Any]:
     """Try the candidates; the first one that passes is written to RUN/gate/<phase>/repaired.
 
+    source: where the rules come from.
     Returns `tries`, each with `candidate`, its `checks` and `outcome` (`not measured`: nothing of it fails, but the
-    phase failed a rule that was not measured of it); `passed`: the name of the one that passes, or
-    None; `adapter`: its PEFT folder, as a path in the run; and `notes`: why a candidate could not be made.
+    phase failed a rule that was not measured of it); `passed`: the name of the one that passes, or None; `adapter`: its
+    PEFT folder, as a path in the run; `command`: what promotes it; and `notes`: why a candidate could not be made.
     """
     tries: list[dict[str, Any]] = []
     reasons: list[str] = []
     for name, made in _variants(judge):
         tries.append(made)
         if made["outcome"] == "passed":
-            folder = judge.evidence.run / "adapters" / judge.evidence.phase / name
-            return _found(judge, tries, reasons, name, folder)
+            return _found(tries, reasons, name, judge, _write_variant(judge, name, source))
     try:
         bench = Bench(judge, quiet=quiet)
     except InputError as error:
-        return {"passed": None, "adapter": None, "tries": tries, "notes": [*reasons, str(error)]}
+        return {"passed": None, "adapter": None, "command": None, "tries": tries, "notes": [*reasons, str(error)]}
     with bench.display:
         for candidate in bench.candidates(reasons):
-            made, records = bench.judged(candidate)
+            made, records, ability = bench.judged(candidate)
             tries.append(made)
             if made["outcome"] == "passed":
-                folder = _write(judge, candidate, records, made)
-                return _found(judge, tries, reasons, candidate.name, folder)
-    return {"passed": None, "adapter": None, "tries": tries, "notes": reasons}
+                folder = _write(judge, candidate, records, ability, source)
+                return _found(tries, reasons, candidate.name, judge, folder)
+    return {"passed": None, "adapter": None, "command": None, "tries": tries, "notes": reasons}
 
 
-def _found(judge: Judge, tries: list[Any], reasons: list[str], name: str, folder: Path) -> dict[str, Any]:
-    place = folder.relative_to(judge.evidence.run).as_posix() if folder.is_dir() else None
-    return {"passed": name, "adapter": place, "tries": tries, "notes": reasons}
+def _found(tries: list[Any], reasons: list[str], name: str, judge: Judge, folder: Path | None) -> dict[str, Any]:
+    evidence = judge.evidence
+    last = folder is not None and evidence.number == len(evidence.phases)
+    return {
+        "passed": name,
+        "adapter": None if folder is None else folder.relative_to(evidence.run).as_posix(),
+        "command": shlex.join(["ilora", "promote", str(evidence.run), "--repaired"]) if last else None,
+        "tries": tries,
+        "notes": reasons,
+    }
 
 
 def _variants(judge: Judge) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -130,8 +138,8 @@ class Bench:
             except InputError as error:
                 reasons.append(str(error))
 
-    def judged(self, candidate: Candidate) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-        """What the gate says of a candidate, and its answers by task."""
+    def judged(self, candidate: Candidate) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]], Ability]:
+        """What the gate says of a candidate, its answers by task, and its general ability."""
         self.landscape.use(candidate.adapter)
         sets = [self.landscape.encoded(task, self.split) for task in self.tasks]
         records = {}
@@ -139,7 +147,8 @@ class Bench:
             for data in sets:
                 records[data.task.label] = self._answers(data, bar)
         now = {label: {record["id"]: record["score"] for record in found} for label, found in records.items()}
-        return _tried(self.judge, candidate.name, candidate.how, now, self._ability()), records
+        ability = self._ability()
+        return _tried(self.judge, candidate.name, candidate.how, now, ability), records, ability
 
     def _answers(self, data: EvaluationSet, bar: Bar) -> list[dict[str, Any]]:
         size = self.config.evaluation.batch_size
@@ -171,17 +180,21 @@ class Bench:
 
         Then the loss is elsewhere, as in general ability, and these rows cannot say how far to shrink.
         """
-        curve = paths.make_path("linear", (self.before, self.now), space="delta")
         low, high = 0.0, 1.0
         if self._hold(self._scores([self.now], "choosing: c = 1")[0]):
             low, high = 0.5, 0.5
         while high - low > _STEP:
             middle = (low + high) / 2
-            holds = self._hold(self._scores([curve.at(middle)], f"choosing: c = {middle:g}")[0])
+            holds = self._hold(self._scores([self._part(middle)], f"choosing: c = {middle:g}")[0])
             low, high = (middle, high) if holds else (low, middle)
         if not low:
             raise InputError("shrunk: even a sixteenth of the last update loses too much on the rows to choose on")
-        return Candidate("shrunk", {"space": "delta", "c": low}, curve.at(low))
+        return Candidate("shrunk", {"space": "delta", "c": low}, self._part(low))
+
+    def _part(self, c: float) -> Adapter:
+        """before + c · (now − before), in the rank of the run."""
+        curve = paths.make_path("linear", (self.before, self.now), space="delta")
+        return space.reduced(curve.at(c), self.now)
 
     def _hold(self, now: PointScores) -> bool:
         """Whether no earlier task loses more than its rules allow, or more than one row, on the rows to choose on."""
@@ -228,26 +241,31 @@ class Bench:
         return space.read(folder, label=f"{label}/{evidence.answering}")
 
 
-def _write(
-    judge: Judge, candidate: Candidate, records: Mapping[str, Sequence[Mapping[str, Any]]], made: Mapping[str, Any]
-) -> Path:
-    """RUN/gate/<phase>/repaired: the adapter, its answers, and where it came from. Complete, or as it was before."""
+def _write(judge: Judge, candidate: Candidate, records: Records, ability: Ability, source: str) -> Path:
+    """The adapter with its answers, in the form of the phase's own."""
+    evidence, scratch = judge.evidence, _scratch(judge)
+    space.write_like(candidate.adapter, evidence.run / "adapters" / evidence.phase / evidence.answering, scratch)
+    told = {"candidate": candidate.name, **candidate.how}
+    return write_repaired(judge, scratch, told, records, ability, source=source)
+
+
+def _write_variant(judge: Judge, name: str, source: str) -> Path | None:
+    """Another adapter of the method with its answers; None where the run did not keep it."""
     evidence = judge.evidence
-    folder = evidence.run / "gate" / evidence.phase / "repaired"
-    scratch = folder.with_name(".repaired-writing")
+    folder = evidence.run / "adapters" / evidence.phase / name
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    scratch = _scratch(judge)
+    shutil.copytree(folder, scratch)
+    files = {task: prediction_folder(evidence.run, evidence.phase) / name / f"{task}.jsonl" for task in evidence.seen}
+    records = {task: read_records(file) for task, file in files.items()}
+    ability = evidence.ability(evidence.phase, name)
+    return write_repaired(judge, scratch, {"candidate": name}, records, ability, source=source)
+
+
+def _scratch(judge: Judge) -> Path:
+    """A new folder's name beside the one of the repaired adapter."""
+    scratch = place_of(judge.evidence.run, judge.evidence.phase).with_name(".repaired-writing")
     shutil.rmtree(scratch, ignore_errors=True)
-    space.write(candidate.adapter, scratch)
-    own = evidence.run / "adapters" / evidence.phase / evidence.answering / BASE_MODEL
-    if own.is_file():
-        shutil.copyfile(own, scratch / BASE_MODEL)
-    (scratch / "predictions").mkdir()
-    for label, found in records.items():
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in found)
-        write_flushed(scratch / "predictions" / f"{label}.jsonl", text.encode())
-    source = {"candidate": candidate.name, **candidate.how, "phase": evidence.phase, "outcome": made["outcome"]}
-    write_flushed(scratch / "repair.json", (json.dumps(source, indent=1) + "\n").encode())
-    flush_tree(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
-    flush_folder(folder.parent)
-    return folder
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    return scratch

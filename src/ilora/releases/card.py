@@ -38,6 +38,7 @@ def _facts(content: dict[str, Any]) -> str:
         "tasks": ", ".join(content["tasks"]),
         "made": f"{content['created']} by ilora {content['ilora']}",
         "before it": f"release {content['previous']}" if content["previous"] else None,
+        "repaired": content["repaired"] and ", ".join(f"{key} {value}" for key, value in content["repaired"].items()),
         "gate": gate.get("outcome"),
         "note": content["note"],
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from ilora.errors import InputError
 from ilora.files import locked
-from ilora.releases import deletion, journal, promotion, withdrawal
+from ilora.releases import adoption, deletion, journal, promotion, withdrawal
 from ilora.releases.candidate import candidate
 from ilora.releases.opening import WriteReport, finish, open_run
 from ilora.releases.server import Server, served_name
@@ -36,6 +36,20 @@ def promote(
         journal.begin(run, promotion.prepare(candidate(run), gate=gate, note=note, server=serving))
         finish(run, report)
     return read_release(run)
+
+
+def adopt(run: str | Path, repaired: Path, *, note: str = "", report: WriteReport) -> None:
+    """Take a repaired adapter for the last phase's own, in the state that the next task begins with, too.
+
+    repaired: the folder that `ilora gate --repair` wrote.
+    Raises InputError, with nothing changed, where the run is not finished, the phase is a release already, or the
+    adapter does not fit.
+    """
+    run = open_run(run, report)
+    with locked(run, what="run"):
+        finish(run, report)
+        journal.begin(run, adoption.prepare(candidate(run), repaired, note=note))
+        finish(run, report)
 
 
 def rollback(

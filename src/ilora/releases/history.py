@@ -81,6 +81,7 @@ def _month(run: Path, results: Results, number: int, manifest: Manifest | None, 
         "forgotten": None if joint or not square else forgetting(square),
         "release": manifest.number if manifest else None,
         "state": "current" if manifest and manifest.number == now else state,
+        "repaired": manifest.repaired if manifest else None,
         "gate": manifest.gate if manifest else None,
         "note": manifest.note if manifest else "",
     }
@@ -98,6 +99,8 @@ def history_table(found: Mapping[str, Any]) -> Table:
         shown["date"] = (month["date"] or "")[:10]
         shown["release"] = "" if month["release"] is None else month["release"]
         shown["gate"] = "" if month["gate"] is None else month["gate"].get("outcome", "asked")
+        if month["repaired"]:
+            shown["gate"] = f"{shown['gate']}, repaired".removeprefix(", ")
         style = {"current": "bold", "withdrawn": "dim"}.get(month["state"], "")
         table.add_row(*(Text(plain(shown[column], 40)) for column in _COLUMNS), style=style)
     return table
@@ -116,6 +119,8 @@ def _caption(found: Mapping[str, Any]) -> Text:
 
 
 def _what(line: Mapping[str, Any]) -> str:
+    if line["event"] == "repair":
+        return f"phase {line['phase']}, {line['repaired']['candidate']}"
     return ", ".join(line["tasks"]) if line["event"] == "forget" else f"release {line['release']}"
 
 

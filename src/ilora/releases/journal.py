@@ -28,7 +28,8 @@ FORMAT = 1
 class Event(Form):
     """A line of history.jsonl. scores: of the answering variant, the summary and the last row of R.
 
-    It may have more: a promotion `gate` (what the gate found, or None), a rollback `left` (the release before it).
+    It may have more: a promotion `gate` (what the gate found, or None), a rollback `left` (the release before it), a
+    repair `repaired` (how).
     `forget` has the task whose rows were deleted in `tasks`, and the current release, if there is one.
     """
 
@@ -68,6 +69,22 @@ class Deletion(Form):
     task: str
     day: str
     event: Event
+
+
+class Adoption(Form):
+    """A repaired adapter that is about to take the place of a phase's own (`ilora promote --repaired`).
+
+    withdrawn: the number of the folder below releases/withdrawn/ that takes what is set aside.
+    """
+
+    format: Annotated[int, known_version(FORMAT)] = FORMAT
+    what: Literal["repair"] = "repair"
+    phase: str
+    withdrawn: int = Field(ge=1)
+    event: Event
+
+
+Begun = Pending | Deletion | Adoption
 
 
 def now() -> str:
@@ -159,12 +176,12 @@ def record(run: Path, event: Event) -> None:
         write_atomic(run / "releases" / "history.jsonl", text)
 
 
-def begin(run: Path, pending: Pending | Deletion) -> None:
+def begin(run: Path, pending: Begun) -> None:
     """Write down what is to be done; from here on it will be done."""
     write_atomic(run / "releases" / PENDING, json.dumps(pending.model_dump(mode="json"), indent=1) + "\n")
 
 
-def under_way(run: Path) -> Pending | Deletion | None:
+def under_way(run: Path) -> Begun | None:
     """What was begun and is not finished. Raises InputError where pending.json is damaged."""
     path = run / "releases" / PENDING
     if not path.is_file():
@@ -176,9 +193,10 @@ def under_way(run: Path) -> Pending | Deletion | None:
             f"{path}: not valid JSON: {error}. Put it back from a copy, or move it away: then `ilora rollback {run} "
             "--to N` makes the run whole, as it was at release N"
         ) from error
-    if isinstance(content, dict) and content.get("what") == "forget":
+    what = content.get("what") if isinstance(content, dict) else None
+    if what == "forget":
         return validated(Deletion, content, str(path))
-    return validated(Pending, content, str(path))
+    return validated(Adoption, content, str(path)) if what == "repair" else validated(Pending, content, str(path))
 
 
 def drop(run: Path) -> None:
@@ -187,7 +205,7 @@ def drop(run: Path) -> None:
     flush_folder(run / "releases")
 
 
-def finish(run: Path, pending: Pending | Deletion) -> None:
+def finish(run: Path, pending: Begun) -> None:
     """The last step of all: a line in the history, and nothing is under way any more."""
     record(run, pending.event)
     drop(run)

@@ -39,6 +39,7 @@ class Manifest(Form):
     base: name, revision, alias and weights_sha256 of the base model, as in base_model.json; None where not known.
     tokenizer_sha256: of the tokenizer; None in a run of a version that did not note it.
     steps: optimizer steps of the run up to here.
+    repaired: how the adapter was repaired after training (`candidate`, `t` or `c`); None: it is as training left it.
     gate: what the gate found, as plain JSON; None where it was not asked.
     run: what lay in the run folder at that moment, as paths in it; a rollback sets everything else aside.
     redactions: the tasks whose rows were deleted from the release since, each with the day, and the SHA-256 that the
@@ -61,6 +62,7 @@ class Manifest(Form):
     steps: int
     created: str
     ilora: str
+    repaired: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
     note: str = ""
     run: list[str]

@@ -39,6 +39,10 @@ def finish(run: Path, report: WriteReport) -> None:
         from ilora.releases import deletion
 
         deletion.finish(run, pending, report)
+    elif isinstance(pending, journal.Adoption):
+        from ilora.releases import adoption
+
+        adoption.finish(run, pending, report)
     elif pending is not None and pending.what == "promote":
         from ilora.releases import promotion
 

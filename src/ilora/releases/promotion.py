@@ -19,15 +19,16 @@ from ilora.releases.journal import Pending
 from ilora.releases.manifest import read_manifest, write_manifest
 from ilora.releases.server import Server, retire, served_name
 from ilora.releases.store import current, numbers, point_to, read_release, release_folder
-from ilora.results.reader import phase_names
+from ilora.results.reader import phase_names, read_text
 
+REPAIR = "repair.json"  # beside the weights of an adapter that was repaired
 GROWING = ("adapters", "trajectory", "data", "contrast")  # folders of a run that get entries with time
 
 
 def prepare(candidate: Candidate, *, gate: dict[str, Any] | None, note: str, server: Server | None = None) -> Pending:
     """Write the release's folder under a scratch name. Raises InputError where the phase is a release already."""
     run = candidate.run
-    _refuse_twice(candidate)
+    refuse_twice(candidate)
     if server is not None and candidate.adapter is None:
         raise InputError(f"{run}: {candidate.results['method']} answers with more than one adapter; no server takes it")
     given = [event.release for event in journal.events(run) if event.release is not None]
@@ -91,7 +92,7 @@ def _scratch(run: Path, number: int) -> Path:
     return run / "releases" / f".{number}-writing"
 
 
-def _refuse_twice(candidate: Candidate) -> None:
+def refuse_twice(candidate: Candidate) -> None:
     """Raises InputError for a phase that is the current release. A damaged one may be made anew."""
     number = current(candidate.run)
     if number is None:
@@ -151,10 +152,23 @@ def _content(candidate: Candidate, number: int, adapter: str | None) -> dict[str
         "tokenizer_sha256": results.get("tokenizer_sha256"),
         "template": results.get("template"),
         "steps": part.values["counters"]["steps"],
+        "repaired": None if candidate.adapter is None else repair_told(candidate.adapter),
         "created": journal.now(),
         "ilora": journal.version(),
         "run": [f"{one.place}/{entry}".lstrip("/") for one in candidate.parts for entry in entries(one.folder)],
     }
+
+
+def repair_told(adapter: Path) -> dict[str, Any] | None:
+    """How an adapter was repaired: candidate, its place between two adapters, phase; None where it was not."""
+    file = adapter / REPAIR
+    if not file.is_file():
+        return None
+    try:
+        told = json.loads(read_text(file))
+        return {key: told[key] for key in ("candidate", "space", "t", "c", "phase") if key in told}
+    except (ValueError, RecursionError, TypeError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
 
 
 def _fingerprints(part: Part) -> list[dict[str, Any]]:

@@ -44,15 +44,20 @@ def prepare(run: Path, number: int | None, *, note: str, server: Server | None =
     release = read_release(run, _chosen(run, number))
     if current(run) == release.number and _is_at(run, release):
         raise InputError(f"{run}: release {release.number} is the current one, and nothing was trained since")
-    taken = (run / "releases" / "withdrawn").glob("[0-9]*")
     event = journal.new_event(run, "rollback", release.manifest, release.scores(), note=note, left=current(run))
     return Pending(
         what="rollback",
         number=release.number,
-        withdrawn=max((int(path.name) for path in taken if is_number(path.name)), default=0) + 1,
+        withdrawn=next_place(run),
         server=server.url if server else None,
         event=event,
     )
+
+
+def next_place(run: Path) -> int:
+    """The number of the next folder below releases/withdrawn/."""
+    taken = (run / "releases" / "withdrawn").glob("[0-9]*")
+    return max((int(path.name) for path in taken if is_number(path.name)), default=0) + 1
 
 
 def _chosen(run: Path, number: int | None) -> int:
