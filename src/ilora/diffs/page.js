@@ -1,40 +1,72 @@
 "use strict";
 const index = JSON.parse(document.getElementById("index").textContent);
-const parts = [...document.querySelectorAll("script.part")], read = [], SIZE = 25;
+const parts = [...document.querySelectorAll("script.part")], SIZE = 25, KEPT = 2;
 const find = (id) => document.getElementById(id);
 const words = find("words"), task = find("task"), kind = find("kind");
 // A stretch of rows has one task and one kind, so that a filter alone needs no row to be read.
 let start = 0;
 const stretches = index.stretches.map(([task, kind, count]) => ({ task, kind, from: start, to: (start += count) }));
-let shown = [], page = 0, lower = null;
+let shown = [], page = 0;
+const read = new Map(), lower = [], encoder = new TextEncoder();
+
+// The rows of a part. As objects they take several times the room of their text, so only the last KEPT parts stay.
+function rowsOf(place) {
+  const rows = read.get(place) ?? JSON.parse(parts[place].textContent);
+  read.delete(place);
+  read.set(place, rows);
+  if (read.size > KEPT) read.delete(read.keys().next().value);
+  return rows;
+}
 
 function row(number) {
-  const place = Math.floor(number / index.part);
-  if (!read[place]) {
-    read[place] = JSON.parse(parts[place].textContent);
-    parts[place].remove(); // its text is not needed twice
-  }
-  return read[place][number % index.part];
+  return rowsOf(Math.floor(number / index.part))[number % index.part];
 }
 
 function stretchOf(number) {
   return stretches.find((one) => one.from <= number && number < one.to);
 }
 
-// In lower case, made at the first search.
-function searched(number) {
-  lower ??= [];
-  return (lower[number] ??= row(number).slice(0, 4).join("\n").toLowerCase());
+// The texts of a part in lower case, and where each row ends in them. Made at the first search, and in UTF-8: a string
+// with one letter that is not Latin would take twice the room.
+function searched(place) {
+  if (!lower[place]) {
+    const rows = JSON.parse(parts[place].textContent), ends = new Uint32Array(rows.length);
+    const texts = rows.map((row) => row.slice(0, 4).join("\n").replaceAll("\0", " ").toLowerCase() + "\0");
+    const bytes = encoder.encode(texts.join(""));
+    for (let at = 0, end = 0; at < ends.length; at++) ends[at] = end = bytes.indexOf(0, end) + 1;
+    lower[place] = { bytes, ends };
+  }
+  return lower[place];
+}
+
+// Where the wanted bytes are next, from a place on; -1: nowhere.
+function next(bytes, wanted, from) {
+  for (let at = bytes.indexOf(wanted[0], from); at >= 0; at = bytes.indexOf(wanted[0], at + 1)) {
+    let same = 1;
+    while (same < wanted.length && bytes[at + same] === wanted[same]) same++;
+    if (same === wanted.length) return at;
+  }
+  return -1;
+}
+
+// Adds the rows of a part that hold the words, from the row `from` to before the row `to`.
+function search(place, wanted, from, to) {
+  const { bytes, ends } = searched(place), first = place * index.part, last = Math.min(ends.length, to - first);
+  let at = Math.max(0, from - first), found = at ? ends[at - 1] : 0;
+  while (at < last && (found = next(bytes, wanted, found)) >= 0) {
+    while (at < last && ends[at] <= found) at++;
+    if (at < last) shown.push(first + at);
+    found = ends[at++];
+  }
 }
 
 function choose() {
-  const wanted = words.value.trim().toLowerCase();
+  const wanted = encoder.encode(words.value.trim().toLowerCase());
   shown = [];
   for (const one of stretches) {
     if ((task.value && one.task !== Number(task.value)) || (kind.value && one.kind !== Number(kind.value))) continue;
-    for (let number = one.from; number < one.to; number++) {
-      if (!wanted || searched(number).includes(wanted)) shown.push(number);
-    }
+    if (!wanted.length) for (let number = one.from; number < one.to; number++) shown.push(number);
+    else for (let at = Math.floor(one.from / index.part); at * index.part < one.to; at++) search(at, wanted, one.from, one.to);
   }
   page = 0;
   show();

@@ -1,7 +1,7 @@
 """RUN/diffs/<A>..<B>.html: one self-contained page with every changed row, which opens fast with 100,000 of them.
 
-Rows are inert JSON in parts. The page's script reads a part when one of its rows is shown, and all of them at the
-first search.
+Rows are inert JSON in parts. The page's script reads a part when one of its rows is shown. At the first search it makes
+of each part one text in lower case, so that no row needs to stay in memory as objects.
 """
 
 from __future__ import annotations
