@@ -55,7 +55,7 @@ _STYLE = {
 
 @contextmanager
 def _styled(name: str) -> Iterator[io.BytesIO]:
-    """A file to print a figure into, in our style. A canvas is told to print, since `savefig` draws each figure twice."""
+    """A file to print a figure into, in our style. The canvas prints: `savefig` would draw each figure twice."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield io.BytesIO()
