@@ -19,6 +19,8 @@ from ilora.comparison.gather import gather
 from tests.comparison.fake_runs import Method, write_run, write_sweep
 from tests.helpers import MakeConfig
 
+pytestmark = [pytest.mark.usefixtures("undrawn"), pytest.mark.xdist_group("compare")]  # one worker makes `found`
+
 FORMS = {"comparison.json", "comparison.csv", "comparison.md", "comparison.tex", "index.html"}
 METHODS = {
     "sequential": Method(level=0.7, loss=0.25),
@@ -81,6 +83,7 @@ def test_another_baseline_and_one_that_is_not_there(sweep: Path, tmp_path: Path)
         compare([sweep], baseline="tow (slow)", out=tmp_path)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_form_has_every_row_and_says_what_is_not_distinguishable(sweep: Path) -> None:
     _, folder = compare([sweep])
     assert {path.name for path in folder.iterdir()} == FORMS
@@ -94,6 +97,7 @@ def test_every_form_has_every_row_and_says_what_is_not_distinguishable(sweep: Pa
     assert texts["comparison.tex"].count(r"\begin{tabular}") == texts["comparison.tex"].count(r"\end{tabular}") > 0
 
 
+@pytest.mark.usefixtures("drawn")
 def test_untrusted_names_are_escaped_everywhere(tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>_%&$#{}|"
     for seed in (0, 1):
@@ -185,7 +189,7 @@ def test_predictions_that_do_not_give_the_score_are_refused(tmp_path: Path) -> N
 
 def test_real_runs(make_config: MakeConfig, tmp_path: Path) -> None:
     for seed in (0, 1):
-        config = make_config(f"seed={seed}", "contrast=[sequential]", "training.epochs=1")
+        config = make_config(f"seed={seed}", "contrast=[sequential]", "training.epochs=1", "data.tasks=[one, two]")
         run(config, tmp_path / "runs" / str(seed), quiet=True)
     found, folder = compare([tmp_path / "runs"])
     assert [line["name"] for line in found["rows"]] == ["sequential", "ilora (slow)", "ilora (fast)"]
@@ -193,6 +197,7 @@ def test_real_runs(make_config: MakeConfig, tmp_path: Path) -> None:
     assert compare([tmp_path / "runs"])[0] == found  # its own folder is no run
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_large_comparison_takes_seconds(tmp_path: Path) -> None:
     tasks = ["a", "b", "c", "d", "e", "f"]
     methods = {f"m{n:02d}": Method(level=0.5 + 0.02 * n) for n in range(9)}

@@ -23,6 +23,8 @@ from ilora.comparison.items import measures
 from ilora.config import load_config
 from tests.comparison.fake_runs import Method, write_run, write_sweep
 
+pytestmark = [pytest.mark.usefixtures("undrawn"), pytest.mark.xdist_group("evidence")]  # one worker makes `whole`
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 Json = dict[str, Any]

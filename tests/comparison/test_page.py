@@ -10,7 +10,11 @@ from ilora.commands.compare import compare
 from tests.comparison.chromium import PROGRAM, Browser
 from tests.comparison.fake_runs import Method, write_sweep
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="no chromium on this machine")]
+pytestmark = [
+    pytest.mark.xdist_group("compare"),
+    pytest.mark.slow,
+    pytest.mark.skipif(PROGRAM is None, reason="no chromium on this machine"),
+]
 NAMES = "[...document.querySelectorAll('#main tbody tr')].filter(r => !r.hidden).map(r => r.dataset.name)"
 
 

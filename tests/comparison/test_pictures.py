@@ -10,9 +10,11 @@ from ilora.commands.compare import compare
 from ilora.comparison.pictures import pictures
 from tests.comparison.fake_runs import Method, write_sweep
 
+pytestmark = pytest.mark.xdist_group("compare")
+
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(undrawn: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Scores close to 100 that vary between two runs: Student's intervals go far beyond it."""
     methods = {"sequential": Method(loss=0.3), "er": Method(level=0.93, loss=0.0, seed_spread=0.05)}
     place = write_sweep(tmp_path_factory.mktemp("pictures") / "s", methods, seeds=(0,))
