@@ -5,6 +5,8 @@ All but one or two of them are forked from a copy of the tests' own process, whi
 
 from __future__ import annotations
 
+import functools
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -19,7 +21,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import typer.main
 import yaml
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from ilora.cli import main
 from ilora.config import Config
@@ -33,6 +37,7 @@ def begin_forks() -> None:
 
     To be called before torch has computed anything here: its threads are not copied.
     """
+    get_checkpoint_conversion_mapping("llama")  # compiles a thousand patterns, once
     resource_tracker.ensure_running()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("multiprocessing.util.spawnv_passfds", _copy_of_this_process)
@@ -45,7 +50,8 @@ def _copy_of_this_process(_path: bytes, arguments: Sequence[str], kept: Sequence
         return child
     try:
         for low, high in pairwise([2, *sorted(kept), os.sysconf("SC_OPEN_MAX")]):
-            os.closerange(low + 1, high)  # else the end of the tests' process, or a full pipe, would go unnoticed
+            os.closerange(low + 1, high)  # else the end of the tests' process would go unnoticed
+        gc.freeze()  # what is here now is garbage in no fork
         exec(arguments[-1])
     finally:
         os._exit(1)
@@ -78,12 +84,14 @@ def ilora_process(*arguments: object, **environment: str) -> Done:
 
 
 def leave_out_slow(patch: pytest.MonkeyPatch) -> None:
-    """Runs leave out what takes longer than a tiny run: report.html, PEFT's model cards, and the disk's confirmation of
-    each file.
+    """Leave out what takes longer than a tiny run: report.html, PEFT's model cards, the disk's confirmation of each file.
+
+    And the command's parameters are read from its functions once, not for each `ilora ...`.
     """
     patch.setattr("ilora.runner.write_report", lambda _path: None)
     patch.setattr("peft.PeftModel.create_or_update_model_card", lambda *_: None)
     patch.setattr("os.fsync", lambda _file: None)
+    patch.setattr("typer.main.get_command", functools.cache(typer.main.get_command))
 
 
 Moment = Callable[[Path], bool]
