@@ -12,15 +12,24 @@ import yaml
 
 from ilora import InputError, RunResult, add, load_config, resume, run
 from ilora.adding import tasks_and_settings
+from ilora.answering.weights import RunWeights
 from ilora.comparison.folders import read_folder
 from ilora.comparison.run import Run
 from ilora.connectivity.sources import from_run, pair_of
+from ilora.data.encoding import Encoder
 from ilora.data.task import Task
+from ilora.handover import source as handover
+from ilora.handover.card import Wishes
+from ilora.handover.export import export_source
 from ilora.methods import Method
+from ilora.model.load import load_tokenizer
 from ilora.releases import change
 from ilora.releases.history import history
 from ilora.report import write_report
+from ilora.results.reader import prompt_template
+from ilora.stream import load_tasks
 from ilora.training.checkpoint import load_latest
+from ilora.training.encoded import EncodedStream
 from tests.helpers import (
     FEW_SCORES,
     Killed,
@@ -281,3 +290,31 @@ def test_words_with_an_equals_sign_are_settings_unless_they_are_folders(
         ["one", "lr=3", "data/a=b"],
         ["training.epochs=1", "columns.prompt=a=b", "lr=4"],
     )
+
+
+# -- another template for the next task --------------------------------------------------------------------------------
+
+
+def test_a_task_has_a_template_of_its_own(two_tasks: Path, tmp_path: Path) -> None:
+    """Trained, remembered, scored and asked in it, and said; the tasks before keep theirs."""
+    folder = Path(shutil.copytree(two_tasks, tmp_path / "run"))
+    made = add(folder, ["three"], ["template=chat", "epochs=1"], quiet=True)
+    assert [task["template"] for task in made.results["tasks"]] == ["none", "none", "chat"]
+    assert prompt_template(made.results) == "chat"
+    config = load_config(folder / "config.yaml")
+    encoded = EncodedStream.of(config, load_tasks(config.data), Encoder(load_tokenizer(config.model), config.data))
+    starts = {name: encoded.encoder.tokenizer.decode(rows[0].prompt)[:6] for name, rows in encoded.train.items()}
+    assert starts == {"one": "one 0 ", "two": "two 0 ", "three": "[user]"}
+    weights_of = RunWeights(folder)
+    asked = {name: weights_of.template(weights_of.named(name)) for name in ("phase:2", "phase:3", "base", "t:0.5")}
+    assert asked == {"phase:2": "none", "phase:3": "chat", "base": "chat", "t:0.5": "chat"}
+    assert "its prompts stand in the template chat" in write_report(folder).read_text()
+    exported = export_source(handover.from_run(folder), tmp_path / "out", kind="peft", wishes=Wishes())
+    assert "in the base model's chat template" in (exported / "README.md").read_text()
+    assert json.loads((exported / "ilora.json").read_text())["prompt"]["other_templates"] == dict.fromkeys(
+        ["one", "two"], "none"
+    )
+    later = add(folder, [str(write_task(tmp_path, "four"))], ["epochs=1"], quiet=True)  # as the task before
+    assert later.results["tasks"][-1]["template"] == "chat"
+    with pytest.raises(InputError, match=r"task .three.|data\.tasks"):
+        resume(folder, ["data.tasks.2.template=alpaca"], quiet=True)

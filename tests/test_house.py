@@ -21,6 +21,7 @@ FLOORS = (
     ("kernels", "replay", "metrics"),
     ("results", "model"),
     ("benchmarks", "methods", "evaluation", "places", "words"),
+    ("overrides",),
     ("config",),
     ("stream", "comparison"),
     ("training", "in_memory", "early"),

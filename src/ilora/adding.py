@@ -12,19 +12,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from ilora.changes import changed, refuse_no_old, values
-from ilora.config import Config, problems, read_override
+from ilora.config import Config, problems
 from ilora.data.formats import has_columns
 from ilora.data.task import Task, name_after, task_label
 from ilora.early import refuse_no_rows
 from ilora.errors import InputError
 from ilora.in_memory import given_tasks
+from ilora.overrides import read_overrides
 from ilora.settings import TaskConfig
 from ilora.stream import REPLACE, load_tasks, refuse_duplicates
 
 # Of a task: how its files are read and its answers scored. Everything else that is given changes the run.
-_OF_TASKS = ("columns", "marker", "metric", "choices", "scoring", "max_new_tokens", "frame")
-_READ = ("columns", "marker")  # how its files are read
-_READING = ("data.columns", "data.marker")  # of the run's tasks; here of the new ones
+_OF_TASKS = ("columns", "marker", "template", "metric", "choices", "scoring", "max_new_tokens", "frame")
+_READING = ("data.columns", "data.marker", "data.template")  # of the run's tasks; here of the new ones
 _SETTING = re.compile(r"[a-z][a-z_0-9]*(\.[a-z_0-9]+)*=.*", re.DOTALL | re.IGNORECASE)
 
 
@@ -68,8 +68,7 @@ def _of_tasks_and_run(overrides: Iterable[str]) -> tuple[dict[str, Any], dict[st
     """The keys of the new tasks' own sections, nested, and the dotted settings that hold from the first of them on."""
     own: dict[str, Any] = {}
     settings: dict[str, Any] = {}
-    for override in overrides:
-        key, value = read_override(override)
+    for _, key, value in read_overrides(overrides):
         key = key.removeprefix("data.") if key.startswith(_READING) else key
         first, _, rest = key.partition(".")
         if first not in _OF_TASKS:
@@ -110,12 +109,16 @@ def _free_name(name: str, config: Config) -> str:
     return next(free for free in chain([name], numbered) if task_label(free) not in taken)
 
 
-def _as_before(place: Path, config: Config) -> dict[str, Any]:
-    """Columns and marker of the task before, if the new rows have these columns; else none: by their own form."""
-    last = config.data.tasks[-1] if config.data.tasks else None
-    columns = config.data.columns if last is None or last.columns is None else last.columns
-    fits = bool(columns) and has_columns(place, columns)
-    return {"columns": columns if fits else {}, "marker": None if last is None else last.marker}
+def _as_before(place: Path | None, config: Config) -> dict[str, Any]:
+    """How the task before was read: its template; of rows at a place also the marker, and the columns if they have
+    these (else none: by their own form).
+    """
+    last = (config.data.tasks or [TaskConfig(name="none")])[-1]
+    if place is None:
+        return {"template": last.template}
+    columns = config.data.columns if last.columns is None else last.columns
+    fits = not columns or has_columns(place, columns)
+    return {"template": last.template, "marker": last.marker, "columns": last.columns if fits else {}}
 
 
 def _new_task(item: str, config: Config, own: dict[str, Any], replaces: str | None) -> TaskConfig:
@@ -128,9 +131,8 @@ def _new_task(item: str, config: Config, own: dict[str, Any], replaces: str | No
     refuse_no_rows(item)
     if place.exists():
         name = name_after(place)
-        known = config.data.tasks or []
-        like, keys = next(((one, _OF_TASKS) for one in known if one.name == replaces), (known[-1], _READ))
-        before = like.model_dump(include=set(keys))
+        old = next((one for one in config.data.tasks or [] if one.name == replaces), None)
+        before = _as_before(place, config) if old is None else old.model_dump(include=set(_OF_TASKS))
         section = {"name": name, "path": place.absolute()} | before | own
         if replaces is not None:
             section |= {"name": _free_name(name, config), "replaces": replaces}
@@ -139,7 +141,7 @@ def _new_task(item: str, config: Config, own: dict[str, Any], replaces: str | No
             f"{item}: no such file or folder of rows, and the run has no `data.path` or `data.benchmark` to find it in"
         )
     else:
-        section = {"name": item, "replaces": replaces} | own
+        section = {"name": item, "replaces": replaces} | _as_before(None, config) | own
     try:
         return TaskConfig.model_validate(section)
     except ValidationError as error:

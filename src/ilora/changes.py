@@ -21,7 +21,7 @@ _STAYS = {
     "contrast": "another method would have to begin with the first task",
     "data": "the rows of all tasks are read alike, and the memory holds some of them",
     "data.path": "the run's own tasks lie there; the place of a new task is given as TASK",
-    "data.template": "all prompts of a run stand in the same template, those in the memory and in evaluation, too",
+    "data.template": "it is that of the tasks there are; a task has a `template` of its own",
     "evaluation": "all tasks are measured alike, or their scores could not be compared",
     "keep": "it holds for the whole run; `ilora resume RUN keep...=...` changes it, `ilora prune RUN` drops more once",
     "method": "a size or a kind decides what the method has stored; its strengths may change",

@@ -28,10 +28,12 @@ from ilora.changes import changed, for_method, standing, why_not
 from ilora.data.tables import SUFFIXES
 from ilora.errors import InputError
 from ilora.keeping import KeepConfig
+from ilora.overrides import apply_overrides
 from ilora.places import anchored
 from ilora.registry import did_you_mean
 from ilora.section import Section
 from ilora.settings import (
+    DEFAULT_METHOD,
     AdapterConfig,
     DataConfig,
     EvaluationConfig,
@@ -41,7 +43,7 @@ from ilora.settings import (
     TrainingConfig,
     method_label,
 )
-from ilora.words import SAME, advice, translated
+from ilora.words import advice, translated
 
 
 def _method(value: Any) -> Any:
@@ -85,7 +87,7 @@ class Config(Section):
     adapter: AdapterConfig = AdapterConfig()
     data: DataConfig
     method: MethodChoice = Field(
-        "ilora", description="a name, or {name: ..., settings}; `module:Class` for a method of your own"
+        DEFAULT_METHOD, description="a name, or {name: ..., settings}; `module:Class` for a method of your own"
     )  # type: ignore[assignment]
     contrast: list[MethodChoice] = Field(
         [], description="further methods to run on the same stream, into RUN/contrast/<method>"
@@ -215,8 +217,7 @@ def _values(source: str | Path | Mapping[str, Any], overrides: Iterable[str]) ->
     if not all(isinstance(key, str) for key in values):
         raise InputError("configuration: expected a mapping of settings by name")
     values, typed = translated(values), list(overrides)
-    for override in typed:
-        apply_override(values, override)
+    apply_overrides(values, typed)
     if isinstance(source, Mapping):
         return "configuration", values
     if is_data(Path(source)):
@@ -263,56 +264,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"{path}: expected a mapping of settings at the top level")
     return values
-
-
-def read_override(override: str) -> tuple[str, Any]:
-    """The key of `a.b=value`, under our name for it, and the value. Raises InputError for what is not such a thing."""
-    key, sign, text = override.partition("=")
-    if not sign or not key.strip():
-        raise InputError(f"override {override!r}: expected key=value, for example training.epochs=2")
-    try:
-        put_together = "columns." in key and text.startswith("{")  # {title} {text}, which is no YAML
-        return _our_name(key.strip()), text if put_together else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise InputError(f"override {override!r}: {text!r} is not a YAML value") from None
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set `a.b=value` in nested settings, in place. Raises InputError for what is not such a thing."""
-    key, value = read_override(override)
-    *parents, leaf = key.split(".")
-    section = values
-    if parents == ["method"]:
-        values.setdefault("method", Config.model_fields["method"].default)
-    for number, parent in enumerate(parents):
-        inner = section.get(parent)
-        if isinstance(inner, list):
-            _override_item(inner, [*parents[number + 1 :], leaf], override)
-            return
-        if not isinstance(inner, Mapping | str | None):
-            raise InputError(f"override {override!r}: '{parent}' is {inner!r}, not a section with keys of its own")
-        # `method: ilora` and `method.gamma=1` together mean the mapping form.
-        section[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
-        section = section[parent]
-    section[leaf] = value
-
-
-def _our_name(key: str) -> str:
-    """A setting's name here: `columns.prompt` is `data.columns.prompt`."""
-    head, dot, rest = key.partition(".")
-    return SAME.get(key) or f"{SAME.get(head, head)}{dot}{rest}"
-
-
-def _override_item(items: list[Any], keys: list[str], override: str) -> None:
-    """Set a value in the n-th section of a list: `data.tasks.0.path=my/data`."""
-    place, *rest = keys
-    if not place.isdecimal() or int(place) >= len(items) or not rest:
-        raise InputError(
-            f"override {override!r}: '{place}' is not a section of the list, which has {len(items)} of them"
-        )
-    item = items[int(place)]
-    items[int(place)] = {"name": item} if isinstance(item, str) else dict(item)
-    apply_override(items[int(place)], f"{'.'.join(rest)}={override.partition('=')[2]}")
 
 
 def problems(error: ValidationError, values: Any, model: type[BaseModel]) -> list[str]:

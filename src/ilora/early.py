@@ -11,12 +11,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from ilora.changes import refuse_no_old
-from ilora.config import is_data, problems, read_override, read_yaml, refuse_early
+from ilora.config import is_data, problems, read_yaml, refuse_early
 from ilora.data.tables import SUFFIXES
 from ilora.data.task import name_after
 from ilora.errors import InputError
+from ilora.files import pending_file
 from ilora.keeping import KeepConfig
 from ilora.model.names import refuse_unknown_model
+from ilora.overrides import read_overrides
 from ilora.progress import first_line
 from ilora.results.reader import read_results, refuse_no_results
 from ilora.stream import REPLACE, refuse_duplicates, refuse_missing
@@ -53,7 +55,7 @@ def before_add(run: Path, tasks: Sequence[str], replaces: str | None, *, quiet: 
     """Check what `add` is given, and say that it begins. Raises InputError."""
     if _is_first():
         found = refuse_early(config_of(own_run(run)))
-        if not (run / "releases" / "pending.json").is_file():  # `add` finishes what was interrupted first
+        if not pending_file(run).is_file():  # `add` finishes what was interrupted first
             refuse_unfinished(run)
             if replaces is not None:
                 refuse_no_old(found.data.tasks or [], replaces)
@@ -89,8 +91,7 @@ def rule_of(run: Path, changes: Iterable[str]) -> KeepConfig:
     section = read_yaml(config_of(own_run(run))).get("keep")
     refuse_no_results(run)
     values: dict[str, Any] = dict(section) if isinstance(section, dict) else {}
-    for change in changes:
-        key, value = read_override(change)
+    for _, key, value in read_overrides(changes):
         values[key.removeprefix("keep.")] = value
     try:
         return KeepConfig.model_validate(values)

@@ -24,6 +24,11 @@ def expanded(place: str) -> str:
     return written
 
 
+def pending_file(run: Path) -> Path:
+    """Where a run notes a promotion, rollback or deletion of rows before it begins, until it is done."""
+    return run / "releases" / "pending.json"
+
+
 def flush_folder(folder: Path) -> None:
     """Make a rename survive a power cut (where the system can: not on Windows)."""
     if os.name == "posix":

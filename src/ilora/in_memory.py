@@ -97,5 +97,6 @@ def _section(task: Task, folder: Path) -> TaskConfig:
             "max_new_tokens": task.max_new_tokens,
             "frame": task.frame,
             "replaces": task.replaces or None,
+            "template": task.template,
         }
     )

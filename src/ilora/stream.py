@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from ilora.config import Config
 from ilora.data import duplicates, formats
 from ilora.data.chat import every_turn
 from ilora.data.duplicates import deduplicated
+from ilora.data.notes import reading_words
 from ilora.data.rows import Selection
 from ilora.data.split import split_off
 from ilora.data.task import SPLITS, Row, Task, name_after, task_label
@@ -118,22 +118,11 @@ def prepared(task: Task, config: DataConfig) -> Task:
 
 
 def reading_notes(task: Task) -> list[tuple[str, str]]:
-    """What was decided while reading a task, each with its level (note or warning): its form, and splits made here."""
-    notes = [("note", f"read as {task.read_as}")] if task.read_as else []
-    place = Path(task.source)
+    """What was decided while reading a task, each with its level: its name, and `reading_words`."""
+    place, notes = Path(task.source), reading_words(task.read_as, task.split_off)
     if task.source and place.exists() and task.name not in (place.name, place.stem) and task.name == name_after(place):
-        notes.append(("note", f"this name was made of {plain(place.name)}, which has characters that a task's may not"))
-    if task.split_off:
-        parts = " and ".join(f"{rows:,} rows for {split}" for split, rows in task.split_off.items())
-        notes.append(("note", f"{parts} were taken out of train by a hash of the prompt (data.split)"))
-    if count := task.split_off.get("test"):
-        notes.append(
-            (
-                "warning",
-                f"no test split of its own: a score on {count:,} of its training rows tells about rows like these, "
-                f"to about ±{100 / math.sqrt(count):.0f} points of 100",
-            )
-        )
+        made = f"this name was made of {plain(place.name)}, which has characters that a task's may not"
+        return [("note", made), *notes]
     return notes
 
 
@@ -181,7 +170,8 @@ def _absolute(task: TaskConfig) -> TaskConfig:
 def fingerprint(task: Task) -> str:
     """SHA-256 of everything about a task that a result depends on."""
     rows = {split: _plain(task.rows[split]) for split in task.rows}
-    return _digest([task.name, rows, task.metric, task.choices, task.scoring, task.max_new_tokens, task.frame])
+    own = [task.template] if task.template else []  # left out where there is none, so that older digests hold
+    return _digest([task.name, rows, task.metric, task.choices, task.scoring, task.max_new_tokens, task.frame, *own])
 
 
 def training_digest(task: Task) -> str:
@@ -320,6 +310,7 @@ def _with_settings(task: Task, chosen: TaskConfig) -> Task:
         max_new_tokens=chosen.max_new_tokens or task.max_new_tokens,
         frame=chosen.frame if any(chosen.frame) else task.frame,
         replaces=chosen.replaces or "",
+        template=chosen.template or task.template,
     )
     if task.scoring == "rank" and not task.choices:
         raise InputError(f"task '{task.name}': scoring: rank needs `choices`")

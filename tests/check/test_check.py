@@ -88,7 +88,7 @@ def test_lengths(tiny_model: Path, tmp_path: Path) -> None:
     tokens = report["tokens"]
     assert sum(tokens["histogram"].values()) == 24 + 6 + 8
     assert tokens["cut"]["train"] > 0
-    assert any(text.startswith("prompts cut to max_length 32") for _, text in problems(report))
+    assert any(text.startswith("prompts cut to data.max_length (32)") for _, text in problems(report))
     summary = summarised([report], config)
     assert summary["train_tokens"] == 2 * tokens["train"] <= 2 * 24 * 32
     assert json.loads(json.dumps(summary)) == summary
@@ -275,3 +275,38 @@ def test_answers_that_are_too_long_are_an_error_unless_they_are_left_out(
     (found,) = [problem for problem in report["problems"] if "answers that alone do not fit" in problem["text"]]
     assert found["level"] == level
     assert ("leaves them out" in found["text"]) == (too_long == "drop")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["data.max_length=32", "data.template=alpaca"],
+            "warning: 24 of 24 training prompts are cut to data.max_length (32",
+        ),
+        (["data.max_length=20"], "error: answers that alone do not fit into data.max_length (20)"),
+        (["data.max_length=128", "method=l2p"], "data.max_length (128, of which the method's vectors take"),
+        (["evaluation.max_new_tokens=8"], "reference answers are longer than max_new_tokens (8)"),
+        (["evaluation.max_new_tokens=256"], "max_new_tokens is 256, but the model reads at most 256"),
+        (["evaluation.split=eval"], "error: task 'two': no eval split for evaluation.split"),
+        (["data.max_length=300"], "data.max_length: 300, but model"),
+        (["data.max_length=64", "method={name: l2p, prompt_length: 12}"], "of which the prompts of l2p take 60"),
+    ],
+)
+def test_what_a_run_would_refuse_or_warn_of_is_said_before(
+    overrides: list[str], says: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Positions, the vectors of a method, answers beyond the generation limit, prompts of which little is left."""
+    write_task(tmp_path, "one")
+    for split in ("train", "test"):
+        rows = [{"prompt": f"{split} {number} ?", "answer": "red " * 40 + str(number)} for number in range(10)]
+        (tmp_path / f"{split}.json").write_text(json.dumps(rows))
+    two = {split: str(tmp_path / f"{split}.json") for split in ("train", "test")}
+    tasks = [{"name": "one", "path": str(tmp_path / "one")}, {"name": "two", **two}]
+    values = {"model": str(tiny_model), "data": {"tasks": tasks, "template": "none", "max_length": 256}}
+    try:
+        reports = check_config(load_config(values, overrides), near=False)
+        said = [f"{level}: {text}" for report in reports for level, text in problems(report)]
+    except InputError as error:
+        said = [str(error)]
+    assert any(says in line for line in said), said

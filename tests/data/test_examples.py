@@ -139,7 +139,9 @@ def test_a_row_that_just_fits_is_not_cut() -> None:
 def test_an_answer_that_does_not_fit_names_its_row() -> None:
     assert encode(Row("a", " ".join(["yes"] * 14))).cut is False
     rows = task(Row("a", "yes"), Row("a", " ".join(["yes"] * 15)))
-    with pytest.raises(InputError, match=r"'Some Task', row some-task/train/1: the answer has 16 tokens .*is 16;"):
+    with pytest.raises(
+        InputError, match=r"'Some Task', row some-task/train/1: the answer has 16 tokens .*data\.max_length \(16\)"
+    ):
         encoder().encode(rows, "train")
 
 

@@ -11,7 +11,6 @@ from transformers import TextStreamer
 from ilora.config import Config
 from ilora.connectivity.landscape import open_landscape
 from ilora.connectivity.space import Adapter
-from ilora.data.encoding import answer_limit
 from ilora.data.examples import Example, collate
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
@@ -50,14 +49,16 @@ class Answerer:
         return [text for text, _ in made], data.cut
 
     @torch.inference_mode()
-    def reply(self, prompt: str, *, tokens: int, limit: int, tell: Callable[[str], object]) -> tuple[str, bool]:
+    def reply(
+        self, prompt: str, *, tokens: int, limit: int, template: str | None, tell: Callable[[str], object]
+    ) -> tuple[str, bool]:
         """The answer to one prompt, and whether the prompt was cut.
 
         tokens: of the answer, at most. limit: the longest answer in the run's evaluation, for which a prompt leaves
-        room. tell: is given the pieces of the answer as they come.
+        room. template: around the prompt; None: the run's. tell: is given the pieces of the answer as they come.
         """
-        task = Task("question", {"test": [Row(prompt, "")]}, max_new_tokens=tokens)
-        answer_limit(task, tokens, 0, positions=self.encoder.positions)  # refuses what the model cannot read
+        task = Task("question", {"test": [Row(prompt, "")]}, max_new_tokens=tokens, template=template)
+        self.encoder.answer_limit(task, tokens, 0)  # refuses what the model cannot read
         (whole,) = self.encoder.encode(task, "test")
         room = self.encoder.room(limit)
         if self.encoder.positions is not None:
@@ -65,8 +66,9 @@ class Answerer:
         asked = Example(whole.task, whole.id, self.encoder.cut(whole.prompt, room, whole.body), [])
         batch = collate([asked], pad=self.encoder.pad, device=self.engine.device)
         streamer = _Streamer(self.encoder.tokenizer, tell)
-        made = self.engine.generate(batch, greedy(self.encoder, tokens), streamer=streamer)
-        return answer_text(made[0].tolist(), self.encoder), whole.cut or len(asked) < len(whole.prompt)
+        encoder = self.encoder.of(task)
+        made = self.engine.generate(batch, greedy(encoder, tokens), streamer=streamer)
+        return answer_text(made[0].tolist(), encoder), whole.cut or len(asked) < len(whole.prompt)
 
 
 class _Streamer(TextStreamer):  # type: ignore[misc]

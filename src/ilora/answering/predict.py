@@ -43,7 +43,8 @@ class Predictor:
         self.adapter = self.weights.named(name)
         self.judge = None if task is None else _task(self.weights, task)
         limit = max_tokens or self.weights.longest_answer(task)
-        self.task = replace(self.judge or Task("rows", {}), rows={}, max_new_tokens=limit)
+        like = self.judge or Task("rows", {}, template=self.weights.template(self.adapter))
+        self.task = replace(like, rows={}, max_new_tokens=limit)
         self.batch_size = batch_size or self.weights.config.evaluation.batch_size
         self.block = BATCHES * self.batch_size
         self.cut = 0  # prompts that were cut so far
@@ -54,6 +55,8 @@ class Predictor:
         """What answers are made from, the rows aside."""
         task = self.task
         settings = {key: getattr(task, key) for key in ("max_new_tokens", "scoring", "choices")}
+        if task.template not in (None, self.weights.config.data.template):
+            settings["template"] = task.template
         judged = None if self.judge is None else {"task": task.name, "metric": task.metric}
         made = Origins(self.weights.config).of([self.adapter], [], settings)
         made["evaluation"]["batch_size"] = self.batch_size

@@ -16,7 +16,7 @@ from ilora.connectivity.space import Adapter
 from ilora.data.encoding import LONGEST_AUTO
 from ilora.errors import InputError
 from ilora.releases.store import current, read_release
-from ilora.results.reader import check_results, phase_labels
+from ilora.results.reader import check_results, phase_labels, prompt_template
 
 BASE = "base"
 
@@ -50,6 +50,12 @@ class RunWeights:
         """Those that the last phase has left, the answering one first."""
         folders = [path.name for path in (self.run / "adapters" / self.phases[-1]).iterdir() if path.is_dir()]
         return sorted(folders, key=lambda name: (name != self.answering, name))
+
+    def template(self, weights: Adapter) -> str | None:
+        """In which template to ask the weights: that of the last task they were trained on; None: the run's."""
+        labels = phase_labels(self.results)
+        there = [number for number, label in enumerate(labels, 1) if label in weights.label]
+        return prompt_template(self.results, max(there, default=len(self.phases)))
 
     def longest_answer(self, task: str | None = None) -> int:
         """The most tokens of an answer in the run's evaluation: of a task, or of any."""

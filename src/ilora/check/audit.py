@@ -7,20 +7,18 @@ means that a run would be refused, or that its scores would not mean what they s
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, starmap
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ilora.benchmarks import BENCHMARKS, Stream
 from ilora.benchmarks.sources import normal
+from ilora.check.tokens import count_tokens, encoder_of, length_problems, refused, spread
 from ilora.config import Config, load_config
 from ilora.data.duplicates import PAIRS, Repeats, complaints, find_repeats, key, leaks
-from ilora.data.encoding import Encoder, answer_limit, control_tokens
+from ilora.data.encoding import Encoder, control_tokens
 from ilora.data.formats import split_files
 from ilora.data.near import THRESHOLD, near_duplicates
 from ilora.data.task import SPLITS, Row, Task
@@ -30,14 +28,16 @@ from ilora.settings import TrainingConfig
 from ilora.stream import prepared, readers, reading_notes
 
 Report = dict[str, Any]
-EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _ONE_SIDED = 0.9
 _TEMPLATE = 0.9  # of the rows begin or end with it
-_MOST_COUNTED = 5_000
 
 
 def check_task(
-    task: Task, *, encoder: Encoder | None = None, near: bool = True, max_new_tokens: int | str = "auto"
+    task: Task,
+    *,
+    encoder: Encoder | None = None,
+    near: bool = True,
+    max_new_tokens: int | str = "auto",
 ) -> Report:
     """Everything about one task, as JSON types; counts are rows, shares are of 1.
 
@@ -57,10 +57,10 @@ def check_task(
         "near": _near(task) if near else None,
         "answers": _answers(task),
         "characters": {
-            "prompt": _spread([len(row.prompt) for row in _all_rows(task)]),
-            "answer": _spread([len(row.answer) for row in _all_rows(task)]),
+            "prompt": spread([len(row.prompt) for row in _all_rows(task)]),
+            "answer": spread([len(row.answer) for row in _all_rows(task)]),
         },
-        "tokens": _tokens(task, encoder, max_new_tokens) if encoder else None,
+        "tokens": count_tokens(task, encoder.of(task), max_new_tokens) if encoder else None,
         "run": None,
     }
     report["problems"] = _problems(task, repeats, report)
@@ -166,59 +166,6 @@ def _commonest(task: Task) -> dict[str, float]:
     return shares
 
 
-def _tokens(task: Task, encoder: Encoder, max_new_tokens: int | str) -> Report:
-    """Lengths of prompt + answer in tokens, uncut; `cut`: rows whose prompt loses a part, in training or evaluation.
-
-    Of a split with more rows than 5,000 a random part of that size is counted (`counted`), and the sums are scaled up.
-    """
-    limit = encoder.config.max_length
-    lengths = {split: encoder.lengths(_part(task, split)) for split in SPLITS if split in task.rows}
-    scale = {split: len(task.rows[split]) / max(1, len(pairs)) for split, pairs in lengths.items()}
-    wholes = [whole for pairs in lengths.values() for whole, _ in pairs]
-    edges = [0, *EDGES, 2**31]
-    histogram, _ = np.histogram(wholes, bins=[edge + 1 for edge in edges])
-    names = [*(f"<={edge}" for edge in EDGES), f">{EDGES[-1]}"]
-    room = _room(task, encoder, max_new_tokens, longest=max((answer for _, answer in lengths["train"]), default=1))
-
-    def counts(too_long: Callable[[str, int, int], bool]) -> dict[str, int]:
-        return {
-            split: round(scale[split] * sum(too_long(split, *pair) for pair in pairs))
-            for split, pairs in lengths.items()
-        }
-
-    return {
-        "max_length": limit,
-        "drops": encoder.config.too_long == "drop",
-        "counted": {split: len(pairs) for split, pairs in lengths.items()},
-        "whole": _spread(wholes),
-        "median": _spread([whole for whole, _ in lengths["train"]])["median"],
-        "train": round(scale["train"] * sum(min(whole, limit) for whole, _ in lengths["train"])),
-        "histogram": dict(zip(names, map(int, histogram), strict=True)),
-        "cut": counts(lambda split, whole, answer: whole > limit or (split != "train" and whole - answer > room)),
-        "answer_too_long": counts(lambda _, __, answer: answer >= limit),
-    }
-
-
-def _room(task: Task, encoder: Encoder, max_new_tokens: int | str, *, longest: int) -> int:
-    """How many tokens a prompt may have in evaluation, beside the longest ranked choice or generated answer."""
-    if task.scoring == "rank":
-        choices = encoder.lengths([Row("?", choice) for choice in task.choices])
-        return encoder.config.max_length - max(answer for _, answer in choices)
-    return encoder.room(answer_limit(task, max_new_tokens, longest, positions=encoder.positions))
-
-
-def _part(task: Task, split: str) -> list[Row]:
-    rows = task.rows[split]
-    return rows if len(rows) <= _MOST_COUNTED else random.Random(f"check/{split}").sample(rows, _MOST_COUNTED)
-
-
-def _spread(values: Sequence[int]) -> dict[str, int]:
-    if not values:
-        return {"median": 0, "p95": 0, "max": 0}
-    median, high = np.percentile(values, [50, 95])
-    return {"median": round(median), "p95": round(high), "max": max(values)}
-
-
 def _problems(task: Task, repeats: Repeats, report: Mapping[str, Any]) -> list[dict[str, str]]:
     """Each with its level: error, warning or note."""
     texts = complaints(task, repeats)
@@ -232,9 +179,13 @@ def _problems(task: Task, repeats: Repeats, report: Mapping[str, Any]) -> list[d
     if task.choices and (share := report["answers"]["commonest"]["train"]) > _ONE_SIDED:
         found.append(("warning", f"one answer has {share:.0%} of train"))
     if tokens := report["tokens"]:
-        limit = f"max_length {tokens['max_length']:,}"
+        limit = tokens["length"]
         if any(tokens["answer_too_long"].values()):
-            level, more = ("note", "; data.too_long: drop leaves them out") if tokens["drops"] else ("error", "")
+            level, more = (
+                ("note", "; data.too_long: drop leaves them out")
+                if tokens["drops"]
+                else ("error", "; raise it, or leave them out with data.too_long=drop")
+            )
             text = f"answers that alone do not fit into {limit}: {_listed(tokens['answer_too_long'])}{more}"
             found.append((level, text))
         if any(tokens["cut"].values()):
@@ -260,18 +211,19 @@ def check_config(config: Config, *, tokens: bool = True, near: bool = True) -> I
 
     A task that cannot be read is an `error` of its own report. Raises InputError for a source that names no tasks.
     """
-    encoder = None
-    if tokens:
-        from ilora.model.load import load_tokenizer  # here, since it imports transformers
-
-        encoder = Encoder(load_tokenizer(config.model), config.data)
-    for name, read in readers(config.data, whole=True):
+    named = readers(config.data, whole=True)
+    encoder = encoder_of(config, len(named)) if tokens else None
+    for name, read in named:
         try:
             task = read()
             if task.forgotten:
                 continue
-            report = check_task(task, encoder=encoder, near=near, max_new_tokens=config.evaluation.max_new_tokens)
             used = prepared(task, config.data)
+            longest = config.evaluation.max_new_tokens
+            report = check_task(task, encoder=encoder, near=near, max_new_tokens=longest)
+            report["problems"] += refused(used, config)
+            if encoder:
+                report["problems"] += length_problems(used, encoder.of(used), config)
         except InputError as error:
             yield unread(name, error)
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ilora.data.encoding import Encoder, answer_limit
+from ilora.data.encoding import Encoder
 from ilora.data.task import Row, Task
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -33,7 +33,7 @@ class Lengths:
         wholes: list[int] = []
         answers: list[int] = []
         for task in tasks:
-            pairs = {split: encoder.lengths(_sample(task, split)) for split in task.rows}
+            pairs = {split: encoder.of(task).lengths(_sample(task, split)) for split in task.rows}
             longest = max((answer for _, answer in pairs["train"]), default=1)
             room = _answer_room(task, encoder, longest)
             for split, found in pairs.items():
@@ -64,7 +64,7 @@ def _answer_room(task: Task, encoder: Encoder, longest: int) -> int:
     """The tokens that an answer may take in evaluation: of the longest choice that is ranked, or of a generated one."""
     if task.scoring == "rank":
         return max(answer for _, answer in encoder.lengths([Row("?", choice) for choice in task.choices]))
-    return answer_limit(task, "auto", longest, positions=encoder.positions)
+    return encoder.answer_limit(task, "auto", longest)
 
 
 def _sample(task: Task, split: str) -> list[Row]:

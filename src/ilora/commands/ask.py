@@ -54,7 +54,8 @@ class Asking:
 
     def _reply(self, adapter: Adapter, question: str, tell: Callable[[str], object]) -> bool:
         self.answerer.use(adapter)
-        _, cut = self.answerer.reply(question, tokens=self.tokens, limit=self.limit, tell=tell)
+        template = self.weights.template(adapter)
+        _, cut = self.answerer.reply(question, tokens=self.tokens, limit=self.limit, template=template, tell=tell)
         return cut
 
     def _side_by_side(self, question: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from ilora.check.lengths import FEW, Lengths
 from ilora.commands.settings_file import Setting, settings_file
-from ilora.config import Config, apply_override, load_config
+from ilora.config import Config, load_config
 from ilora.data.encoding import Encoder
 from ilora.data.task import SPLITS, Task
 from ilora.errors import InputError
@@ -20,6 +20,7 @@ from ilora.files import write_atomic
 from ilora.methods import method_class
 from ilora.model.load import load_tokenizer
 from ilora.model.names import ALIASES
+from ilora.overrides import apply_overrides
 from ilora.present.numbers import duration, plain
 from ilora.stream import load_tasks, reading_notes, resolve
 from ilora.sweeps.estimate import passes
@@ -92,8 +93,7 @@ def init(
 def _given(overrides: Sequence[str]) -> dict[str, Any]:
     """The settings of the command line, nested. Raises InputError for what is no setting, or a second place."""
     given: dict[str, Any] = {}
-    for override in overrides:
-        apply_override(given, override)
+    apply_overrides(given, overrides)
     for section in ("model", "method"):
         if isinstance(given.get(section), str):
             given[section] = {"name": given[section]}

@@ -147,11 +147,13 @@ def used_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changes(tasks: Any) -> Iterator[tuple[str, Any]]:
-    """The settings that change along the stream: `training.epochs from three`."""
+    """The settings that change along the stream: `training.epochs from three`, `data.template of three`."""
     for task in tasks if isinstance(tasks, list) else []:
         changed = task.get("settings") if isinstance(task, Mapping) else None
         if isinstance(changed, Mapping):
             yield from ((f"{key} from {task.get('name')}", value) for key, value in changed.items())
+        if isinstance(task, Mapping) and task.get("template"):
+            yield f"data.template of {task.get('name')}", task["template"]
 
 
 def portable(value: Any) -> Any:

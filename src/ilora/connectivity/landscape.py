@@ -60,7 +60,7 @@ class Landscape:
         accelerator = Accelerator()
         base, tokenizer = load_model(config.model, max_length=config.data.max_length, device=accelerator.device)
         self.config, self.split = config, split
-        self.encoder = Encoder(tokenizer, config.data, ends=ends(base), positions=positions(base))
+        self.encoder = Encoder(tokenizer, config.data, ends=ends(base), positions=positions(base.config))
         self.engine = Engine(
             model=adapters.attach_slot(base, changed, name=SLOT),
             accelerator=accelerator,
@@ -109,7 +109,7 @@ class Landscape:
     ) -> list[RowScores]:
         if self._recurrent:
             return [self._evaluate_whole(data, point, advance) for point in points]
-        count, ends_of_answers = len(data.examples), self.encoder.ends
+        count, encoder = len(data.examples), self.encoder.of(data.task)
         whole = exact if data.task.scoring != "rank" else set(range(len(points)))
         scores = [self._score(data, point) if n in whole else [0.0] * count for n, point in enumerate(points)]
         losses = [[0.0] * count for _ in points]
@@ -122,9 +122,9 @@ class Landscape:
                 for index, loss in zip(rows, reading.losses, strict=True):
                     losses[number][index] = loss
                 if number not in whole:
-                    drafts = reading.greedy(drafts, limit=data.max_new_tokens, ends=ends_of_answers)
+                    drafts = reading.greedy(drafts, limit=data.max_new_tokens, ends=encoder.ends)
                     for index, ids in zip(rows, drafts, strict=True):
-                        scores[number][index] = record(data, index, answer_text(ids, self.encoder))["score"]
+                        scores[number][index] = record(data, index, answer_text(ids, encoder))["score"]
                 advance(len(rows))
         return [RowScores(*pair) for pair in zip(losses, scores, strict=True)]
 

@@ -22,6 +22,11 @@ _ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{prompt}\n\n### Response:\n"
 )
+TEMPLATES = {
+    "chat": "prompts stand in the model's own chat template (data.template: chat)",
+    "alpaca": "prompts stand in the Alpaca template (data.template: alpaca)",
+    "none": "prompts are used as they are, without a chat template (data.template: none)",
+}
 Body = tuple[tuple[int, int], ...]  # ranges of a prompt's tokens: its messages; empty without a template
 
 
@@ -53,12 +58,21 @@ class Encoder:
     """Rows of text to examples, by a tokenizer and the data settings.
 
     ends: further tokens with which the model ends an answer. positions: tokens that the model reads, at most.
+    vectors: that the method puts before a row; `max_length` and `positions` are what they leave.
+    What is given a task reads it in the task's own template (`of`).
     """
 
     def __init__(
-        self, tokenizer: Any, config: DataConfig, *, ends: Sequence[int] = (), positions: int | None = None
+        self,
+        tokenizer: Any,
+        config: DataConfig,
+        *,
+        ends: Sequence[int] = (),
+        positions: int | None = None,
+        vectors: int = 0,
     ) -> None:
-        self.tokenizer, self.positions = tokenizer, positions
+        self.tokenizer, self.positions, self.vectors, self._given_ends = tokenizer, positions, vectors, tuple(ends)
+        self._others: dict[str, Encoder] = {}
         self.config = config = with_template(config, tokenizer)
         if config.template == "chat" and not tokenizer.chat_template:
             raise InputError("data.template: chat, but this model's tokenizer has no chat template; use none or alpaca")
@@ -76,14 +90,36 @@ class Encoder:
         # Any token may pad: masks and labels come from lengths, so end-of-text is still learnt where it pads.
         self.pad = text_end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
+    def of(self, task: Task) -> Encoder:
+        """The encoder of a task's rows: in its own template, where it has one. Raises InputError naming the task."""
+        if task.template in (None, self.config.template):
+            return self
+        template = str(task.template)
+        if template not in self._others:
+            own = self.config.model_copy(update={"template": template})
+            try:
+                self._others[template] = Encoder(
+                    self.tokenizer, own, ends=self._given_ends, positions=self.positions, vectors=self.vectors
+                )
+            except InputError as error:
+                raise InputError(f"task '{task.name}': {error}") from None
+        return self._others[template]
+
     @property
     def described(self) -> str:
         """What stands around a prompt, in words."""
-        return {
-            "chat": "prompts stand in the model's own chat template (data.template: chat)",
-            "alpaca": "prompts stand in the Alpaca template (data.template: alpaca)",
-            "none": "prompts are used as they are, without a chat template (data.template: none)",
-        }[self.config.template]
+        return TEMPLATES[self.config.template]
+
+    @property
+    def length(self) -> str:
+        """`max_length` in words, with what the method takes of it."""
+        left = self.config.max_length
+        return f"data.max_length ({self._beside(left)})"
+
+    def _beside(self, left: int) -> str:
+        if not self.vectors:
+            return str(left)
+        return f"{left + self.vectors}, of which the method's vectors take {self.vectors} and a row {left}"
 
     def fitting(self, task: Task) -> Task:
         """The task without rows whose answer does not fit into `max_length`, if `data.too_long` is `drop`.
@@ -94,21 +130,20 @@ class Encoder:
             return task
         rows, dropped = {}, {}
         for split, every in task.rows.items():
-            lengths = self.lengths(every)
+            lengths = self.of(task).lengths(every)
             rows[split] = [
                 row for row, (_, answer) in zip(every, lengths, strict=True) if answer < self.config.max_length
             ]
             dropped[split] = len(every) - len(rows[split])
             if every and not rows[split]:
                 raise InputError(
-                    f"task '{task.name}': no {split} row has an answer that fits into data.max_length "
-                    f"({self.config.max_length} tokens); raise it"
+                    f"task '{task.name}': no {split} row has an answer that fits into {self.length}; raise it"
                 )
         return replace(task, rows=rows, too_long={split: count for split, count in dropped.items() if count})
 
     def encode(self, task: Task, split: str) -> list[Example]:
         """Every row of a split. Raises InputError where an answer alone does not fit into `max_length`."""
-        found = self._pairs([(row, row.answer) for row in task.rows[split]])
+        found = self.of(task)._pairs([(row, row.answer) for row in task.rows[split]])
         return [self._example(task, f"{task.label}/{split}/{index}", *ids) for index, ids in enumerate(found)]
 
     def lengths(self, rows: Sequence[Row]) -> list[tuple[int, int]]:
@@ -130,7 +165,7 @@ class Encoder:
     def choices(self, task: Task, split: str) -> list[list[Example]]:
         """For every row of a split, one example per choice of the task: what likelihood ranking compares."""
         rows, count = task.rows[split], len(task.choices)
-        found = self._pairs([(row, choice) for row in rows for choice in task.choices])
+        found = self.of(task)._pairs([(row, choice) for row in rows for choice in task.choices])
         examples = [
             self._example(task, f"{task.label}/{split}/{index // count}", *ids) for index, ids in enumerate(found)
         ]
@@ -141,13 +176,30 @@ class Encoder:
         if room < 1:
             raise InputError(
                 f"task '{task.name}', row {key}: the answer has {len(answer)} tokens with its end-of-text, "
-                f"data.max_length is {self.config.max_length}; answers are never cut: raise data.max_length, or leave "
-                "such rows out with data.too_long=drop"
+                f"more than {self.length} leaves beside a prompt; answers are never cut: raise data.max_length, or "
+                "leave such rows out with data.too_long=drop"
             )
         if len(prompt) <= room:
             return Example(task.name, key, prompt, answer, body=body)
         kept, left = self._cut(prompt, room, body)
         return Example(task.name, key, kept, answer, cut=True, body=left)
+
+    def answer_limit(self, task: Task, setting: int | str, longest: int) -> int:
+        """The most tokens of a generated answer.
+
+        longest: tokens of the longest training answer, which `auto` uses.
+        Raises InputError where the model's positions leave no room for a prompt.
+        """
+        limit = task.max_new_tokens or setting
+        if not isinstance(limit, int):
+            limit = min(LONGEST_AUTO, int(1.5 * longest) + 4)
+            return limit if self.positions is None else min(limit, max(longest, self.positions // 2))
+        if self.positions is not None and limit >= self.positions:
+            raise InputError(
+                f"task '{task.name}': max_new_tokens is {limit}, but the model reads at most "
+                f"{self._beside(self.positions)} tokens, the prompt included"
+            )
+        return limit
 
     def room(self, max_new_tokens: int) -> int:
         """How many tokens a prompt may have in generation, so that the longest answer still fits."""
@@ -231,24 +283,6 @@ class Encoder:
     def _alone(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
-
-
-def answer_limit(task: Task, setting: int | str, longest: int, *, positions: int | None = None) -> int:
-    """The most tokens of a generated answer.
-
-    longest: tokens of the longest training answer, which `auto` uses. positions: tokens that the model reads, at most.
-    Raises InputError where they leave no room for a prompt.
-    """
-    limit = task.max_new_tokens or setting
-    if not isinstance(limit, int):
-        limit = min(LONGEST_AUTO, int(1.5 * longest) + 4)
-        return limit if positions is None else min(limit, max(longest, positions // 2))
-    if positions is not None and limit >= positions:
-        raise InputError(
-            f"task '{task.name}': max_new_tokens is {limit}, but the model reads at most {positions} tokens, "
-            "the prompt included"
-        )
-    return limit
 
 
 def cut_prompt(prompt: list[int], room: int, cut: str) -> list[int]:

@@ -46,6 +46,7 @@ class Task:
     split_off: by split, how many of the training rows became rows of it, where it had none.
     replaces: the name of an earlier task for which this one stands; empty for none.
     forgotten: the day on which its rows were deleted (`ilora forget`); it has none then. Empty for all others.
+    template: in which its prompts stand (none, alpaca or chat); None: the run's.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Task:
     split_off: Mapping[str, int] = field(default_factory=dict)
     replaces: str = ""
     forgotten: str = ""
+    template: str | None = None
     label: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
-from ilora.data.encoding import Encoder, answer_limit
+from ilora.data.encoding import Encoder
 from ilora.data.examples import Example, collate
 from ilora.data.task import Task
 from ilora.errors import IloraError, InputError
@@ -48,10 +48,9 @@ def prepare(
     task: Task, encoder: Encoder, train: Sequence[Example], *, split: str, max_new_tokens: int | str
 ) -> EvaluationSet:
     """Encode a split for evaluation. train: the task's encoded training rows, for `auto` answer length."""
-    if split not in task.rows:
-        raise InputError(f"task '{task.name}': no {split} split for evaluation.split; there are {', '.join(task.rows)}")
+    refuse_no_split(task, split)
     longest = max((len(example.answer) for example in train), default=0)
-    limit = answer_limit(task, max_new_tokens, longest, positions=encoder.positions)
+    limit = encoder.answer_limit(task, max_new_tokens, longest)
     examples = encoder.encode(task, split)
     if task.scoring == "rank":
         # An over-long prompt is cut to what the longest choice leaves, so that all are asked the same.
@@ -61,6 +60,12 @@ def prepare(
     cut = sum(example.cut or len(example.prompt) > encoder.room(limit) for example in examples)
     unreachable = sum(len(example.answer) - 1 > limit for example in examples)  # without end-of-text
     return EvaluationSet(task, split, examples, [], limit, cut, unreachable)
+
+
+def refuse_no_split(task: Task, split: str) -> None:
+    """Raises InputError where the task has no rows to be scored on."""
+    if split not in task.rows:
+        raise InputError(f"task '{task.name}': no {split} split for evaluation.split; there are {', '.join(task.rows)}")
 
 
 def _same_prompt(choices: list[Example]) -> list[Example]:
@@ -97,6 +102,7 @@ def answer(
 ) -> list[tuple[str, dict[str, Any]]]:
     """The predicted text and the notes of every row, in their order, without a score. Arguments as in `evaluate`."""
     notes, accelerator = {} if notes is None else notes, engine.accelerator
+    encoder = encoder.of(data.task)
     order = sorted(range(len(data.examples)), key=lambda index: -len(data.examples[index].prompt))
     mine = order[accelerator.process_index :: accelerator.num_processes]
     predict = _rank if data.task.scoring == "rank" else _generate

@@ -8,11 +8,13 @@ from typing import Any
 from transformers import GenerationConfig
 
 from ilora.data.encoding import Encoder
+from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.handover.source import Source
 from ilora.model.identity import tokenizer_sha256
 from ilora.model.load import load_tokenizer, resolve
 from ilora.model.skeleton import model_config
+from ilora.results.reader import prompt_template
 from ilora.settings import ModelConfig
 
 
@@ -20,7 +22,8 @@ from ilora.settings import ModelConfig
 class Asking:
     """The form of a prompt, and the settings of greedy generation.
 
-    template: chat, alpaca or none. separator: what stands between prompt and answer without a template; the model
+    template: chat, alpaca or none: that of the last task. others: by name, the tasks that were asked in another one.
+    separator: what stands between prompt and answer without a template; the model
     writes it. open_end: the tokenizer puts end-of-text behind a prompt, which must be taken off.
     ends: tokens with which an answer ends, the trained one first; end_text: that one as text.
     max_new_tokens: of the task with the longest answers.
@@ -28,6 +31,7 @@ class Asking:
     """
 
     template: str
+    others: dict[str, str]
     separator: str
     open_end: bool
     ends: tuple[int, ...]
@@ -52,10 +56,12 @@ def asking(source: Source) -> Asking:
     if known and known != digest:
         raise InputError(f"model '{source.model.name}': its tokenizer is not the one that the run was made with")
     encoder = Encoder(tokenizer, source.config.data, ends=_ends(source.model))
+    encoder = encoder.of(Task("last", {}, template=prompt_template(source.results, source.stage)))
     limits = [int(task.task["max_new_tokens"]) for task in source.tasks if task.task.get("max_new_tokens")]
     closed = tokenizer("a", verbose=False).input_ids
     return Asking(
         template=encoder.config.template,
+        others=_other_templates(source, encoder.config.template),
         separator=encoder.config.separator,
         open_end=encoder.config.template != "chat" and closed[-1:] == [tokenizer.eos_token_id],
         ends=encoder.ends,
@@ -65,6 +71,12 @@ def asking(source: Source) -> Asking:
         dated=_dated(tokenizer) if encoder.config.template == "chat" else None,
         tokenizer_sha256=digest,
     )
+
+
+def _other_templates(source: Source, last: str) -> dict[str, str]:
+    run = source.config.data.template
+    found = {str(task.task["name"]): str(task.task.get("template") or run) for task in source.tasks}
+    return {name: template for name, template in found.items() if template not in (last, "auto")}
 
 
 def _ends(model: ModelConfig) -> list[int]:

@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ilora.data.notes import reading_words
 from ilora.data.template import DATE
 from ilora.handover.asking import Asking
 from ilora.handover.source import Source, TaskScores
@@ -60,6 +61,8 @@ def card(source: Source, asked: Asking, *, kind: str, wishes: Wishes) -> str:
             date=DATE,
             scores=_scores(source.tasks),
             data=_data(source),
+            reading=_reading(source.tasks),
+            split_shares=_split_shares(source),
             settings=_settings(source),
             quantized=_QUANTIZED[source.config.model.quantization].format(dtype=source.config.model.dtype),
             rank=_rank(source.adapter) if kind == "peft" else None,
@@ -161,6 +164,22 @@ def _data(source: Source) -> str:
         sizes = [count(task.task.get("train")), plain(place, 60), count(task.task.get("max_new_tokens"))]
         lines.append([plain(task.task["name"], 60), *sizes, str(task.task.get("train_sha256") or "–")])
     return markdown([head, *lines]).rstrip()
+
+
+def _reading(tasks: Sequence[TaskScores]) -> list[tuple[str, str]]:
+    """By task, how its rows were read, and which of them were taken out of train to be tested on."""
+    found = []
+    for task in (scores.task for scores in tasks):
+        notes = reading_words(str(task.get("read_as") or ""), task.get("split_off") or {})
+        found += [(str(task["name"]), "; ".join(text for _, text in notes))] if notes else []
+    return found
+
+
+def _split_shares(source: Source) -> str:
+    """The share of the training rows that each split was made of; empty where none was made here."""
+    split, made = source.config.data.split, [task.task.get("split_off") or {} for task in source.tasks]
+    shares = {"test": split.test, "eval": split.test if split.eval is None else split.eval}
+    return ", ".join(f"{share:.0%} for {name}" for name, share in shares.items() if any(one.get(name) for one in made))
 
 
 def _settings(source: Source) -> str:

@@ -73,6 +73,7 @@ def _facts(source: Source, asked: Asking, kind: str) -> dict[str, Any]:
         },
         "prompt": {
             "template": asked.template,
+            "other_templates": asked.others,
             "separator": asked.separator if asked.template == "none" else None,
             "end": asked.end_text,
             "max_length": source.config.data.max_length,

@@ -115,10 +115,16 @@ def ends(model: Any) -> list[int]:
     return [] if found is None else [int(token) for token in (found if isinstance(found, list) else [found])]
 
 
-def positions(model: Any) -> int | None:
-    """Tokens that the model reads, at most; None where it has no limit."""
-    found = getattr(model.config, "max_position_embeddings", None)
+def positions(config: Any) -> int | None:
+    """Tokens that a model with this configuration reads, at most; None where it has no limit."""
+    found = getattr(config, "max_position_embeddings", None)
     return found if isinstance(found, int) else None
+
+
+def refuse_long_rows(config: ModelConfig, most: int | None, max_length: int) -> None:
+    """Raises InputError where rows may be longer than the model reads. most: its `positions`."""
+    if most is not None and max_length > most:
+        raise InputError(f"data.max_length: {max_length}, but model '{config.name}' reads at most {most} tokens")
 
 
 def _ours_is_faster(model: Any, length: int) -> bool:
@@ -185,9 +191,7 @@ def _refuse(model: Any, tokenizer: Any, config: ModelConfig, *, max_length: int)
             "resize it (resize_token_embeddings), and save the model"
         )
     _refuse_two_directions(model, config.name)
-    most = positions(model)
-    if most is not None and max_length > most:
-        raise InputError(f"data.max_length: {max_length}, but model '{config.name}' reads at most {most} tokens")
+    refuse_long_rows(config, positions(model.config), max_length)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ilora.errors import InputError
+from ilora.hub import within_reach
 from ilora.model.adapters import LowRank
 from ilora.model.load import resolve
 from ilora.settings import ModelConfig
@@ -71,12 +72,14 @@ class Skeleton:
 
 def model_config(config: ModelConfig) -> Any:
     """The base's config.json. Raises InputError where the model cannot be found."""
-    try:
-        return AutoConfig.from_pretrained(
-            resolve(config.name), revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"model '{config.name}': {str(error).strip().splitlines()[0]}") from error
+    source = resolve(config.name)
+    with within_reach(source, config.revision):
+        try:
+            return AutoConfig.from_pretrained(
+                source, revision=config.revision, trust_remote_code=config.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"model '{config.name}': {str(error).strip().splitlines()[0]}") from error
 
 
 def open_skeleton(config: ModelConfig, adapter: Path) -> Skeleton:

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ilora.errors import InputError
-from ilora.files import flush_folder, write_atomic
+from ilora.files import flush_folder, pending_file, write_atomic
 from ilora.releases.manifest import Manifest, read_manifest
-from ilora.releases.store import PENDING, current, release_folder
+from ilora.releases.store import current, release_folder
 from ilora.results.reader import Results, read_text, task_labels
 from ilora.results.schema import Form, known_version, validated
 
@@ -178,12 +178,12 @@ def record(run: Path, event: Event) -> None:
 
 def begin(run: Path, pending: Begun) -> None:
     """Write down what is to be done; from here on it will be done."""
-    write_atomic(run / "releases" / PENDING, json.dumps(pending.model_dump(mode="json"), indent=1) + "\n")
+    write_atomic(pending_file(run), json.dumps(pending.model_dump(mode="json"), indent=1) + "\n")
 
 
 def under_way(run: Path) -> Begun | None:
     """What was begun and is not finished. Raises InputError where pending.json is damaged."""
-    path = run / "releases" / PENDING
+    path = pending_file(run)
     if not path.is_file():
         return None
     try:
@@ -201,7 +201,7 @@ def under_way(run: Path) -> Begun | None:
 
 def drop(run: Path) -> None:
     """What was begun is not done: nothing of it is left."""
-    (run / "releases" / PENDING).unlink(missing_ok=True)
+    pending_file(run).unlink(missing_ok=True)
     flush_folder(run / "releases")
 
 

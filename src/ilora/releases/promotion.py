@@ -19,7 +19,7 @@ from ilora.releases.journal import Pending
 from ilora.releases.manifest import read_manifest, write_manifest
 from ilora.releases.server import Server, retire, served_name
 from ilora.releases.store import current, numbers, point_to, read_release, release_folder
-from ilora.results.reader import phase_names, read_text
+from ilora.results.reader import phase_names, prompt_template, read_text
 
 REPAIR = "repair.json"  # beside the weights of an adapter that was repaired
 GROWING = ("adapters", "trajectory", "data", "contrast")  # folders of a run that get entries with time
@@ -150,7 +150,7 @@ def _content(candidate: Candidate, number: int, adapter: str | None) -> dict[str
         "adapter": adapter,
         "base": part.values.get("base"),
         "tokenizer_sha256": results.get("tokenizer_sha256"),
-        "template": results.get("template"),
+        "template": prompt_template(results),
         "steps": part.values["counters"]["steps"],
         "repaired": None if candidate.adapter is None else repair_told(candidate.adapter),
         "created": journal.now(),

@@ -48,7 +48,12 @@ def configuration(config: dict[str, Any], deletion: Deletion) -> dict[str, Any]:
     def section(task: dict[str, Any]) -> dict[str, Any]:
         if task["name"] != deletion.task or task.get("forgotten"):
             return task
-        kept = {"name": task["name"], "settings": task.get("settings") or {}, "replaces": task.get("replaces")}
+        kept = {
+            "name": task["name"],
+            "settings": task.get("settings") or {},
+            "replaces": task.get("replaces"),
+            "template": task.get("template"),
+        }
         return kept | {"forgotten": deletion.day}
 
     data = config["data"] | {"tasks": [section(task) for task in sections(config)]}

@@ -24,14 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ilora.errors import InputError
-from ilora.files import flush_folder
+from ilora.files import flush_folder, pending_file
 from ilora.releases.manifest import Manifest, read_manifest, verify
 from ilora.results.reader import Results, check_results, read_text
 
 if TYPE_CHECKING:
     from ilora.model.identity import BaseModel
-
-PENDING = "pending.json"  # in releases/; see journal.py
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def current(run: Path) -> int | None:
         known = numbers(run)
         if link.exists():
             raise InputError(f"{link}: must be a symbolic link to a release; put it back: {_how_to_link(run, known)}")
-        if known and not (run / "releases" / PENDING).exists():
+        if known and not pending_file(run).exists():
             raise InputError(f"{link} is missing, though there are releases; put it back: {_how_to_link(run, known)}")
         return None
     place = link.readlink()

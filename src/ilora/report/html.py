@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ilora.data.notes import reading_words
 from ilora.errors import InputError
 from ilora.files import write_atomic
 from ilora.present.numbers import clip, number, plain, points
@@ -27,6 +28,8 @@ from ilora.results.reader import (
     matrix,
     method_title,
     near_chance,
+    other_templates,
+    prompt_template,
     read_results,
     read_text,
     retired,
@@ -106,7 +109,7 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "months_picture": own_drawing(svg) if (svg := months_svg(told["months"])) else None,
         "figures": _figures(results, contrast, metrics),
         "lost": _lost_answers([run_dir, *folders], [results, *contrast], titles),
-        "prompt_template": results.get("template"),  # a run of an older version does not say
+        "prompt_template": prompt_template(results),  # a run of an older version does not say
         "base": results.get("base_model") or results.get("model", "?"),
         "adapter": (run_dir / str(results["adapter"])).as_posix() if results.get("adapter") else None,
         "titles": titles,
@@ -135,17 +138,12 @@ def _notes(runs: Sequence[Results], titles: Sequence[str]) -> dict[str, list[str
 
 
 def _reading(results: Results) -> list[str]:
-    """How each task's rows were read, where that is not as they stood in its files."""
-    found = []
+    """How each task's rows were read, where that is not as they stood in its files or as those of the run."""
+    others, found = other_templates(results), []
     for task in results["tasks"]:
-        told = [f"read as {task['read_as']}"] if task.get("read_as") else []
-        taken = {split: count for split, count in (task.get("split_off") or {}).items() if count}
-        if taken:
-            told.append(
-                f"{' and '.join(f'{count:,} rows for {split}' for split, count in taken.items())} taken from train"
-            )
-        if "test" in taken:
-            told.append("scores on them tell about rows like these, not about a later month")
+        told = [text for _, text in reading_words(str(task.get("read_as") or ""), task.get("split_off") or {})]
+        if own := others.get(str(task["name"])):
+            told.append(f"its prompts stand in the template {own}")
         found += [f"{plain(task['name'])}: {plain('; '.join(told), 400)}"] if told else []
     return found
 

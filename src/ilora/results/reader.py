@@ -79,6 +79,24 @@ def changes(results: Results) -> list[str]:
     return found
 
 
+def other_templates(results: Results) -> dict[str, str]:
+    """By name, the tasks whose prompts stand in another template than the run's, with that template."""
+    run = results.get("template")
+    return {str(task["name"]): str(own) for task in results["tasks"] if (own := task.get("template")) and own != run}
+
+
+def prompt_template(results: Results, stage: int | None = None) -> str | None:
+    """In which template the prompts of the last trained task stand; None in a run of an older version.
+
+    stage: how many phases were trained by then; None: all that are scored.
+    """
+    done = stage or len(matrix(results, results["answers_with"]))
+    own = {str(task["name"]): task.get("template") for task in results["tasks"]}
+    found = own.get(phase_names(results)[done - 1]) if done else None
+    found = found or results.get("template")
+    return None if found is None else str(found)
+
+
 def phase_names(results: Results) -> list[str]:
     """The names of the phases in order."""
     names = results.get("phases")  # a run of an older version does not say

@@ -3,11 +3,12 @@
 from ilora.settings.adapter import AdapterConfig
 from ilora.settings.data import Columns, DataConfig, LimitConfig, SplitConfig, TaskConfig
 from ilora.settings.fields import LEAST_LENGTH, Fraction, Name, Place, PositiveInt, method_label
-from ilora.settings.method import MethodConfig
+from ilora.settings.method import DEFAULT_METHOD, MethodConfig
 from ilora.settings.model import ModelConfig
 from ilora.settings.training import EvaluationConfig, TrainingConfig
 
 __all__ = [
+    "DEFAULT_METHOD",
     "LEAST_LENGTH",
     "AdapterConfig",
     "Columns",

@@ -52,6 +52,9 @@ class TaskConfig(Section):
     frame: tuple[str, str] = Field(
         ("", ""), description="text before and after the subject in every prompt, which the metric sari leaves out"
     )
+    template: Literal["none", "alpaca", "chat"] | None = Field(
+        None, description="text around its prompts; None: that of `data.template`"
+    )
     settings: dict[str, Any] = Field(
         {}, description="dotted settings of training and method that hold from this task on: training.epochs: 1"
     )

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from ilora.section import Section
 
+DEFAULT_METHOD = "ilora"
+
 
 class MethodConfig(Section):
     """Settings that every method has; a method adds its own in a subclass."""

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from ilora.config import Config, apply_override, load_config, problems, read_yaml, refusal
+from ilora.config import Config, load_config, problems, read_yaml, refusal
 from ilora.errors import InputError
+from ilora.overrides import apply_overrides
 from ilora.places import NAMES, PLACES, anchored, place_of
 from ilora.section import Section
 from ilora.settings import PositiveInt, method_label
@@ -122,8 +123,7 @@ def read_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
     if not isinstance(config, dict):
         raise InputError(f"{path}: config: expected a mapping of settings, found {config!r}")
     values["config"] = config
-    for override in overrides:
-        apply_override(config, override)
+    apply_overrides(config, overrides)
     values["config"] = anchored(config, path, [override.partition("=")[0].strip() for override in overrides])
     try:
         return SweepConfig(**values)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ilora.config import Config
 from ilora.data.encoding import Encoder, control_tokens
 from ilora.data.examples import Example
+from ilora.data.notes import length_notes
 from ilora.data.task import Phase, Task, phases
 from ilora.evaluation.perplexity import read_text
 from ilora.evaluation.scoring import EvaluationSet, chance, prepare
@@ -58,6 +59,13 @@ class EncodedStream:
         validation = validation_rows(watched, encoder)
         return EncodedStream(tasks, order, encoder, train, digests, chances, scored, text, validation)
 
+    def templates(self, method: str) -> Iterator[str]:
+        """What stands around the prompts of a method's run, and around those of tasks with a template of their own."""
+        yield f"{method}: {self.encoder.described}"
+        for task in self.tasks:
+            if (own := self.encoder.of(task)) is not self.encoder:
+                yield f"{method}: of {task.name}, {own.described}"
+
     def warnings(self) -> Iterator[str]:
         """What of the data will not train or score as its owner may think."""
         if self.validation and any(data.split == "eval" for data in self.scored.values()):
@@ -67,15 +75,15 @@ class EncodedStream:
             )
         for task in self.tasks:
             scored, examples = self.scored[task.name], self.train[task.name]
-            length = self.encoder.config.max_length
-            if scored.unreachable:
-                yield (
-                    f"{task.name}: {scored.unreachable} of {len(scored.examples)} reference answers "
-                    f"are longer than max_new_tokens ({scored.max_new_tokens}); no answer can equal them"
-                )
-            cut = sum(example.cut for example in examples)
-            if 2 * cut > len(examples):
-                yield f"{task.name}: {cut} of {len(examples)} training prompts are cut to data.max_length ({length})"
+            notes = length_notes(
+                train=len(examples),
+                cut=sum(example.cut for example in examples),
+                length=self.encoder.length,
+                scored=len(scored.examples),
+                unreachable=scored.unreachable,
+                limit=scored.max_new_tokens,
+            )
+            yield from (f"{task.name}: {note}" for note in notes)
             for token, count in control_tokens(self.encoder.tokenizer, task.rows["train"]).items():
                 yield (
                     f"{task.name}: the control token {token} stands in the text of {count} training rows; the model "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -18,7 +19,7 @@ from ilora.model.identity import BaseModel
 from ilora.model.load import GivenModel, ends, load_model, positions, prepare_model
 from ilora.model.names import cache_folder
 from ilora.progress import Display
-from ilora.settings import LEAST_LENGTH, DataConfig
+from ilora.settings import LEAST_LENGTH
 from ilora.training.interrupt import StopRequest
 
 TOKENS_ON_CPU = 4096  # in a micro-batch of `auto`: more are not faster there
@@ -42,10 +43,7 @@ def load_engine(
         if config.model.quantization == "none":
             base.to(accelerator.device)
         prepare_model(base, tokenizer, config.model, max_length=length)
-    most = positions(base)
-    if most is not None:
-        most -= config.method.prompt_tokens(tasks)
-    encoder = Encoder(tokenizer, _beside_prompts(config, tasks), ends=ends(base), positions=most)
+    encoder = encoder_beside_prompts(config, tokenizer, positions(base.config), tasks=tasks, ends=ends(base))
     identity = BaseModel.of(base, config.model)
     engine = Engine(
         model=adapters.attach(base, config.adapter, name="fast", seed=config.seed, base=identity),
@@ -70,8 +68,13 @@ def load_engine(
     return engine, encoder
 
 
-def _beside_prompts(config: Config, tasks: int) -> DataConfig:
-    """The data settings with the `max_length` that the method's prompts leave to a row."""
+def encoder_beside_prompts(
+    config: Config, tokenizer: Any, most: int | None, *, tasks: int, ends: Sequence[int] = ()
+) -> Encoder:
+    """The encoder of a run's rows, with the `max_length` and the positions that the method's prompts leave to them.
+
+    most: tokens that the model reads. Raises InputError where too little is left.
+    """
     prompts = config.method.prompt_tokens(tasks)
     left = config.data.max_length - prompts
     if left < LEAST_LENGTH:
@@ -79,7 +82,8 @@ def _beside_prompts(config: Config, tasks: int) -> DataConfig:
             f"data.max_length: {config.data.max_length}, of which the prompts of {config.method.name} take {prompts} "
             f"in a stream of {tasks} tasks; at least {LEAST_LENGTH} must be left for a row"
         )
-    return config.data.model_copy(update={"max_length": left})
+    data = config.data.model_copy(update={"max_length": left})
+    return Encoder(tokenizer, data, ends=ends, positions=None if most is None else most - prompts, vectors=prompts)
 
 
 def keep_states_below(

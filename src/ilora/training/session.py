@@ -71,9 +71,8 @@ class Session:
         display.say(f"{config.method.name}: loading {config.model.name}")
         engine, encoder = load_engine(config, accelerator, given, tasks=len(tasks))
         self.stream = EncodedStream.of(config, tasks, encoder)
-        display.say(f"{config.method.name}: {self.stream.encoder.described}")
-        for line in self.stream.warnings():
-            display.say(f"warning: {line}")
+        for line in (*self.stream.templates(config.method.name), *map("warning: {}".format, self.stream.warnings())):
+            display.say(line)
         memory = ReplayMemory(config.method.memory_capacity, seed=config.seed)
         started = config.adapter.start_from is not None
         run = RunView(engine, memory, config.training, Position(seed=config.seed), started=started)

@@ -66,6 +66,7 @@ def _task(task: Task, stream: EncodedStream) -> dict[str, Any]:
         "label": task.label,
         "metric": task.metric,
         "scoring": task.scoring,
+        "template": stream.encoder.of(task).config.template,
         **{split: len(rows) for split, rows in task.rows.items()},
         "truncated": {
             "train": sum(example.cut for example in stream.train[task.name]),

@@ -19,13 +19,18 @@ from ilora.training.processes import agreed
 
 def validation_rows(tasks: Sequence[Task], encoder: Encoder) -> dict[str, list[Example]]:
     """Every task's eval rows in token ids, by name. Raises InputError naming the tasks that have none."""
+    refuse_no_eval(tasks)
+    return {task.name: encoder.encode(task, "eval") for task in tasks}
+
+
+def refuse_no_eval(tasks: Sequence[Task]) -> None:
+    """Raises InputError naming the tasks that have no eval rows."""
     without = [task.name for task in tasks if not task.rows.get("eval")]
     if without:
         raise InputError(
             f"training.stop_when: no eval rows to measure the validation loss on: {', '.join(without)}. Give the file "
             "`eval` beside `train`, let data.split.eval take rows from train, or leave training.stop_when out"
         )
-    return {task.name: encoder.encode(task, "eval") for task in tasks}
 
 
 @torch.no_grad()
