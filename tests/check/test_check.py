@@ -285,12 +285,15 @@ def test_answers_that_are_too_long_are_an_error_unless_they_are_left_out(
             "warning: 24 of 24 training prompts are cut to data.max_length (32",
         ),
         (["data.max_length=20"], "error: answers that alone do not fit into data.max_length (20)"),
-        (["data.max_length=128", "method=l2p"], "data.max_length (128, of which the method's vectors take"),
+        (
+            ["data.max_length=64", "method={name: l2p, prompt_length: 12}"],
+            "data.max_length (64, of which the method's vectors take 36 and a row 28)",
+        ),
         (["evaluation.max_new_tokens=8"], "reference answers are longer than max_new_tokens (8)"),
         (["evaluation.max_new_tokens=256"], "max_new_tokens is 256, but the model reads at most 256"),
         (["evaluation.split=eval"], "error: task 'two': no eval split for evaluation.split"),
         (["data.max_length=300"], "data.max_length: 300, but model"),
-        (["data.max_length=64", "method={name: l2p, prompt_length: 12}"], "of which the prompts of l2p take 60"),
+        (["data.max_length=64", "method={name: l2p, prompt_length: 17}"], "of which the prompts of l2p take 51"),
     ],
 )
 def test_what_a_run_would_refuse_or_warn_of_is_said_before(
