@@ -12,6 +12,7 @@ from typing import Literal
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -28,6 +29,12 @@ _FILES: dict[Kind, str] = {"model": "config.json", "dataset": "README.md"}
 _OTHERS: dict[Kind, str] = {
     "model": "a local folder or the alias smollm2-135m",
     "dataset": "a local folder, or `path` or `train`, `eval` and `test` in place of `dataset`",
+}
+_ANSWERS = " answers "
+_ADVICE = {
+    401: " (there is no such name, or it asks for another token: `hf auth login` or HF_TOKEN)",
+    403: " (ask there to be let in, then `hf auth login` or HF_TOKEN)",
+    429: " (too many requests: wait, or give a token with HF_TOKEN)",
 }
 _silent: dict[str, tuple[float, str]] = {}  # by endpoint: when it was out of reach, and why
 
@@ -50,18 +57,20 @@ def within_reach(name: str, revision: str | None = None, *, kind: Kind = "model"
 
 
 def refuse_unknown(name: str, revision: str | None = None, *, kind: Kind = "model") -> str | None:
-    """Why the hub cannot be asked, where the cache has `owner/name`; None where the hub has it, or `name` is a place.
+    """Why the hub does not give it, where the cache has `owner/name`; None where the hub has it, or `name` is a place.
 
-    Raises InputError where neither has it: a hub that is out of reach, and one that knows no such name or revision.
+    Raises InputError where neither has it: a hub that is out of reach or has an error, and one that knows no such name
+    or revision. What is asked once is not asked again by the library, which would try for a quarter of a minute.
     """
     if Path(name).exists() or not _is_id(name):
         return None
     reason = _out_of_reach(name, revision, kind)
     if reason is not None and not _cached(name, revision, kind):
         raise InputError(
-            f"{kind} '{name}'{_at(revision)}: it is not in the cache ({_cache(kind)}), and the hub cannot be asked: "
-            f"{reason}. Give {_OTHERS[kind]}; or let the hub be reached: HTTPS_PROXY names a proxy, HF_ENDPOINT a "
-            "mirror, HF_HOME the folder of a cache that has it"
+            f"{kind} '{name}'{_at(revision)}: it is not in the cache ({_cache(kind)}), and the hub "
+            f"{'does not give it' if _ANSWERS in reason else 'cannot be asked'}: {reason}. Give {_OTHERS[kind]}; or let "
+            "the hub be reached: HTTPS_PROXY names a proxy, HF_ENDPOINT a mirror, HF_HOME the folder of a cache that "
+            "has it"
         )
     return reason
 
@@ -87,8 +96,13 @@ def _out_of_reach(name: str, revision: str | None, kind: Kind) -> str | None:
         ) from None
     except RevisionNotFoundError:
         raise InputError(f"{kind} '{name}': {constants.ENDPOINT} has no revision '{revision}' of it") from None
-    except HfHubHTTPError:
-        return None  # it answers; what is wrong is said by who loads
+    except EntryNotFoundError:
+        return None  # it has the repository, if not this file; what is missing is said by who loads
+    except HfHubHTTPError as error:
+        status = int(error.response.status_code)
+        if kind == "dataset" and status == 404:
+            return None  # perhaps a mirror that does not say that only this file is missing
+        return f"{constants.ENDPOINT}{_ANSWERS}{status} {error.response.reason_phrase}{_ADVICE.get(status, '')}"
     except Exception as error:  # of the library for HTTP, which is another one in other versions
         reason = f"{constants.ENDPOINT}: {error or type(error).__name__}"
         _silent[constants.ENDPOINT] = time.monotonic(), reason
