@@ -398,3 +398,35 @@ def test_an_override_replaces_a_setting_under_either_word() -> None:
     base = {"data": {"path": "data"}}
     assert load_config(base | {"training": {"learning_rate": 1e-4}}, ["lr=2e-4"]).training.learning_rate == 2e-4
     assert load_config(base | {"lr": 1e-4}, ["training.learning_rate=2e-4"]).training.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["lr=1", "training.learning_rate=2"], ("lr=1", "training.learning_rate=2", "training.learning_rate")),
+        (["lr=1", "learning_rate=2"], ("lr=1", "learning_rate=2")),
+        (["epochs=1", "num_train_epochs=2"], ("epochs=1", "num_train_epochs=2", "training.epochs")),
+        (["columns.prompt=a", "data.columns.prompt=b"], ("columns.prompt=a", "data.columns.prompt=b")),
+    ],
+)
+def test_two_words_for_a_setting_with_two_values_are_refused(overrides: list[str], named: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config({"data": {"path": "x"}}, overrides)
+    assert all(part in str(caught.value) for part in named)
+
+
+def test_the_same_value_twice_and_the_later_of_two_are_taken() -> None:
+    config = load_config({"data": {"path": "x"}}, ["lr=0.5", "training.learning_rate=0.5", "epochs=1", "epochs=3"])
+    assert (config.training.learning_rate, config.training.epochs) == (0.5, 3)
+
+
+def test_a_tasks_own_keys_are_no_short_words() -> None:
+    config = load_config(
+        {"data": {"tasks": ["one"]}}, ["data.tasks.0.template=chat", "data.tasks.0.marker=A:", "marker=## Answer:"]
+    )
+    assert config.data.tasks is not None
+    assert (config.data.tasks[0].template, config.data.tasks[0].marker, config.data.marker) == (
+        "chat",
+        "A:",
+        "## Answer:",
+    )

@@ -10,9 +10,12 @@ import pytest
 from datasets import Dataset
 
 from ilora import InputError, Row, Task, add, load_config, resume, run
+from ilora.handover.card import Wishes
+from ilora.handover.export import export_source
+from ilora.handover.source import from_run
 from ilora.in_memory import given_tasks, write_files
 from ilora.stream import fingerprint, load_tasks
-from tests.helpers import MakeConfig, difference, task_rows, weights
+from tests.helpers import FEW_SCORES, MakeConfig, difference, task_rows, weights
 
 
 def rows(name: str, **sizes: int) -> dict[str, list[dict[str, str]]]:
@@ -101,3 +104,35 @@ def test_two_tasks_of_one_name(make_config: MakeConfig, tmp_path: Path) -> None:
     twice = [Task("a", rows("a")), Task("A", rows("a"))]
     with pytest.raises(InputError, match="'a' and 'A'"):
         run(make_config(), tmp_path / "run", tasks=twice, quiet=True)
+
+
+def test_a_mapping_is_a_task_and_how_its_rows_were_read_is_kept(make_config: MakeConfig, tmp_path: Path) -> None:
+    """On the card, too, with what was split off."""
+    asked = [{"question": row["prompt"], "label": row["answer"], "id": 1} for row in task_rows("jan", 40, seed=0)]
+    config = make_config("training.epochs=1", *FEW_SCORES)
+    made = run(config, tmp_path / "run", tasks=[{"name": "jan", "rows": {"train": asked}}], quiet=True)
+    (task,) = made.results["tasks"]
+    assert task["read_as"] == "prompt = 'question', answer = 'label'; not read: 'id'"
+    assert task["train"] + task["eval"] + task["test"] == 40
+    (tmp_path / "run" / "results.json").unlink()
+    assert resume(tmp_path / "run", quiet=True).results["tasks"] == [task]
+    export_source(from_run(tmp_path / "run"), tmp_path / "out", kind="peft", wishes=Wishes())
+    card = (tmp_path / "out" / "README.md").read_text()
+    for part in (f"{task['test']} rows for test", "by a hash of the prompt", "10% for test, 10% for eval", "question"):
+        assert part in card
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "a", "path": "a.csv"}, r"tasks\[0\]: path: .*data\.tasks"),
+        ({"name": "a", "row": {}}, r"unknown key 'row' \(did you mean 'rows'\?\)"),
+        ({"name": "a", "rows": []}, r"tasks\[0\]: give `name`, and `rows`"),
+        ({"rows": {}}, r"tasks\[0\]: give `name`"),
+        ("a.csv", r"tasks\[0\]: found str; give a Task"),
+        (3, r"tasks\[0\]: found int; give a Task"),
+    ],
+)
+def test_what_is_no_task_is_refused(given: Any, message: str, make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        run(make_config(), tmp_path / "run", tasks=[given], quiet=True)

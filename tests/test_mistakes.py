@@ -85,13 +85,14 @@ ROWS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "a question last": (
         "a.jsonl",
         '{"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]}',
-        ("a.jsonl:1", "from the user", "must be the assistant's"),
+        ("a.jsonl:1", "from the user", "must be the assistant's", "data.unanswered=drop"),
     ),
     "too few rows": (
         "a.jsonl",
         '{"prompt": "q", "answer": "a"}',
         ("task 'a'", "1 distinct prompts are too few", "data.split.test"),
     ),
+    "a key twice": ("a.jsonl", '{"prompt": "q", "answer": "a", "answer": "b"}', ("a.jsonl:1", "'answer' stands twice")),
     "a file of another kind": ("a.json", '{"train": []}', ("a.json", "expected a list of rows")),
 }
 

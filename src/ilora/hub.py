@@ -30,7 +30,6 @@ _OTHERS: dict[Kind, str] = {
     "model": "a local folder or the alias smollm2-135m",
     "dataset": "a local folder, or `path` or `train`, `eval` and `test` in place of `dataset`",
 }
-_ANSWERS = " answers "
 _ADVICE = {
     401: " (there is no such name, or it asks for another token: `hf auth login` or HF_TOKEN)",
     403: " (ask there to be let in, then `hf auth login` or HF_TOKEN)",
@@ -67,10 +66,9 @@ def refuse_unknown(name: str, revision: str | None = None, *, kind: Kind = "mode
     reason = _out_of_reach(name, revision, kind)
     if reason is not None and not _cached(name, revision, kind):
         raise InputError(
-            f"{kind} '{name}'{_at(revision)}: it is not in the cache ({_cache(kind)}), and the hub "
-            f"{'does not give it' if _ANSWERS in reason else 'cannot be asked'}: {reason}. Give {_OTHERS[kind]}; or let "
-            "the hub be reached: HTTPS_PROXY names a proxy, HF_ENDPOINT a mirror, HF_HOME the folder of a cache that "
-            "has it"
+            f"{kind} '{name}'{_at(revision)}: it is not in the cache ({_cache(kind)}), and the hub does not give it: "
+            f"{reason}. Give {_OTHERS[kind]}; or let the hub be reached: HTTPS_PROXY names a proxy, HF_ENDPOINT a "
+            "mirror, HF_HOME the folder of a cache that has it"
         )
     return reason
 
@@ -102,7 +100,7 @@ def _out_of_reach(name: str, revision: str | None, kind: Kind) -> str | None:
         status = int(error.response.status_code)
         if kind == "dataset" and status == 404:
             return None  # perhaps a mirror that does not say that only this file is missing
-        return f"{constants.ENDPOINT}{_ANSWERS}{status} {error.response.reason_phrase}{_ADVICE.get(status, '')}"
+        return f"{constants.ENDPOINT} answers {status} {error.response.reason_phrase}{_ADVICE.get(status, '')}"
     except Exception as error:  # of the library for HTTP, which is another one in other versions
         reason = f"{constants.ENDPOINT}: {error or type(error).__name__}"
         _silent[constants.ENDPOINT] = time.monotonic(), reason

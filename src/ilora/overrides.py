@@ -46,9 +46,12 @@ def _read(override: str) -> tuple[str, Any]:
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise InputError(f"override {override!r}: expected key=value, for example training.epochs=2")
+    ours = _our_name(key.strip())
+    if ("columns." in ours and text.startswith("{")) or text.startswith("#"):  # {title} {text} is no YAML, # no comment
+        return ours, text
     try:
-        put_together = "columns." in key and text.startswith("{")  # {title} {text}, which is no YAML
-        return _our_name(key.strip()), text if put_together else yaml.safe_load(text)
+        value = yaml.safe_load(text)
+        return ours, text if ours.endswith("marker") and not isinstance(value, str) else value  # A: is no mapping
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"override {override!r}: {text!r} is not a YAML value") from None
 

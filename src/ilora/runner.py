@@ -27,7 +27,7 @@ from ilora.early import config_of, refuse_existing, refuse_unfinished
 from ilora.environment import note_environment, use_threads
 from ilora.errors import IloraError, InputError
 from ilora.files import locked, write_atomic
-from ilora.in_memory import given_tasks, write_files
+from ilora.in_memory import as_tasks, given_tasks, write_files
 from ilora.keeping import EVERYTHING
 from ilora.model.load import GivenModel, load_tokenizer
 from ilora.model.start import with_form
@@ -73,7 +73,7 @@ def run(
     config: Config | Mapping[str, Any] | str | Path,
     out: str | Path | None = None,
     *,
-    tasks: Sequence[Task] | None = None,
+    tasks: Sequence[Task | Mapping[str, Any]] | None = None,
     model: Any = None,
     tokenizer: Any = None,
     quiet: bool = False,
@@ -82,19 +82,21 @@ def run(
 
     config: a `Config`, a mapping with its keys, or a YAML file.
     out: the new run folder (default `runs/<name>`).
-    tasks: the stream, in place of what `config.data` names. A task's rows are `Row`s, mappings with `prompt` and
-        `answer` (or `messages`), or a `datasets.Dataset` of such; they are kept in the run folder.
+    tasks: the stream, in place of what `config.data` names: `Task`s, or mappings with their fields. A task's rows are
+        `Row`s, mappings with `prompt` and `answer` (or `messages`), or a `datasets.Dataset` of such; they are kept in
+        the run folder.
     model: a transformers model, in place of what `config.model` names. It is frozen; the run's adapters are taken out
         of it at the end.
     tokenizer: the model object's; needed where its name does not lead to one.
     quiet: no progress on the screen.
     Raises InputError, with nothing written, where the folder exists or the data or the model cannot be used.
     """
-    config, given = _with_model(_config_of(config, tasks), model, tokenizer)
+    own = None if tasks is None else as_tasks(tasks, names=False)
+    config, given = _with_model(_config_of(config, own), model, tokenizer)
     path = Path(out) if out is not None else Path("runs") / config.name
     accelerator = _accelerator(config, path)
     on_main(accelerator, lambda: refuse_existing(path))
-    given_rows = () if tasks is None else given_tasks(tasks, config, path / "data")
+    given_rows = () if own is None else given_tasks(own, config, path / "data")
     config, loaded, files = given_rows or (config, load_tasks(config.data), {})
     config = resolve(config.model_copy(update={"adapter": with_form(config.adapter)}), loaded)
     if config.data.template == "auto":
@@ -177,7 +179,7 @@ def _finished(path: Path, config: Config) -> RunResult | None:
 
 def add(
     path: str | Path,
-    tasks: Sequence[str | Task],
+    tasks: Sequence[str | Path | Task | Mapping[str, Any]],
     overrides: Iterable[str] = (),
     *,
     replaces: str | None = None,
@@ -194,12 +196,13 @@ def add(
     replaces: an earlier task for which the one new task stands: its rows leave the memory, and it is scored no longer.
     model, tokenizer: as for `run`, where the run's model was given as an object.
     """
+    new = as_tasks(tasks, names=True)
     path = open_run(path, write_report)
     config, given = _with_model(_read_config(path), model, tokenizer)
     if config.stream != "sequential":
         raise InputError(f"{path}: a joint run has no next task; start a sequential one")
     refuse_unfinished(path)
-    config, loaded, files = with_new_tasks(config, tasks, overrides, path, replaces=replaces)
+    config, loaded, files = with_new_tasks(config, new, overrides, path, replaces=replaces)
     config = resolve(config, loaded)
     accelerator = _accelerator(config, path)
 

@@ -63,7 +63,7 @@ def rows_before(config: DataConfig) -> Task | None:
     rows = [
         row
         for path in formats.task_files(config.start_rows).get("train", [])
-        for row in formats.read_rows(path, columns=config.columns, marker=config.marker)
+        for row in formats.read_rows(path, columns=config.columns, marker=config.marker, unanswered=config.unanswered)
     ]
     if config.train_on == "assistant":
         rows = [turn for row in rows for turn in every_turn(row)]
@@ -245,7 +245,7 @@ def _load(chosen: TaskConfig, config: DataConfig, source: _Source, *, whole: boo
     rows = _read(chosen, config, files, selections)
     metric, choices = infer_task(selections["train"].answers)
     read_as = "; ".join(dict.fromkeys(form for selection in selections.values() for form in selection.read_as))
-    return Task(chosen.name, rows, metric=metric, choices=choices, source=place, read_as=read_as)
+    return Task(chosen.name, rows, metric=metric, choices=choices, source=place, read_as=chosen.read_as or read_as)
 
 
 def _files(chosen: TaskConfig, config: DataConfig, source: _Source) -> tuple[dict[str, list[Path]] | None, str]:
@@ -273,15 +273,14 @@ def _read(
     selections: Mapping[str, Selection],
 ) -> dict[str, list[Row]]:
     """The rows of the files, or of the data set where there are none."""
-    columns = config.columns if chosen.columns is None else chosen.columns
-    marker = chosen.marker or config.marker
+    how: dict[str, Any] = {
+        "columns": config.columns if chosen.columns is None else chosen.columns,
+        "marker": chosen.marker or config.marker,
+        "unanswered": config.unanswered,
+    }
     if files is not None:
         return {
-            split: [
-                row
-                for path in paths
-                for row in formats.read_rows(path, columns=columns, marker=marker, selection=selections[split])
-            ]
+            split: [row for path in paths for row in formats.read_rows(path, **how, selection=selections[split])]
             for split, paths in files.items()
         }
     assert chosen.dataset is not None
@@ -290,8 +289,7 @@ def _read(
             chosen.dataset,
             subset=chosen.subset,
             split=theirs,
-            columns=columns,
-            marker=marker,
+            **how,
             revision=chosen.revision,
             selection=selections[split],
         )

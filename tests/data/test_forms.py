@@ -42,6 +42,8 @@ FORMS: dict[str, tuple[dict[str, Any], Row]] = {
         {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
         Row("Hi", "Hello", (USER,)),
     ),
+    "a conversation under another name": ({"Dialogue": [USER, REPLY]}, Row("Hi", "Hello", (USER,))),
+    "a dialogue and its summary": ({"dialogue": "A: Hi", "summary": "a"}, Row("A: Hi", "a")),
     "Alpaca": ({"instruction": "Add.", "input": "2, 2", "output": "4", "text": "all of it"}, Row("Add.\n\n2, 2", "4")),
     "Alpaca without input": ({"instruction": "Say hi.", "input": "", "output": "hi"}, Row("Say hi.", "hi")),
     "a system's text": (
@@ -159,3 +161,19 @@ def test_a_tool_definition_reaches_the_template(tiny_model: Path) -> None:
     row = RowReader()({"messages": [USER, CALL, RESULT, REPLY], "tools": [{"name": "time"}]})
     (example,) = Encoder(tokenizer, DataConfig(path="x")).encode(Task("one", {"train": [row]}), "train")
     assert tokenizer.decode(example.prompt) == "[time]<user>Hi<assistant>(time)<tool>noon<assistant>"
+
+
+def test_turns_behind_the_last_answer_are_left_out_if_asked() -> None:
+    open_end = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}] * 2}
+    open_end["conversations"].append({"from": "human", "value": "Bye"})
+    for given in (open_end, {"messages": json.dumps(open_end["conversations"])}):
+        with pytest.raises(Problem, match=r"from the user; .*data\.unanswered=drop"):
+            RowReader()(given)
+        reader = RowReader(unanswered="drop")
+        made = reader(given)
+        assert (made.answer, len(made.messages)) == ("Hello", 3)
+        assert "1 conversations without the turns behind their last answer" in reader.read_as
+    whole = {"prompt": [USER], "completion": [REPLY]}
+    assert reader(whole) == RowReader()(whole)
+    with pytest.raises(Problem, match="from the user"):
+        reader({"messages": [USER, USER]})  # without any answer

@@ -159,3 +159,26 @@ def test_a_column_that_stands_twice_in_the_header_is_refused(tmp_path: Path) -> 
     (tmp_path / "rows.csv").write_text("prompt,answer,answer\na,b,c\n")
     with pytest.raises(InputError, match=r"rows\.csv:1: the column 'answer' stands twice"):
         list(tables.entries(tmp_path / "rows.csv"))
+
+
+def test_the_line_in_which_excel_names_the_separator(tmp_path: Path) -> None:
+    for number, (said, sign) in enumerate((("sep=;", ";"), ("SEP=|", "|"), ('"sep=,"', ","))):
+        file = tmp_path / f"{number}.csv"
+        file.write_text(f"{said}\r\nprompt{sign}answer{sign}more\r\na{sign}b{sign}c\r\n", encoding="utf-8-sig")
+        assert read_rows(file) == [Row("a", "b")]
+    file.write_text("sep=;\nprompt;answer\na;b\nc\n")
+    with pytest.raises(InputError, match=r"2\.csv:4: fewer cells"):
+        read_rows(file)
+
+
+@pytest.mark.parametrize(("name", "place"), [("a.jsonl", "a.jsonl:2"), ("a.json", r"a.json:3 \(row 2\)")])
+def test_a_key_that_stands_twice_is_refused(name: str, place: str, tmp_path: Path) -> None:
+    rows = [
+        '{"prompt": "a", "answer": "b"}',
+        '{"prompt": "a", "answer": "b", "answer": "c"}',
+        '{"prompt": "", "answer": "b"}',
+    ]
+    text = "\n".join(rows) if name == "a.jsonl" else "[\n" + ",\n".join(rows) + "]"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=f"{place}: .*the key 'answer' stands twice"):
+        read_rows(tmp_path / name)

@@ -36,12 +36,28 @@ def chat_row(messages: Any, name: str, *, system: Any = None, tools: Any = None)
         turns.insert(0, {"role": "system", "content": filled(system, "system")})
     *before, last = turns
     if last["role"] != "assistant":
-        raise Problem(f"the last of '{name}' is from the {last['role']}; it must be the assistant's, as the answer")
+        raise Problem(
+            f"the last of '{name}' is from the {last['role']}; it must be the assistant's, as the answer: "
+            "data.unanswered=drop leaves out what stands behind the last answer"
+        )
     if not any(turn["role"] == "user" for turn in before):
         raise Problem(f"'{name}' has no message of the user before the answer")
     if not last["content"]:
         raise Problem(f"the last of '{name}' only calls a tool; the answer must be a text")
     return Row(plain_turns(before), last["content"], tuple(before), tuple(_list(tools or [], "tools")))
+
+
+def answered(messages: Any) -> list[Any] | None:
+    """The messages up to the assistant's last one; None where that is the last of all, or nothing can be told."""
+    try:
+        listed = _list(messages, "")
+    except Problem:
+        return None
+    roles = [one.get("role", one.get("from")) if isinstance(one, Mapping) else None for one in listed]
+    places = [
+        place for place, role in enumerate(roles, 1) if isinstance(role, str) and _SHAREGPT.get(role) == "assistant"
+    ]
+    return listed[: places[-1]] if places and places[-1] < len(listed) else None
 
 
 def every_turn(row: Row) -> Iterator[Row]:

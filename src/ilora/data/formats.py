@@ -27,14 +27,19 @@ _PART_OF_SPLIT = re.compile(
 
 
 def read_rows(
-    path: Path, *, columns: Columns | None = None, marker: str | None = None, selection: Selection | None = None
+    path: Path,
+    *,
+    columns: Columns | None = None,
+    marker: str | None = None,
+    unanswered: str = "error",
+    selection: Selection | None = None,
 ) -> list[Row]:
     """The rows of a file, in order. Rows that `selection` does not choose are never kept in memory.
 
-    columns, marker: as for `RowReader`. Errors: InputError that names the file and the line (in `.json` also the row,
-    counted from 1) of everything that is wrong.
+    columns, marker, unanswered: as for `RowReader`. Errors: InputError that names the file and the line (in `.json`
+    also the row, counted from 1) of everything that is wrong.
     """
-    reader = RowReader(columns, marker=marker, place=str(path))
+    reader = RowReader(columns, marker=marker, place=str(path), unanswered=unanswered)
     found = tables.entries(path)
     chosen = selection.choose(lambda: tables.count(path)) if selection else None
     rows = collect(found, reader, str(path), chosen=chosen, selection=selection)
@@ -170,6 +175,7 @@ def read_hub(
     split: str,
     columns: Columns | None = None,
     marker: str | None = None,
+    unanswered: str = "error",
     revision: str | None = None,
     selection: Selection | None = None,
 ) -> list[Row]:
@@ -180,7 +186,7 @@ def read_hub(
     missing library, data set, split or column, and for unusable rows.
     """
     place = hub_place(dataset, subset, split)
-    reader = RowReader(columns, marker=marker, place=place)
+    reader = RowReader(columns, marker=marker, place=place, unanswered=unanswered)
     data = load_hub(dataset, subset, split=split, revision=revision)
     try:
         form = reader.form(data.column_names)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ilora.data.chat import chat_row
+from ilora.data.chat import answered, chat_row
 from ilora.data.rows import filled
 from ilora.data.tables import Problem, kind
 from ilora.data.task import Row
@@ -42,17 +42,23 @@ _ANSWERS = (
     "answer", "completion", "response", "output", "label", "target", "reply", "summary", "solution",
     "category", "sentiment", "topic", "intent", "translation", "assistant",
 )  # fmt: skip
+_TALKS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 _MARKERS = ("### Response:", "### Assistant:", "### Answer:", "### Output:")
 _PLACE = re.compile(r"\{([^{}]+)\}")
 
 
 @dataclass(frozen=True)
 class Form:
-    """How an entry becomes a row. title: the form in words, empty for ilora's own. columns: those that are read."""
+    """How an entry becomes a row.
+
+    title: the form in words, empty for ilora's own. columns: those that are read. talk: the column that holds a whole
+    conversation, if one does.
+    """
 
     title: str
     columns: tuple[str, ...]
     make: Callable[[Entry], Row] = field(compare=False)
+    talk: str | None = None
 
 
 def _plain(entry: Entry) -> Row:
@@ -93,7 +99,7 @@ def _superni(entry: Entry) -> Row:
 
 # By the keys that an entry of the form must have; the first that fits is taken.
 _KNOWN: tuple[tuple[frozenset[str], Form], ...] = tuple(
-    (frozenset(needs), Form(title, (*needs, *more), make))
+    (frozenset(needs), Form(title, (*needs, *more), make, talk=needs[0] if needs[0] in _TALKS else None))
     for needs, more, title, make in (
         (("prompt", "answer"), ("system",), "", _plain),
         (("messages",), ("system", "tools"), "", _messages),
@@ -113,12 +119,16 @@ class RowReader:
         braces puts columns together: {"prompt": "{context} {question}"}. A field that is not named has its own
         name, or is guessed.
     marker: where rows are one text, what stands before the answer.
+    unanswered: `drop` leaves out the turns of a conversation that stand behind its last answer.
     Raises InputError for columns that cannot be meant, and Problem for an entry that is no row.
     """
 
-    def __init__(self, columns: Columns | None = None, *, marker: str | None = None, place: str = "") -> None:
+    def __init__(
+        self, columns: Columns | None = None, *, marker: str | None = None, place: str = "", unanswered: str = "error"
+    ) -> None:
         self.columns = {str(field): name for field, name in (columns or {}).items()}
-        self.marker = marker
+        self.marker, self.place, self.drops = marker, place, unanswered == "drop"
+        self._cut = 0  # conversations without their last turns
         self._titles: list[str] = []
         self._left: list[str] = []
         self._first: Form | None = None
@@ -134,6 +144,8 @@ class RowReader:
         if not isinstance(entry, Mapping):
             raise Problem(f"the row is {kind(entry)}; expected an object")
         form = self.form(entry)
+        if self.drops and form.talk is not None and (kept := answered(entry[form.talk])) is not None:
+            entry, self._cut = {**entry, form.talk: kept}, self._cut + 1
         made = form.make(entry)
         self._left += [key for key in map(str, entry) if key not in form.columns and key not in self._left]
         if form.title and form.title not in self._titles:
@@ -144,7 +156,8 @@ class RowReader:
     def read_as(self) -> list[str]:
         """The forms that were met, in words, without ilora's own; and the columns that were left out."""
         left = [f"not read: {', '.join(map(repr, self._left[:10]))}"] if self._left else []
-        return [*self._titles, *left]
+        cut = [f"{self._cut:,} conversations without the turns behind their last answer"] if self._cut else []
+        return [*self._titles, *cut, *left]
 
     def form(self, keys: Iterable[str]) -> Form:
         """The form of an entry with these keys. A guessed one must be that of the file's first row."""
@@ -167,10 +180,7 @@ class RowReader:
         """The form that `columns` asks for; a field that it leaves out has its own name, or is guessed."""
         if messages := self.columns.get("messages"):
             _refuse_missing([messages], there)
-            title = "" if messages == "messages" else f"messages = '{messages}'"
-            return Form(
-                title, (messages, "tools"), lambda entry: chat_row(entry[messages], messages, tools=entry.get("tools"))
-            )
+            return _talk(messages)
         names = {field: self.columns.get(field, field) for field in ("prompt", "answer")}
         for name, usual in (("prompt", _PROMPTS), ("answer", _ANSWERS)):
             if name not in self.columns and name not in there:
@@ -181,11 +191,13 @@ class RowReader:
 
     def _guessed(self, there: Sequence[str]) -> Form:
         """Two columns with usual names, where there is one choice only; else a text with a marker."""
-        prompts, answers = _usual(there, _PROMPTS), _usual(there, _ANSWERS)
+        prompts, answers = _usual(there, _PROMPTS) or _usual(there, _TALKS), _usual(there, _ANSWERS)
         if len(prompts) == 1 == len(answers):
             return _pair(prompts[0], answers[0])
         if "text" in there and not answers:
             return self._marked(there)
+        if len(talks := _usual(there, _TALKS)) == 1 and not answers:
+            return _talk(talks[0])
         if len(prompts) > 1 and answers:
             both = " ".join(f"{{{name}}}" for name in prompts)
             raise Problem(
@@ -199,6 +211,15 @@ class RowReader:
         marker = self.marker
         title = "text, of which the answer stands behind " + (repr(marker) if marker else "its marker")
         return Form(title, ("text",), lambda entry: _cut_at(filled(entry["text"], "text"), marker))
+
+
+def _talk(name: str) -> Form:
+    """The form of a column of messages."""
+
+    def make(entry: Entry) -> Row:
+        return chat_row(entry[name], name, system=entry.get("system"), tools=entry.get("tools"))
+
+    return Form("" if name == "messages" else f"messages = {name!r}", (name, "system", "tools"), make, talk=name)
 
 
 def question_and_answer(
@@ -268,5 +289,5 @@ def _unknown(there: Sequence[str], missing: Sequence[str]) -> Problem:
     has = ", ".join(map(repr, there)) or "nothing"
     return Problem(
         f"no {' and no '.join(map(repr, absent))}; the row has {has}; say which is which with columns.prompt=... and "
-        "columns.answer=..."
+        "columns.answer=..., or columns.messages=... for a conversation"
     )

@@ -63,6 +63,7 @@ class TaskConfig(Section):
         description="an earlier task for which this one stands: from here on its rows leave the memory, and it is "
         "scored no longer",
     )
+    read_as: str = Field("", description="written for rows that were given from Python: the forms in which they stood")
     forgotten: str = Field(
         "", description="written by `ilora forget`: the day on which its rows were deleted; it is scored no longer"
     )
@@ -125,6 +126,11 @@ class DataConfig(Section):
     train_on: Literal["last", "assistant"] = Field(
         "last",
         description="of a conversation: its last answer, or every turn of the assistant (each as a training row)",
+    )
+    unanswered: Literal["error", "drop"] = Field(
+        "error",
+        description="what to do about a conversation that does not end with the assistant's answer; drop: leave out "
+        "the turns behind its last answer",
     )
     prompts: Literal["trace-1"] = Field(
         "trace-1",
