@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
-from ilora import files
+from ilora import __version__, files
 from ilora.config import Config
 from ilora.methods.ilora import ILoRA
 from ilora.model import adapters
@@ -458,3 +458,7 @@ def test_lines_of_other_libraries_are_hidden_unless_asked_for(ilora: Command, mo
         monkeypatch.delenv("TQDM_DISABLE", raising=False)
         assert ilora(*arguments).code == 0
         assert os.environ.get("TQDM_DISABLE") == expected
+
+
+def test_the_version(ilora: Command) -> None:
+    assert ilora("--version") == Done(0, f"ilora {__version__}\n", "")

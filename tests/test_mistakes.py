@@ -20,6 +20,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "per_device_train_batch_size=4": ("per_device_train_batch_size", "training.micro_batch_size"),
     "warmup_steps=10": ("warmup_steps", "training.warmup_ratio"),
     "bf16=true": ("bf16", "model.dtype"),
+    "choices=[a, b]": ("choices", "data.tasks=", "a task's"),
     "output_dir=out": ("output_dir", "--out"),
     "training.schedule=cosin": ("training.schedule", "'cosin'", "'cosine'"),
     "adapter.rank=0": ("adapter.r", "got 0", "greater than or equal to 1"),

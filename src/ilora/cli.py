@@ -26,15 +26,27 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    from ilora import __version__
+
+    if asked:
+        typer.echo(f"ilora {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show the lines and bars of other libraries, too.")
     ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and stop.", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Continual fine-tuning of large language models that does not forget."""
     from ilora.progress import hide_other_lines
 
+    del version  # its callback has printed it
     if not verbose:
         hide_other_lines()
 

@@ -124,7 +124,10 @@ def positions(config: Any) -> int | None:
 def refuse_long_rows(config: ModelConfig, most: int | None, max_length: int) -> None:
     """Raises InputError where rows may be longer than the model reads. most: its `positions`."""
     if most is not None and max_length > most:
-        raise InputError(f"data.max_length: {max_length}, but model '{config.name}' reads at most {most} tokens")
+        raise InputError(
+            f"data.max_length: {max_length}, but model '{config.name}' reads at most {most} tokens; "
+            f"data.max_length={most} is the most that it takes"
+        )
 
 
 def _ours_is_faster(model: Any, length: int) -> bool:
