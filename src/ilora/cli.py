@@ -27,10 +27,10 @@ app = typer.Typer(
 
 
 def _version(asked: bool) -> None:
-    from ilora import __version__
+    from importlib.metadata import version
 
     if asked:
-        typer.echo(f"ilora {__version__}")
+        typer.echo(f"ilora {version('ilora')}")
         raise typer.Exit
 
 
