@@ -54,6 +54,8 @@ NEUTRAL = {
     "gem": ({"memory_size": 0}, SEQUENTIAL),
     "agem": ({"memory_size": 0}, SEQUENTIAL),
     "wise_ft": ({"t": 1}, SEQUENTIAL),
+    "sure": ({"memory_size": 20, "memory_policy": "reservoir"}, REPLAY),
+    "migu": ({"threshold": 0}, SEQUENTIAL),
 }
 
 

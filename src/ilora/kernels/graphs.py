@@ -194,6 +194,15 @@ class DecoderGraphs:
         last, *hidden = outputs
         return BaseModelOutputWithPast(last_hidden_state=last, hidden_states=tuple(hidden) or None)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside the block, the decoder's own `forward` is at work: hooks on its layers are called."""
+        self.decoder.forward = self._forward
+        try:
+            yield
+        finally:
+            self.decoder.forward = self
+
     def _recording(
         self, inputs: dict[str, Tensor], rest: dict[str, Any], packing: Packing, parameters: Sequence[nn.Parameter]
     ) -> Recording | None:

@@ -95,6 +95,11 @@ class Packing:
         """Whether there are fewer tokens than places."""
         return len(self.taken) < len(self.real)
 
+    @property
+    def counts(self) -> Tensor:
+        """(tokens,): at how many places each token stands."""
+        return torch.bincount(self.token_at[self.real], minlength=len(self.taken))
+
     def pack(self, padded: Tensor) -> Tensor:
         """(rows, length, ...) -> (1, tokens, ...)."""
         return padded.flatten(0, 1).index_select(0, self.taken).unsqueeze(0)

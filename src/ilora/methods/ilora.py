@@ -9,50 +9,33 @@ adapter's hidden states are held near the slow one's:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import TypeVar
 
 from ilora.data.examples import Batch, Count, Totals
 from ilora.methods.base import METHODS
-from ilora.methods.er import ExperienceReplay, ReplayConfig
+from ilora.methods.fast_slow import FastSlow, FastSlowConfig
 from ilora.model import adapters
 
 
-class ILoRAConfig(ReplayConfig):
+class ILoRAConfig(FastSlowConfig):
     """Replay, interpolation and consistency."""
 
-    ema_decay: float | None = Field(None, ge=0, le=1, description="λ, the factor on the old slow weights")
-    ema_half_life_steps: float | None = Field(None, gt=0, description="λ = ½^(1 / steps)")
-    ema_half_life_share: float | None = Field(
-        None, gt=0, description="half-life as a share of the task's steps; 0.25 if none of the three is given"
-    )
-    ema_warmup: bool = Field(False, description="λ_k = min(λ, 1 - 1/(k+1)) at the run's k-th step")
     strength: float = Field(1.0, ge=0, description="γ, the weight of the consistency term")
     consistency_layers: Literal["last", "all"] = Field("last", description="all: the mean over every layer's output")
     consistency_form: Literal["mse", "one_sided"] = Field("mse", description="one_sided: mean(relu(slow - fast)²)")
     replayed_loss: bool = Field(True, description="false: replayed rows enter the consistency term only")
-    next_task_from: Literal["fast", "slow"] = Field("fast", description="the adapter with which the next task begins")
-    inference: Literal["slow", "fast"] = Field("slow", description="the adapter that answers; both are evaluated")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_decay(cls, values: dict[str, Any]) -> dict[str, Any]:
-        keys = ("ema_decay", "ema_half_life_steps", "ema_half_life_share")
-        given = [key for key in keys if values.get(key) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one of {', '.join(keys)}, not {' and '.join(given)}")
-        return values if given else {**values, "ema_half_life_share": 0.25}
 
 
 ILoRAT = TypeVar("ILoRAT", bound=ILoRAConfig, default=ILoRAConfig)
 
 
 @METHODS("ilora")
-class ILoRA(ExperienceReplay[ILoRAT]):
+class ILoRA(FastSlow[ILoRAT]):
     """Dual-memory replay with an exponential moving average of the adapter.
 
     Ablations are settings: no replay `memory_size: 0`, no gap `strength: 0`, no cross-entropy of replayed rows
@@ -64,20 +47,6 @@ class ILoRA(ExperienceReplay[ILoRAT]):
     title = "I-LoRA"
     family = "replay"
     paper = "arXiv 2402.18865"
-    stores = "memory_size examples, one more adapter"
-
-    @property
-    def variants(self) -> list[str]:
-        """Both adapters, the answering one first."""
-        return ["slow", "fast"] if self.config.inference == "slow" else ["fast", "slow"]
-
-    def begin_task(self) -> None:
-        """The slow adapter starts as a copy of the fast one."""
-        model = self.engine.model
-        if "slow" not in adapters.names(model):
-            adapters.keep_copy(model, "fast", "slow")
-        elif self.config.next_task_from == "slow":
-            adapters.copy(model, "slow", "fast")
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """Cross-entropy of all rows + γ · gap of the replayed rows."""
@@ -101,20 +70,6 @@ class ILoRA(ExperienceReplay[ILoRAT]):
         )
         self.run.log("consistency", gap)
         return loss + self.config.strength * gap
-
-    def after_step(self) -> None:
-        """slow <- λ · slow + (1 - λ) · fast."""
-        adapters.interpolate(self.engine.model, "slow", "fast", by=1.0 - self.decay())
-
-    def decay(self) -> float:
-        """λ at the present step (steps count from 1)."""
-        config = self.config
-        if config.ema_decay is not None:
-            decay = config.ema_decay
-        else:
-            share = config.ema_half_life_share or 0.0  # `_one_decay` has seen to it that one of the three is there
-            decay = 0.5 ** (1.0 / (config.ema_half_life_steps or share * self.position.task_steps))
-        return float(min(decay, 1.0 - 1.0 / (self.position.step + 1)) if config.ema_warmup else decay)
 
 
 def hidden_gap(

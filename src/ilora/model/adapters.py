@@ -62,7 +62,7 @@ def attach(
         except ValueError as error:
             raise InputError(
                 f"adapter: PEFT refuses these settings for this model: {str(error).splitlines()[0]} "
-                f"(its linear layers are {', '.join(linear_layers(model))})"
+                f"(its linear layers are {', '.join(linearadapted(model))})"
             ) from error
     if base is not None:
         wrapped.peft_config[name].base_model_name_or_path = base.name
@@ -76,7 +76,7 @@ def tied(model: PeftModel) -> list[str]:
     shared = [part.weight.data_ptr() for part in (base.get_input_embeddings(), base.get_output_embeddings())]
     if len(set(shared)) == len(shared):
         return []
-    return [path for path, layer in _layers(model) if layer.get_base_layer().weight.data_ptr() in shared]
+    return [path for path, layer in adapted(model) if layer.get_base_layer().weight.data_ptr() in shared]
 
 
 def add(model: PeftModel, name: str, *, like: str, seed: int = 0) -> None:
@@ -94,7 +94,7 @@ def add(model: PeftModel, name: str, *, like: str, seed: int = 0) -> None:
 def begin_again(model: PeftModel, name: str, *, seed: int) -> None:
     """Put an adapter back to its initialisation, from `seed`: A random, B zero."""
     with _initialising(seed):
-        for _, layer in _layers(model):
+        for _, layer in adapted(model):
             layer.reset_lora_parameters(name, init_lora_weights=model.peft_config[name].init_lora_weights)
             if name in layer.lora_magnitude_vector:  # DoRA: norms of the base's weights, as B is 0
                 magnitude, base = layer.lora_magnitude_vector[name], layer.get_base_layer().weight
@@ -144,7 +144,7 @@ def parameters(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
 
 def _find(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
-    for path, layer in _layers(model):
+    for path, layer in adapted(model):
         for part in layer.adapter_layer_names:
             container = getattr(layer, part)
             if name not in container:
@@ -159,14 +159,14 @@ def _find(model: PeftModel, name: str) -> dict[str, nn.Parameter]:
 
 def active_names(model: PeftModel) -> tuple[str, ...]:
     """The adapters that the model computes with at present (their sum); none: the base model."""
-    _, layer = _layers(model)[0]
+    _, layer = adapted(model)[0]
     return () if layer.disable_adapters else tuple(layer.active_adapters)
 
 
 def activate(model: PeftModel, chosen: str | Sequence[str] | None) -> None:
     """Compute with these adapters (their sum; None: the base model) from now on; trainability is untouched."""
     wanted = _known(model, chosen)
-    for _, layer in _layers(model):
+    for _, layer in adapted(model):
         attributes = vars(layer)  # a module's own way to set one takes ten times as long, for hundreds of layers
         attributes["_disable_adapters"] = not wanted
         if wanted:
@@ -176,7 +176,7 @@ def activate(model: PeftModel, chosen: str | Sequence[str] | None) -> None:
 @contextmanager
 def active(model: PeftModel, chosen: str | Sequence[str] | None) -> Iterator[None]:
     """`activate` inside the block; what was active before comes back."""
-    layers = [layer for _, layer in _layers(model)]
+    layers = [layer for _, layer in adapted(model)]
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     try:
         activate(model, chosen)
@@ -190,7 +190,7 @@ def active(model: PeftModel, chosen: str | Sequence[str] | None) -> Iterator[Non
 def merged(model: PeftModel, chosen: str | Sequence[str]) -> Iterator[None]:
     """Compute with the adapters added into the frozen weights; they come back bit for bit, from a copy."""
     wanted = _known(model, chosen)
-    layers = [layer for _, layer in _layers(model) if wanted[0] in layer.lora_A]
+    layers = [layer for _, layer in adapted(model) if wanted[0] in layer.lora_A]
     originals = [layer.get_base_layer().weight.detach().clone() for layer in layers]
     try:
         with torch.no_grad():
@@ -319,7 +319,7 @@ def place(model: PeftModel, name: str, updates: Mapping[str, LowRank]) -> None:
 
     updates: by module name in the base model; a layer that is not among them is left unchanged by the adapter.
     """
-    for path, layer in _layers(model):
+    for path, layer in adapted(model):
         down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
         update = updates.get(path.removeprefix(_WRAPPER))
         if update is None:
@@ -333,12 +333,12 @@ def placed_gradients(model: PeftModel, name: str) -> dict[str, tuple[Tensor, Ten
     """What `backward` left at the placed updates: (down, up) by module name in the base model."""
     return {
         path.removeprefix(_WRAPPER): (layer.lora_A[name].weight.grad, layer.lora_B[name].weight.grad)
-        for path, layer in _layers(model)
+        for path, layer in adapted(model)
     }
 
 
-def _layers(model: PeftModel) -> list[tuple[str, BaseTunerLayer]]:
-    """The layers that carry adapters. They never change, while the modules inside them grow with every adapter."""
+def adapted(model: PeftModel) -> list[tuple[str, BaseTunerLayer]]:
+    """The layers that carry adapters, by name. They never change, while the modules inside them grow with every adapter."""
     if model not in _FOUND:
         _FOUND[model] = [(path, module) for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     return _FOUND[model]

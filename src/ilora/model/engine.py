@@ -24,7 +24,7 @@ from ilora.kernels.packing import Packing
 from ilora.model import adapters
 from ilora.model.frozen import Below
 from ilora.model.identity import BaseModel
-from ilora.model.passes import Inputs, Output, ReadPrompts, attention_cache, pack, rows_of, spread_cache
+from ilora.model.passes import Inputs, Output, ReadPrompts, attention_cache, outputs_of, pack, rows_of, spread_cache
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
 Route = Callable[[Batch], list[str]]  # the adapter for every row
@@ -44,6 +44,7 @@ class Engine:
     base: which model this is.
     graphs: replay the decoder's passes on a GPU. compiled: its layers are compiled (`model/gpu.py` sets both).
     passes: rows that went through the model in training, in this process.
+    told: what is told how often each token of a pass stands in its batch (`model/observing.py` sets it).
     """
 
     model: PeftModel
@@ -58,6 +59,7 @@ class Engine:
     graphs: DecoderGraphs | None = None
     compiled: bool = False
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
+    told: Callable[[Tensor], None] | None = None
 
     def __post_init__(self) -> None:
         signature = inspect.signature(self.core.forward)
@@ -90,7 +92,8 @@ class Engine:
         packing = self._pack(inputs, dropout=dropout, alone=True)
         if self._slices_logits:
             inputs.arguments["logits_to_keep"] = packing.columns(batch.keep) if packing else batch.keep
-        with self._training(dropout), self._watched(hidden == "last") as seen, self._layers(inputs.upper):
+        decoder = self.core.get_decoder() if hidden == "last" else None  # type: ignore[operator]
+        with self._training(dropout), outputs_of(decoder) as seen, self._layers(inputs.upper):
             result = self.model(**inputs.arguments, use_cache=False, output_hidden_states=hidden == "all")
         layers = self._adapted(result.hidden_states) if hidden == "all" else tuple(seen)
         logits = result.logits.view(len(batch.examples), batch.keep, -1) if packing else result.logits[:, -batch.keep :]
@@ -115,24 +118,10 @@ class Engine:
             yield
 
     @contextmanager
-    def _as_written(self) -> Iterator[None]:
+    def as_written(self) -> Iterator[None]:
         """Without compiled layers: with a cache of keys and values, each length would be compiled anew."""
         with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
             yield
-
-    @contextmanager
-    def _watched(self, wanted: bool) -> Iterator[list[Tensor]]:
-        """The decoder's output while it makes logits. To ask for `output_hidden_states` would keep every layer's."""
-        seen: list[Tensor] = []
-        if not wanted:
-            yield seen
-            return
-        decoder = self.core.get_decoder()  # type: ignore[operator]
-        handle = decoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
-        try:
-            yield seen
-        finally:
-            handle.remove()
 
     def generate(self, batch: Batch, settings: GenerationConfig, *, streamer: Any = None) -> Tensor:
         """New token ids (rows, up to max_new_tokens), with the active adapter, soft prompt or routes.
@@ -141,7 +130,7 @@ class Engine:
         """
         inputs = self._inputs(batch, whole=True).arguments
         inputs.pop("position_ids", None)  # generation counts on from the mask itself
-        with self._as_written():
+        with self.as_written():
             made: Tensor = self.model.generate(**inputs, generation_config=settings, streamer=streamer)
         # From embeddings, generation returns the new tokens alone.
         return made if "inputs_embeds" in inputs else made[:, batch.input_ids.shape[1] :]
@@ -162,7 +151,7 @@ class Engine:
         padded, packing = replace(inputs, arguments=dict(inputs.arguments)), self._pack(inputs)
         if self._slices_logits:
             inputs.arguments["logits_to_keep"] = packing.columns(1) if packing else 1
-        with self._layers(inputs.upper), self._as_written():
+        with self._layers(inputs.upper), self.as_written():
             output = self.model(**inputs.arguments, use_cache=True)
         if packing is None:
             return ReadPrompts(padded, output.logits[:, -1:], attention_cache(output))
@@ -198,7 +187,7 @@ class Engine:
             more["position_ids"] = (mask.cumsum(1) - 1)[:, -width:]
         if "adapter_names" in inputs.arguments:
             more["adapter_names"] = inputs.arguments["adapter_names"]
-        with self._layers(inputs.upper), self._as_written():
+        with self._layers(inputs.upper), self.as_written():
             logits: Tensor = self.model(**more, use_cache=True).logits
         return logits
 
@@ -245,7 +234,11 @@ class Engine:
         # Rows with dropout masks of their own differ from their first token on.
         own = getattr(self.core.config, "attention_dropout", 0.0)
         noisy = dropout and self.model.training and max(own, adapters.dropout(self.model)) > 0
-        return pack(inputs, self.core, pad=self.pad, noisy=noisy, filled=alone and self.graphs is not None)
+        filled = bool(alone and self.graphs and not self.told)
+        packing = pack(inputs, self.core, pad=self.pad, noisy=noisy, filled=filled)
+        if self.told is not None:
+            self.told(inputs.mask.flatten() if packing is None else packing.counts)
+        return packing
 
     @contextmanager
     def prefixed(self, prefix: Prefix | None) -> Iterator[None]:

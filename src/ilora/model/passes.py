@@ -127,6 +127,20 @@ def spread_cache(cache: Any, packing: Packing) -> None:
             layer.values = Spread.apply(layer.values, packing)  # type: ignore[no-untyped-call]
 
 
+@contextmanager
+def outputs_of(decoder: nn.Module | None) -> Iterator[list[Tensor]]:
+    """What the decoder puts out while it makes logits. To ask for `output_hidden_states` would keep every layer's."""
+    seen: list[Tensor] = []
+    if decoder is None:
+        yield seen
+        return
+    handle = decoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 def rows_of(layers: Sequence[Tensor], packing: Packing | None, prefix: int) -> tuple[Tensor, ...]:
     """Each layer's output as (rows, length, features), without the columns of the soft prompt."""
     return tuple((packing.spread(layer) if packing else layer)[:, prefix:] for layer in layers)

@@ -18,7 +18,7 @@ from ilora.data.examples import Example, by_task
 
 
 class ReplayMemory:
-    """At most `capacity` examples, chosen by whoever fills it: `offer` or `balance`."""
+    """At most `capacity` examples, chosen by whoever fills it: `offer`, `balance` or `keep_first`."""
 
     def __init__(self, capacity: int, *, seed: int) -> None:
         self.capacity = capacity
@@ -101,6 +101,20 @@ class ReplayMemory:
         turns = by_task(self.examples)  # a kept row stays before those that it was preferred to
         for task, new in by_task(rows).items():
             turns[task] = self._turns([*turns.get(task, []), *new])
+        self._share(turns)
+
+    def keep_first(self, rows: Iterable[Example]) -> None:
+        """Choose anew, from the kept rows and these: equally many of each task, of these the first ones.
+
+        rows: the preferred ones first. A task with too few rows leaves its places to the others.
+        """
+        turns = by_task(self.examples)
+        for task, new in by_task(rows).items():
+            turns[task] = [*turns.get(task, []), *new]
+        self._share(turns)
+
+    def _share(self, turns: dict[str, list[Example]]) -> None:
+        """Fill the memory with the tasks' rows in turn; turns: each task's, the preferred ones first."""
         ranked = [(place, self._chance(place, task), row) for task in turns for place, row in enumerate(turns[task])]
         ranked.sort(key=lambda entry: entry[:2])
         self.examples = [row for *_, row in ranked[: self.capacity]]
