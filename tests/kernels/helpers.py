@@ -1,10 +1,14 @@
-"""A small random Llama, and how near two results are."""
+"""A small random Llama, how near two results are, and a recorder for a CPU."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from ilora.kernels.graphs import Compute
 
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # the second: a few roundings of 2^-8
 
@@ -33,3 +37,24 @@ def rows() -> dict[str, Tensor]:
 def apart(one: Tensor, other: Tensor) -> float:
     """The largest difference as a share of the largest value."""
     return float((one.float() - other.float()).abs().max() / other.float().abs().max())
+
+
+class Again:
+    """Computes again on the same tensors: what a CUDA graph does, with the same hold on memory."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def warm_up(self, compute: Callable[[], object]) -> None:
+        compute()
+
+    def record(self, compute: Compute) -> tuple[Callable[[], None], list[Tensor]]:
+        self.recorded += 1
+        results = compute()
+
+        def replay() -> None:
+            self.replayed += 1
+            for place, result in zip(results, compute(), strict=True):
+                place.detach().copy_(result)
+
+        return replay, results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from ilora.data.examples import Batch, Totals
 from ilora.kernels.attention import GROUPED
-from ilora.kernels.graphs import Compute
 from ilora.kernels.packing import Packing, fill, round_up
 from ilora.methods import METHODS
 from ilora.model import adapters
@@ -20,27 +18,7 @@ from ilora.model.gpu import record_passes
 from ilora.training.loop import optimizer_step
 from ilora.training.session import Session
 from tests.helpers import MakeConfig, begin, difference, move, settings, snapshot, train
-
-
-class Again:
-    """Computes again on the same tensors: what a CUDA graph does, with the same hold on memory."""
-
-    def __init__(self) -> None:
-        self.recorded = self.replayed = 0
-
-    def warm_up(self, compute: Callable[[], object]) -> None:
-        compute()
-
-    def record(self, compute: Compute) -> tuple[Callable[[], None], list[Tensor]]:
-        self.recorded += 1
-        results = compute()
-
-        def replay() -> None:
-            self.replayed += 1
-            for place, result in zip(results, compute(), strict=True):
-                place.detach().copy_(result)
-
-        return replay, results
+from tests.kernels.helpers import Again
 
 
 def recorded(engine: Engine) -> Again:

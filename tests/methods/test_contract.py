@@ -56,6 +56,7 @@ NEUTRAL = {
     "wise_ft": ({"t": 1}, SEQUENTIAL),
     "sure": ({"memory_size": 20, "memory_policy": "reservoir"}, REPLAY),
     "migu": ({"threshold": 0}, SEQUENTIAL),
+    "seekr": ({"memory_size": 20, "strength": 0, "logit_share": 0}, REPLAY),
 }
 
 
@@ -168,13 +169,14 @@ def test_cost_is_reported(name: str, whole_run: WholeRun) -> None:
     one = sum(
         value.nbytes for key, value in weights(whole_run("sequential").path).items() if key.startswith("adapters/01")
     )
-    held = {"zero_shot": 0, "l2p": 0, "progressive_prompts": 0, "individual": 3, "router": 3, "olora": 3}
+    held = {"zero_shot": 0, "l2p": 0, "progressive_prompts": 0, "individual": 3, "router": 3, "olora": 3, "seekr": 4}
     assert stored.get("adapters", 0) == one * held.get(
         name, len(whole_run(name).results["variants"]) + (name in ("lwf", "ilora+"))
     )
     assert (stored["memory"] > 0) == ("memory_size" in method.Config.model_fields)
     extra = {"l2p": {"prompts"}, "progressive_prompts": {"prompts"}, "router": {"prototype"}}
     extra |= {"ewc": {"importance", "anchor"}, "derpp": {"logits", "entries"}, "ilora+": {"frames"}}
+    extra |= {"seekr": {"importance"}}
     assert stored.keys() - {"adapters", "memory"} == extra.get(name, set())
 
 

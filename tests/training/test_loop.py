@@ -327,7 +327,7 @@ def test_divergence_leaves_weights_and_optimizer_alone(
 
 
 @pytest.mark.parametrize(
-    "name", ["sequential", "er", "ilora", "derpp", "lwf", "ewc", "gem", "l2p", "progressive_prompts"]
+    "name", ["sequential", "er", "ilora", "derpp", "lwf", "ewc", "gem", "l2p", "progressive_prompts", "migu", "seekr"]
 )
 def test_gradient_checkpointing_changes_nothing_but_the_work(tiny_model: Path, name: str) -> None:
     """The backward pass computes again with the adapter, the soft prompt and the dropout of the forward pass."""

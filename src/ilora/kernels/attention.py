@@ -8,7 +8,7 @@ of several lengths as one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers.masking_utils import eager_mask
 from ilora.kernels.packing import Gather, Packing, Spread
 
 GROUPED = "grouped"  # the name under which transformers knows it
+WATCHED = "watched"  # the name of attention whose weights somebody wants to see
 LONG = 512  # tokens: above, the (length x length) weights cost more than they save
 # A stack of like layers between an embedding and a norm; attention without caps, sinks or biases of its own.
 PLAIN = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
@@ -66,6 +67,32 @@ def grouped_attention(
     weights = nn.functional.dropout(scores.softmax(-1), p=dropout, training=module.training)
     mixed = torch.bmm(weights, value.reshape(rows * groups, past, size))
     return mixed.view(rows, heads, length, size).transpose(1, 2).contiguous(), None
+
+
+def watched_attention(maps: list[Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    """Attention as `grouped_attention`, unpacked, that appends its weights to `maps`: (rows, heads, length, past +
+    length) in float32, one tensor a layer. It keeps all of them for the backward pass.
+    """
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        del kwargs
+        keys, values = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+        scores = query @ keys.transpose(2, 3) * scaling
+        weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1, dtype=torch.float32)
+        maps.append(weights)
+        dropped = nn.functional.dropout(weights.to(value.dtype), p=dropout, training=module.training)
+        return (dropped @ values).transpose(1, 2).contiguous(), None
+
+    return attend
 
 
 def flash_serves(device: torch.device, dtype: torch.dtype) -> bool:
@@ -143,3 +170,4 @@ def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 attend_in_rows.register_autograd(_gradients, setup_context=_keep)
 AttentionInterface.register(GROUPED, grouped_attention)
 AttentionMaskInterface.register(GROUPED, eager_mask)
+AttentionMaskInterface.register(WATCHED, eager_mask)

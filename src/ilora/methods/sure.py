@@ -24,7 +24,7 @@ from ilora.methods.fast_slow import FastSlow, FastSlowConfig
 class SuReConfig(FastSlowConfig):
     """Replay and the moving average; which rows are kept."""
 
-    memory_policy: Literal["surprise", "reservoir", "balanced"] = Field(
+    memory_policy: Literal["surprise", "reservoir", "balanced"] = Field(  # type: ignore[assignment]  # one value more
         "surprise", description="surprise: of each task equally many rows, the least expected ones"
     )
     surprise_of: Literal["row", "answer"] = Field(

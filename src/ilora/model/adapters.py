@@ -62,7 +62,7 @@ def attach(
         except ValueError as error:
             raise InputError(
                 f"adapter: PEFT refuses these settings for this model: {str(error).splitlines()[0]} "
-                f"(its linear layers are {', '.join(linearadapted(model))})"
+                f"(its linear layers are {', '.join(linear_layers(model))})"
             ) from error
     if base is not None:
         wrapped.peft_config[name].base_model_name_or_path = base.name
@@ -338,7 +338,7 @@ def placed_gradients(model: PeftModel, name: str) -> dict[str, tuple[Tensor, Ten
 
 
 def adapted(model: PeftModel) -> list[tuple[str, BaseTunerLayer]]:
-    """The layers that carry adapters, by name. They never change, while the modules inside them grow with every adapter."""
+    """The layers that carry adapters, by name. They stay, while the modules inside them grow with every adapter."""
     if model not in _FOUND:
         _FOUND[model] = [(path, module) for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     return _FOUND[model]

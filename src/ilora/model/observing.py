@@ -7,7 +7,10 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ilora.errors import InputError
+from ilora.kernels.attention import PLAIN, WATCHED, watched_attention
 from ilora.model import adapters
 from ilora.model.engine import Engine
 
@@ -39,3 +42,38 @@ def observed(engine: Engine, look: Look) -> Iterator[None]:
         engine.told = None
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def attention_observed(engine: Engine) -> Iterator[list[Tensor]]:
+    """Inside the block, passes leave their attention weights here: (rows, heads, length, length), one tensor a layer.
+
+    In float32, with their gradient; 0 for later tokens and for padding, arbitrary where padding itself asks. Rows are
+    not packed then, and nothing is computed again in the backward pass: such a pass takes more time and memory.
+    """
+    maps: list[Tensor] = []
+    config: Any = engine.core.config
+    implementation = config._attn_implementation
+    checkpointed = [module for module in engine.core.modules() if getattr(module, "gradient_checkpointing", False)]
+    ALL_ATTENTION_FUNCTIONS[WATCHED] = watched_attention(maps)
+    try:
+        config._attn_implementation = WATCHED
+        for module in checkpointed:
+            vars(module)["gradient_checkpointing"] = False
+        with engine.as_written():
+            yield maps
+    finally:
+        config._attn_implementation = implementation
+        for module in checkpointed:
+            vars(module)["gradient_checkpointing"] = True
+        del ALL_ATTENTION_FUNCTIONS[WATCHED]
+
+
+def refuse_unseen_attention(engine: Engine, *, method: str) -> None:
+    """Raises InputError for an architecture whose attention is not known to `attention_observed`."""
+    kind = engine.core.config.model_type  # type: ignore[union-attr]
+    if kind not in PLAIN:
+        raise InputError(
+            f"method '{method}': it reads attention weights, and not those of models of type {kind}; "
+            f"it knows {', '.join(sorted(PLAIN))}"
+        )
