@@ -120,5 +120,5 @@ def test_attention_weights_are_those_of_transformers(engine: Engine, implementat
 def test_models_whose_attention_is_not_known_are_refused(engine: Engine) -> None:
     refuse_unseen_attention(engine, method="mine")
     engine.core.config.model_type = "gemma2"
-    with pytest.raises(InputError, match="'mine': .* type gemma2; it knows llama"):
+    with pytest.raises(InputError, match=r"'mine': .* type gemma2; it knows llama"):
         refuse_unseen_attention(engine, method="mine")
