@@ -1,6 +1,6 @@
 """The command in processes of its own, for tests that kill, signal or start several of them.
 
-All but one or two of them are forked from a copy of the tests' own process, which has imported everything.
+Nearly all of them are forked from a copy of the tests' own process, which has imported everything.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ import functools
 import gc
 import multiprocessing
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -118,15 +123,55 @@ def outcome(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
-def _commands(commands: Sequence[Sequence[str]], log: Path, environment: dict[str, str], broken: str | None) -> None:
-    """`ilora ...`, one after the other, with their output in `log.out` and `log.err`."""
+@contextmanager
+def _apart(log: Path, environment: dict[str, str]) -> Iterator[pytest.MonkeyPatch]:
+    """A fork with output in `log.out` and `log.err`, whose children that are to run `ilora` are forks, too."""
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         setattr(sys, f"std{name}", open(number, "w", buffering=1, closefd=False))  # noqa: SIM115
     os.environ.update(environment)
     torch.set_num_threads(1)  # two spin while they wait for each other
+    start = subprocess.Popen.__init__
+
+    def start_copy(child: subprocess.Popen[Any], args: Sequence[str], **options: Any) -> None:
+        if "ilora" in args:
+            options["preexec_fn"] = partial(_go_on, args, options.get("env"), options.get("preexec_fn"))
+        start(child, args, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         leave_out_slow(patch)
+        patch.setattr(subprocess.Popen, "__init__", start_copy)
+        yield patch
+
+
+def _go_on(command: Sequence[str], environment: dict[str, str] | None, prepare: Callable[[], None] | None) -> None:
+    """Be the child that `python -m ilora ...` is to be, in place of a new interpreter, to the end of the process."""
+    code: Any = 1
+    try:
+        if prepare is not None:
+            prepare()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the end of a pipe says that the program has begun
+        os.environ.clear()
+        os.environ.update(environment or {})
+        place = command.index("-m")
+        assert command[0] == sys.executable
+        assert command[place + 1] == "ilora"
+        sys.argv = list(command[place + 1 :])
+        main()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _commands(commands: Sequence[Sequence[str]], log: Path, environment: dict[str, str], broken: str | None) -> None:
+    """`ilora ...`, one after the other."""
+    with _apart(log, environment) as patch:
         if broken is not None:
             patch.setattr(broken, _break)
         for number, arguments in enumerate(commands, 1):
@@ -136,6 +181,12 @@ def _commands(commands: Sequence[Sequence[str]], log: Path, environment: dict[st
             except SystemExit as end:
                 if end.code or number == len(commands):
                     raise
+
+
+def _module(name: str, arguments: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+    with _apart(log, environment):
+        sys.argv = [name, *arguments]
+        runpy.run_module(name, run_name="__main__")
 
 
 def _break(*_: object, **__: object) -> None:
@@ -153,6 +204,13 @@ def ilora_forks(
     """Several commands, one after the other, in one process; the first that fails ends it."""
     lines = [[*map(str, arguments)] for arguments in commands]
     process = forks.Process(target=_commands, args=(lines, log, environment, broken), daemon=True)
+    process.start()
+    return process
+
+
+def module_fork(name: str, *arguments: object, log: Path, **environment: str) -> BaseProcess:
+    """`python -m name ...` in a process of its own."""
+    process = forks.Process(target=_module, args=(name, [*map(str, arguments)], log, environment), daemon=True)
     process.start()
     return process
 

@@ -1,7 +1,7 @@
 """One process or two: the same weights, the same predictions, one voice.
 
-Two processes are forked with the environment that a launcher gives them, and run every method; a launcher itself,
-which takes many seconds to start, runs once.
+Two processes are forked with the environment that a launcher gives them, and run every method; a launcher itself runs
+once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import multiprocessing.connection
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,7 +22,7 @@ from ilora import run
 from ilora.config import Config, load_config
 from ilora.methods import METHODS
 from tests.helpers import FEW_SCORES, MakeConfig, difference, settings, weights
-from tests.processes import Done, ilora_forks, steps, wait_for, write_config
+from tests.processes import ilora_forks, module_fork, steps, wait_for, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -79,19 +77,6 @@ def finished(processes: list[BaseProcess], *, log: Path, runs: int = 1) -> None:
     assert [process.exitcode for process in processes] == [0, 0], said
     assert said[1:] == ["", "", ""]
     assert said[0].count("report:") == runs
-
-
-def launched(launcher: list[str], *arguments: object) -> Done:
-    """The command under a real launcher; one that hangs is a failure."""
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, "-m", "ilora", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def predictions(folder: Path) -> dict[str, str]:
@@ -174,15 +159,19 @@ def test_two_processes_killed_and_resumed_give_the_same_bits(config: Config, tmp
 
 def test_real_launcher(config: Config, tmp_path: Path) -> None:
     """`accelerate launch`, which starts its processes by `torchrun`'s own code."""
-    command = [
-        *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())),
+    file, log = write_config(tmp_path / "config.yaml", config), tmp_path / "log"
+    options = [
+        *("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
+        *("--dynamo_backend", "no", "--main_process_port", free_port()),
     ]
+    ours = ("-m", "ilora", "run", file, "--out", tmp_path / "two")
+    launcher = module_fork("accelerate.commands.launch", *options, *ours, log=log, OMP_NUM_THREADS="1")
     one = run(config, tmp_path / "one", quiet=True)
-    done = launched(command, "run", write_config(tmp_path / "config.yaml", config), "--out", tmp_path / "two")
-    assert done.code == 0, done.err
+    launcher.join(120)
+    out, err = (log.with_suffix(suffix).read_text() for suffix in (".out", ".err"))
+    assert (launcher.exitcode, err) == (0, "")
     for said in ("ilora after 01-one", "ilora after 02-two", "report:", "adapter:"):
-        assert done.out.count(said) == 1
+        assert out.count(said) == 1
     assert_equal(one.path, tmp_path / "two")
 
 
