@@ -39,7 +39,8 @@ def each(names: Iterable[str]) -> list[ParameterSet]:
 
 ALL = each(METHODS)
 TRAINED = each(name for name in METHODS if METHODS[name].trains)
-SEQUENTIAL, REPLAY = {"name": "sequential"}, {"name": "er", "memory_size": 20}
+SUMMED = ["inflora", "olora", "osft", "sd_lora"]  # a growing sum of adapters, saved as one
+SEQUENTIAL, REPLAY, SUM = {"name": "sequential"}, {"name": "er", "memory_size": 20}, {"name": "olora", "strength": 0}
 # Settings under which a method must equal another one: {method: (its neutral settings, the other method)}.
 NEUTRAL = {
     "er": ({"memory_size": 0}, SEQUENTIAL),
@@ -57,6 +58,8 @@ NEUTRAL = {
     "sure": ({"memory_size": 20, "memory_policy": "reservoir"}, REPLAY),
     "migu": ({"threshold": 0}, SEQUENTIAL),
     "seekr": ({"memory_size": 20, "strength": 0, "logit_share": 0}, REPLAY),
+    "osft": ({"protected_rank": 0}, SUM),
+    "sd_lora": ({"train_magnitudes": False}, SUM),
 }
 
 
@@ -133,7 +136,7 @@ def test_strength_zero_equals_the_plainer_method(name: str, one_epoch: Callable[
 
 def _newest(name: str, key: str, after: torch.Tensor, before: torch.Tensor) -> float:
     """How far the last task moved a tensor; of one that grows with the tasks, how far the new block is from zero."""
-    if name == "olora":  # the sum of all tasks' adapters: the newest rows of A, the newest columns of B
+    if name in SUMMED:  # the sum of all tasks' adapters: the newest rows of A, the newest columns of B
         axis = 0 if "lora_A" in key else 1
         return float(after.narrow(axis, before.shape[axis], after.shape[axis] - before.shape[axis]).abs().max())
     if name == "progressive_prompts":  # the newest stands first
@@ -169,12 +172,14 @@ def test_cost_is_reported(name: str, whole_run: WholeRun) -> None:
     one = sum(
         value.nbytes for key, value in weights(whole_run("sequential").path).items() if key.startswith("adapters/01")
     )
-    held = {"zero_shot": 0, "l2p": 0, "progressive_prompts": 0, "individual": 3, "router": 3, "olora": 3, "seekr": 4}
+    held = {"zero_shot": 0, "l2p": 0, "progressive_prompts": 0, "individual": 3, "router": 3, "seekr": 4}
+    held |= dict.fromkeys(SUMMED, 3)
     assert stored.get("adapters", 0) == one * held.get(
         name, len(whole_run(name).results["variants"]) + (name in ("lwf", "ilora+"))
     )
     assert (stored["memory"] > 0) == ("memory_size" in method.Config.model_fields)
     extra = {"l2p": {"prompts"}, "progressive_prompts": {"prompts"}, "router": {"prototype"}}
+    extra |= {"inflora": {"subspace"}, "sd_lora": {"directions", "magnitudes"}}
     extra |= {"ewc": {"importance", "anchor"}, "derpp": {"logits", "entries"}, "ilora+": {"frames"}}
     extra |= {"seekr": {"importance"}}
     assert stored.keys() - {"adapters", "memory"} == extra.get(name, set())

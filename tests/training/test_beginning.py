@@ -155,7 +155,9 @@ def test_it_counts_as_the_task_before_the_first(
         assert difference(snapshot(session.method.engine.model, answering), of(made_by_peft)) < 1e-6
 
 
-REFUSED = {"individual", "l2p", "olora", "progressive_prompts", "router", "slao"}
+REFUSED = {
+    "individual", "inflora", "l2p", "olora", "osft", "progressive_prompts", "router", "sd_lora", "slao",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -8,16 +8,15 @@ to them by its input side:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ilora.methods.base import METHODS, Method
+from ilora.methods.base import METHODS
+from ilora.methods.subspace import off
+from ilora.methods.summed import SummedAdapters
 from ilora.methods.view import RunView
 from ilora.model import adapters
 from ilora.settings import MethodConfig
@@ -27,38 +26,34 @@ class OLoRAConfig(MethodConfig):
     """The orthogonality term."""
 
     strength: float = Field(0.5, ge=0, description="weight of the orthogonality term; 0.5 as in the released code")
+    project: Literal["none", "gradient", "update"] = Field(
+        "none",
+        description="gradient, update: A_t begins orthogonal to the earlier A_k, and its gradient, or A_t itself after "
+        "each step, is projected off them; none: the term alone, as in the paper",
+    )
 
 
 @METHODS("olora")
-class OLoRA(Method[OLoRAConfig]):
-    """A growing sum of adapters. What is saved is the sum, one PEFT folder of rank r · tasks, exact by concatenation.
+class OLoRA(SummedAdapters[OLoRAConfig]):
+    """A growing sum of adapters, orthogonal by a penalty, or exactly (`project: update`).
 
     Differs: squared entries as in the paper's equation 8 (its code sums absolute values); no further L2 term.
+    `project` is not the paper's. AdamW's step is not the gradient's direction: only `update` holds A_t orthogonal.
+    Where the earlier adapters' ranks add up to a layer's inputs, it leaves A_t nothing.
     """
 
     title = "O-LoRA"
-    family = "isolation"
     paper = "arXiv 2310.14152"
-    stores = "one adapter a task"
-    fresh_start = True
-    # A sum of adapters is saved as one; each task begins a new one.
-    without = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "start_from")
 
     def __init__(self, run: RunView, config: OLoRAConfig) -> None:
         super().__init__(run, config)
-        self._compute_with_all()
-
-    @property
-    def earlier(self) -> list[str]:
-        """The frozen adapters of the tasks before."""
-        return [name for name in adapters.names(self.engine.model) if name.startswith("task-")]
+        self._spans: tuple[int, dict[str, Tensor]] = (0, {})  # by A's key, for so many earlier adapters
 
     def begin_task(self) -> None:
-        """Put the last task's adapter aside, frozen, and begin a new one beside it."""
-        if self.position.task_index > 1:
-            adapters.keep_copy(self.engine.model, "fast", f"task-{self.position.task_index - 1:04d}")
-            adapters.begin_again(self.engine.model, "fast", seed=self.position.key("adapter", self.position.task))
-        self._compute_with_all()
+        """A new adapter; projected, if so told."""
+        super().begin_task()
+        if self.config.project != "none":
+            self._project_weights()
 
     def penalty(self) -> Tensor | None:
         """strength · Σ ‖A_k A_tᵀ‖²."""
@@ -72,22 +67,45 @@ class OLoRA(Method[OLoRAConfig]):
                     total = total + (old @ new[key].T).square().sum()
         return self.config.strength * total
 
-    @contextmanager
-    def inference(self, task: str, variant: str) -> Iterator[None]:
-        """The sum of all adapters."""
-        del task, variant
-        with self.weights([*self.earlier, "fast"]):
-            yield
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """project: gradient: what of A_t's gradient lies in the earlier A_k's rows is taken out."""
+        if self.config.project == "gradient":
+            new = adapters.parameters(self.engine.model, "fast")
+            for key, span in self.spans.items():
+                gradient = new[key].grad
+                if gradient is not None:
+                    gradient.copy_(off(gradient, span))
 
-    def save(self, folder: Path) -> None:
-        """The sum, as one adapter."""
-        adapters.save_sum(self.engine.model, folder, [*self.earlier, "fast"], name="fast")
+    def after_step(self) -> None:
+        """project: update: what AdamW has put there is taken out."""
+        if self.config.project == "update":
+            self._project_weights()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing of its own; all adapters that came back take part."""
-        del state
-        self._compute_with_all()
+    @torch.no_grad()
+    def _project_weights(self) -> None:
+        new = adapters.parameters(self.engine.model, "fast")
+        for key, span in self.spans.items():
+            new[key].copy_(off(new[key], span))
 
-    def _compute_with_all(self) -> None:
-        # For good, not only around the forward pass: gradient checkpointing computes again inside `backward`.
-        adapters.activate(self.engine.model, [*self.earlier, "fast"])
+    @property
+    def spans(self) -> dict[str, Tensor]:
+        """Orthonormal columns (inputs, rank) that span the earlier adapters' rows of A, by its key."""
+        count, found = self._spans
+        if count != len(self.earlier):
+            rows: dict[str, list[Tensor]] = {}
+            for name in self.earlier:
+                for key, old in adapters.parameters(self.engine.model, name).items():
+                    if "lora_A" in key:
+                        rows.setdefault(key, []).append(old.detach())
+            found = {key: span_of_rows(torch.cat(parts)) for key, parts in rows.items()}
+            self._spans = len(self.earlier), found
+        return found
+
+
+def span_of_rows(rows: Tensor) -> Tensor:
+    """An orthonormal basis, as columns (n, rank), of the span of (m, n) rows."""
+    _, sizes, directions = torch.linalg.svd(rows.double(), full_matrices=False)
+    kept = sizes > sizes.max() * max(rows.shape) * torch.finfo(rows.dtype).eps
+    basis: Tensor = directions[kept].T.to(rows.dtype).contiguous()
+    return basis
