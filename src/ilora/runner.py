@@ -98,7 +98,8 @@ def run(
     on_main(accelerator, lambda: refuse_existing(path))
     given_rows = () if own is None else given_tasks(own, config, path / "data")
     config, loaded, files = given_rows or (config, load_tasks(config.data), {})
-    config = resolve(config.model_copy(update={"adapter": with_form(config.adapter)}), loaded)
+    new = {"method": config.method.for_a_new_run(), "contrast": [one.for_a_new_run() for one in config.contrast]}
+    config = resolve(config.model_copy(update=new | {"adapter": with_form(config.adapter)}), loaded)
     if config.data.template == "auto":
         own = given.tokenizer if given is not None else load_tokenizer(config.model)
         config = config.model_copy(update={"data": with_template(config.data, own)})

@@ -17,19 +17,23 @@ from ilora.methods.projection import GradientProjection
 
 @METHODS("agem")
 class AGEM(GradientProjection):
-    """A-GEM on the complete gradient of the step, before clipping.
+    """A-GEM on the step that AdamW takes, or on the complete gradient before clipping (`project`).
 
     Differs: the memory is a reservoir over the whole stream, rows of the task in training are not drawn, and
     reference gradients are computed without dropout. The optimizer is AdamW, whose step is not the gradient's
-    direction: the bound holds for the gradient.
+    direction: so the step itself is projected (`project: gradient`, the paper's, bounds the gradient alone).
     """
 
     title = "A-GEM"
     paper = "arXiv 1812.00420"
 
-    def project(self, gradient: Tensor, tasks: list[str]) -> Tensor:
+    def references(self, tasks: list[str]) -> Tensor:
+        """One, of rows of all remembered tasks."""
+        return self.reference(tasks)[None]
+
+    def project(self, gradient: Tensor, references: Tensor) -> Tensor:
         """The paper's equation 11."""
-        reference = self.reference(tasks)
+        (reference,) = references
         # Its length does not matter, but the square of a very small one would be 0.
         reference = reference / reference.abs().max().clamp(min=torch.finfo(reference.dtype).tiny)
         along = gradient @ reference

@@ -29,21 +29,24 @@ class GEMConfig(ProjectionConfig):
 
 @METHODS("gem")
 class GEM(GradientProjection[GEMConfig]):
-    """GEM on the complete gradient of the step, before clipping.
+    """GEM on the step that AdamW takes, or on the complete gradient before clipping (`project`).
 
     Differs: the memory is a reservoir over the whole stream; each g_k comes from `memory_batch` rows drawn anew, not
     from all rows of the task; gradients are scaled to unit length before the program is solved, which changes no
     constraint, and `margin` is in units of |g|, so that it means the same at every scale (and other papers' values
     do not carry over); 0, the plain projection, is the default. The optimizer is AdamW, whose step is not the
-    gradient's direction: the bound holds for the gradient.
+    gradient's direction: so the step itself is projected (`project: gradient`, the paper's, bounds the gradient alone).
     """
 
     title = "GEM"
     paper = "arXiv 1706.08840"
 
-    def project(self, gradient: Tensor, tasks: list[str]) -> Tensor:
+    def references(self, tasks: list[str]) -> Tensor:
+        """One for each remembered task."""
+        return torch.stack([self.reference([task]) for task in tasks])
+
+    def project(self, gradient: Tensor, references: Tensor) -> Tensor:
         """The paper's equations 11 and 12."""
-        references = torch.stack([self.reference([task]) for task in tasks])
         return nearest(gradient, references, margin=self.config.margin)
 
 

@@ -40,7 +40,8 @@ class OSFT(SummedAdapters[OSFTConfig]):
     carries the step back into what was protected.
     Cost: a singular value decomposition of every matrix a task (and once more after a resume), and four small products
     a matrix and step. While it trains, it holds U_high and V_high, up to as large as the matrices themselves; stored is
-    an adapter a task.
+    an adapter a task. Where the last protected singular value lies close to the next one, rounding, and so the number
+    of processes, shows more than in other methods.
     Differs: the paper trains all weights in the remaining directions; here the update is a LoRA, which can leave as
     an adapter. The same share in every layer, as in training_hub (its `unfreeze_rank_ratio` is 1 minus this one); the
     paper gives each layer one between 0.1 and 0.8, by how similar its inputs and outputs are.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import Field
 
 from ilora.section import Section
@@ -19,6 +21,10 @@ class MethodConfig(Section):
     def memory_capacity(self) -> int:
         """How many rows the replay memory holds: the setting `memory_size`, or 0 for a method without one."""
         return int(getattr(self, "memory_size", 0))
+
+    def for_a_new_run(self) -> Self:
+        """The settings as a run that begins now has them: a default that an older run must not get is put in here."""
+        return self
 
     def prompt_tokens(self, tasks: int) -> int:
         """How many vectors the method puts before a row, at most, in a stream of `tasks` tasks."""
