@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,24 @@ from transformers import LlamaForCausalLM
 
 from ilora import run
 from ilora.data.examples import Batch, Example, Totals, collate
-from ilora.methods.olora import OLoRA
+from ilora.methods.base import Method
+from ilora.methods.olora import OLoRA, span_of_rows
 from ilora.model import adapters
 from ilora.model.passes import Output
 from ilora.settings import AdapterConfig
-from tests.helpers import MakeConfig, begin, difference, logits, move, plain, snapshot, train, view, weights
+from tests.helpers import (
+    MakeConfig,
+    after_each_step,
+    begin,
+    difference,
+    logits,
+    move,
+    plain,
+    snapshot,
+    train,
+    view,
+    weights,
+)
 
 OLORA = {"name": "olora"}
 
@@ -133,6 +147,44 @@ def test_the_term_keeps_new_rows_orthogonal(make_config: MakeConfig, tmp_path: P
         old, new = snapshot(session.method.engine.model, "task-0001"), snapshot(session.method.engine.model, "fast")
         overlap[strength] = sum(float((old[k] @ new[k].T).square().sum()) for k in old if "lora_A" in k)
     assert overlap[20] < 0.8 * overlap[0]
+
+
+@pytest.mark.parametrize("project", ["none", "gradient", "update"])
+def test_only_the_projected_step_stays_orthogonal(
+    project: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """‖A_k A_tᵀ‖ / (‖A_k‖ ‖A_t‖) after every step: AdamW carries a projected gradient back, and nothing stays of it here."""
+    overlaps: dict[int, list[float]] = {1: [], 2: []}
+
+    def look(method: Method[Any]) -> None:
+        new = snapshot(method.engine.model, "fast")
+        for name in [name for name in adapters.names(method.engine.model) if name != "fast"]:
+            old = snapshot(method.engine.model, name)
+            found = [(old[k] @ new[k].T).norm() / (old[k].norm() * new[k].norm()) for k in old if "lora_A" in k]
+            overlaps[method.position.task_index - 1].append(float(max(found)))
+
+    after_each_step(monkeypatch, look)
+    config = make_config("training.learning_rate=0.01", method=OLORA | {"strength": 0, "project": project})
+    for _ in train(begin(config, tmp_path / "run")):
+        pass
+    assert (len(overlaps[1]), len(overlaps[2])) == (6, 12)
+    both = overlaps[1] + overlaps[2]
+    if project == "update":
+        assert max(both) < 1e-5
+    elif project == "gradient":
+        assert overlaps[1][0] < 1e-5 < 1e-2 < max(overlaps[1])  # B is 0 in the first step, so A stays
+    else:
+        assert min(both) > 1e-2
+
+
+def test_the_span_of_rows() -> None:
+    """Of rows of which one follows from the others."""
+    torch.manual_seed(0)
+    rows = torch.randn(3, 8)
+    basis = span_of_rows(torch.cat([rows, rows[:1] - 2 * rows[1:2]]))
+    assert basis.shape == (8, 3)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(3))
+    torch.testing.assert_close(rows @ basis @ basis.T, rows)
 
 
 # -- the adapters over a run ---------------------------------------------------------------------------------------
