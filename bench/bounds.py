@@ -1,11 +1,12 @@
-"""Which holds the bound, the projected gradient or the projected step? GEM, A-GEM and O-LoRA, three tasks that disagree.
+"""Which holds the bound, the projected gradient or the projected step? GEM, A-GEM, O-LoRA; three tasks that disagree.
 
     .venv/bin/python bench/bounds.py [--seeds 3]
 
 GEM and A-GEM: the share of bounded steps that break a bound, that is, which raise a remembered task's loss to first
 order (cosine of step and reference gradient above 0.001), the mean of what is above and the largest cosine, and at the
-end the mean loss of the remembered rows of earlier tasks, and the last task's own training loss. O-LoRA: ‖A_k A_tᵀ‖ / (‖A_k‖ ‖A_t‖), the mean
-over layers and pairs of tasks. The model is the random Llama of bench/growth.py; under a minute a run on one thread.
+end the mean loss of the remembered rows of earlier tasks, and the last task's own training loss. O-LoRA:
+‖A_k A_tᵀ‖ / (‖A_k‖ ‖A_t‖), the mean over layers and pairs of tasks. The model is the random Llama of bench/growth.py;
+under a minute a run on one thread.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ class _Watched:
             step = flat([weight.detach() for weight in self.trainable]) - self.held
             cosines = self.bounds @ step / (self.bounds.norm(dim=1) * step.norm()).clamp(min=1e-30)
             seen.append(float(cosines.max()))
-
 
     def end_task(self: Any) -> None:
         """What has become of the earlier tasks."""

@@ -76,9 +76,7 @@ def assert_same(found: Tensor, wanted: Tensor) -> None:
         pytest.param([1.0, 1.0], [-1e25, 0.0], [0.0, 1.0], id="its square overflows"),
     ],
 )
-def test_projection_by_hand(
-    method: AGEM, gradient: list[float], reference: list[float], expected: list[float]
-) -> None:
+def test_projection_by_hand(method: AGEM, gradient: list[float], reference: list[float], expected: list[float]) -> None:
     """g - (g·g_ref / g_ref·g_ref) g_ref."""
     found = method.project(torch.tensor(gradient), torch.tensor([reference]))
     torch.testing.assert_close(found, torch.tensor(expected))

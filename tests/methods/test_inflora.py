@@ -71,7 +71,9 @@ def test_what_is_left_is_orthogonal_and_in_order() -> None:
     left, sizes, _ = torch.linalg.svd(second.double() - span(held.basis) @ second.double(), full_matrices=False)
     count = len(energies)
     torch.testing.assert_close(energies, sizes[:count].square(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close((directions * left[:, :count]).sum(0).abs(), torch.ones(count).double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        (directions * left[:, :count]).sum(0).abs(), torch.ones(count).double(), atol=1e-3, rtol=0
+    )
     assert float((held.basis.T.double() @ directions).abs().max()) < 1e-6
     assert bool((directions.gather(0, directions.abs().argmax(0, keepdim=True)) > 0).all())
 
@@ -140,7 +142,9 @@ def test_a_new_task_does_not_touch_what_is_protected(make_config: MakeConfig, tm
         ends.append(new)
         held = dict(method.protected)
         assert method.notes()["protected_share"] > 0.05 * (number + 1)
-    assert all("lora_A" not in key or not value.requires_grad for key, value in adapters.parameters(model, "fast").items())
+    assert all(
+        "lora_A" not in key or not value.requires_grad for key, value in adapters.parameters(model, "fast").items()
+    )
     assert sum(value.numel() for value in method.trainable) == sum(v.numel() for k, v in ends[0].items() if "_B" in k)
 
 

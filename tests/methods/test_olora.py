@@ -153,7 +153,7 @@ def test_the_term_keeps_new_rows_orthogonal(make_config: MakeConfig, tmp_path: P
 def test_only_the_projected_step_stays_orthogonal(
     project: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """‖A_k A_tᵀ‖ / (‖A_k‖ ‖A_t‖) after every step: AdamW carries a projected gradient back, and nothing stays of it here."""
+    """‖A_k A_tᵀ‖ / (‖A_k‖ ‖A_t‖) after every step: AdamW carries a projected gradient back."""
     overlaps: dict[int, list[float]] = {1: [], 2: []}
 
     def look(method: Method[Any]) -> None:

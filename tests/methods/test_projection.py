@@ -88,7 +88,9 @@ def test_a_new_run_projects_the_step(make_config: MakeConfig, tmp_path: Path) ->
     folder = run(config, tmp_path / "run", quiet=True).path
     written = [yaml.safe_load((folder / part / "config.yaml").read_text()) for part in (".", "contrast/agem")]
     assert [values["method"]["project"] for values in written] == ["update", "update"]
-    told = make_config(*FEW_SCORES, "data.tasks=[one]", "training.epochs=1", method={"name": "gem", "project": "gradient"})
+    told = make_config(
+        *FEW_SCORES, "data.tasks=[one]", "training.epochs=1", method={"name": "gem", "project": "gradient"}
+    )
     folder = run(told, tmp_path / "told", quiet=True).path
     assert yaml.safe_load((folder / "config.yaml").read_text())["method"]["project"] == "gradient"
 

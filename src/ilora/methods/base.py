@@ -94,7 +94,10 @@ class Method(Generic[ConfigT]):
 
     @property
     def trainable(self) -> list[nn.Parameter]:
-        """What the optimizer moves: the same parameters in the same order over the whole run."""
+        """What the optimizer moves: the same parameters in the same order over the whole run.
+
+        With `fresh_start` they may be others from task to task, once `begin_task` and `load_state_dict` have run.
+        """
         return list(adapters.parameters(self.engine.model, "fast").values())
 
     # -- hooks, in the order in which the loop calls them ---------------------------------------------------------

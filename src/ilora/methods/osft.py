@@ -56,7 +56,7 @@ class OSFT(SummedAdapters[OSFTConfig]):
 
     @property
     def high(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """U_high (outputs, k) and V_high (inputs, k) by the layer's path: a function of the base and earlier weights."""
+        """U_high (outputs, k) and V_high (inputs, k) by the layer's path; of the base and earlier weights."""
         count, share = len(self.earlier), self.config.protected_rank
         if self._high is None or self._high[:2] != (count, share):
             self._high = count, share, {}  # the old ones go first

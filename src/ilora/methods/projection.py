@@ -26,8 +26,8 @@ class ProjectionConfig(MethodConfig):
     )
     project: Literal["gradient", "update"] | None = Field(
         None,
-        description="gradient: before AdamW, as in the paper; update: what AdamW made of it; None: update in a new run, "
-        "gradient in one that began before there was the choice",
+        description="gradient: before AdamW, as in the paper; update: what AdamW made of it; None: update in a new "
+        "run, gradient in one that began before there was the choice",
     )
 
     def for_a_new_run(self) -> Self:

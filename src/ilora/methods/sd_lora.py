@@ -9,6 +9,7 @@ stay frozen and the magnitudes α are learnt on, with the new task's:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,7 +67,9 @@ class SDLoRA(SummedAdapters[SDLoRAConfig]):
             norms = torch.stack([self._norm(last, path) for path in self.layers])
             self.magnitudes = nn.Parameter(torch.cat([self.magnitudes.detach(), norms[None]]))
             downs = [last[A_OF.format(path)] for path in self.layers]
-            self.directions.append(torch.cat([(down / norm).flatten() for down, norm in zip(downs, norms, strict=True)]))
+            self.directions.append(
+                torch.cat([(down / norm).flatten() for down, norm in zip(downs, norms, strict=True)])
+            )
             self._want_gradients()
 
     def _norm(self, factors: dict[str, nn.Parameter], path: str) -> Tensor:
@@ -104,7 +107,7 @@ class SDLoRA(SummedAdapters[SDLoRAConfig]):
             downs = self._downs(index)
             gradients = [torch.zeros_like(down) if down.grad is None else down.grad for down in downs]
             along = torch.cat([gradient.flatten() for gradient in gradients]) * direction
-            parts.append(torch.stack([part.sum() for part in along.split([down.numel() for down in downs])]))
+            parts.append(torch.stack([part.sum() for part in _split(along, downs)]))
         found = torch.stack(parts)
         self.engine.all_reduce([found])
         self.magnitudes.grad = found
@@ -114,8 +117,7 @@ class SDLoRA(SummedAdapters[SDLoRAConfig]):
         """A_k <- α_k · (A_k at α = 1)."""
         for index, direction in enumerate(self.directions):
             downs = self._downs(index)
-            parts = direction.split([down.numel() for down in downs])
-            for down, part, magnitude in zip(downs, parts, self.magnitudes[index], strict=True):
+            for down, part, magnitude in zip(downs, _split(direction, downs), self.magnitudes[index], strict=True):
                 down.copy_(part.view_as(down) * magnitude)
 
     def notes(self) -> dict[str, Any]:
@@ -134,3 +136,8 @@ class SDLoRA(SummedAdapters[SDLoRAConfig]):
         if self.directions:
             self.magnitudes = nn.Parameter(state["magnitudes"].clone())
             self._want_gradients()
+
+
+def _split(flat: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The parts of a vector that belong to tensors of these sizes."""
+    return torch.split(flat, [tensor.numel() for tensor in like])

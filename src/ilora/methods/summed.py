@@ -13,7 +13,7 @@ from ilora.model import adapters
 
 
 class SummedAdapters(Method[ConfigT]):
-    """Trains and answers with the sum. What is saved is the sum, one PEFT folder of rank r · tasks, by concatenation."""
+    """Trains and answers with the sum, which is saved as one PEFT folder of rank r · tasks, by concatenation."""
 
     family = "isolation"
     stores = "one adapter a task"
