@@ -121,8 +121,6 @@ def settings(name: str) -> dict[str, object]:
     """Small settings that make the method do all that it can on a few dozen rows."""
     fields = METHODS[name].Config.model_fields
     small = {"memory_size": 20, "prompt_length": 4, "protected_rank": 0.25}
-    if name == "seekr":  # AdamW's first steps make much of the last bits of attention weights, and 1000 times more
-        small["strength"] = 30
     return {"name": name} | {key: value for key, value in small.items() if key in fields}
 
 

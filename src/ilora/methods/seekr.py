@@ -34,7 +34,7 @@ Heads = list[list[int]]  # of each chosen layer its number among the adapted one
 class SEEKRConfig(ReplayConfig):
     """Replay, and the two distillations."""
 
-    strength: float = Field(1000.0, ge=0, description="γ, weight of the attention term")
+    strength: float = Field(10.0, ge=0, description="γ, weight of the attention term")
     logit_share: Fraction = Field(0.5, description="α, the teacher's share in what the next tokens are held to")
     layer_budget: Fraction = Field(0.75, description="share of the adapted layers whose heads may be chosen")
     head_budget: Fraction = Field(0.125, description="share of all their heads that is chosen")
@@ -50,7 +50,8 @@ class SEEKR(ExperienceReplay[SEEKRConfig]):
     kept; at a task's end two passes over its rows in the memory, one of them backward, too.
     Differs: the task's adapter is stored, not its attention weights (megabytes a row), and gives the same ones; all
     queries, as in the released scripts; KL instead of cross-entropy with the teacher, which has the same gradient;
-    replayed rows share a step with the current ones, ½ + ½ as in `er`.
+    replayed rows share a step with the current ones, ½ + ½ as in `er`; γ is 10, not the released code's 1000, which
+    is for whole weights and small steps (docs/methods.md).
     """
 
     title = "SEEKR"
