@@ -148,6 +148,11 @@ def test_a_damaged_line_of_the_history_may_be_deleted(two_releases: Path) -> Non
     file.write_text(second)
     rollback(two_releases)
     assert [(event.id, event.event) for event in events(two_releases)] == [(2, "promote"), (3, "rollback")]
+    (two_releases / "releases/1/manifest.json").write_text("{")
+    with pytest.raises(
+        InputError, match=r"releases/1/manifest.json"
+    ):  # nothing tells the line any more: it is not guessed
+        line(two_releases)
 
 
 def test_another_base_or_tokenizer_is_refused(second: Path, tiny_model: Path) -> None:

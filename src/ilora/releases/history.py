@@ -100,7 +100,7 @@ def history_table(found: Mapping[str, Any]) -> Table:
         shown["release"] = "" if month["release"] is None else month["release"]
         shown["gate"] = "" if month["gate"] is None else month["gate"].get("outcome", "asked")
         if month["repaired"]:
-            shown["gate"] = f"{shown['gate']}, repaired".removeprefix(", ")
+            shown["gate"] = "repaired" if shown["gate"] in ("", "passed") else f"{shown['gate']}, repaired"
         style = {"current": "bold", "withdrawn": "dim"}.get(month["state"], "")
         table.add_row(*(Text(plain(shown[column], 40)) for column in _COLUMNS), style=style)
     return table

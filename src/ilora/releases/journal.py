@@ -139,9 +139,12 @@ def line(run: Path) -> list[int]:
 
 
 def _line_told(run: Path) -> list[int]:
-    """`line`, as the history tells it."""
+    """`line`, as the history tells it; empty where events are missing from it."""
+    told = events(run)
+    if [event.id for event in told] != list(range(1, len(told) + 1)):
+        return []
     found: list[int] = []
-    for event in events(run):
+    for event in told:
         if event.event == "promote" and event.release is not None:
             found.append(event.release)
         elif event.event == "rollback" and event.release in found:
