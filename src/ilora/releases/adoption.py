@@ -147,7 +147,7 @@ def _with_adapter(candidate: Candidate, repaired: Path, names: set[str]) -> Chec
 
 def _fitting(new: Tensor | None, old: Tensor, place: str) -> Tensor:
     if new is None or new.shape != old.shape:
-        raise InputError(f"{place}: not of the form of the phase's own adapter; `ilora gate --repair` makes one anew")
+        raise InputError(f"{place}: not of the form of the adapter in training, so the next task cannot begin with it")
     return new.to(old.dtype)
 
 
