@@ -308,6 +308,10 @@ def test_a_task_has_a_template_of_its_own(two_tasks: Path, tmp_path: Path) -> No
     weights_of = RunWeights(folder)
     asked = {name: weights_of.template(weights_of.named(name)) for name in ("phase:2", "phase:3", "base", "t:0.5")}
     assert asked == {"phase:2": "none", "phase:3": "chat", "base": "chat", "t:0.5": "chat"}
+    assert history(folder)["changes"] == [
+        "from task 3 (three) on: training.epochs 1",
+        "three: prompts in the template chat",
+    ]
     assert "its prompts stand in the template chat" in write_report(folder).read_text()
     exported = export_source(handover.from_run(folder), tmp_path / "out", kind="peft", wishes=Wishes())
     assert "in the base model's chat template" in (exported / "README.md").read_text()

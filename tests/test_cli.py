@@ -72,7 +72,7 @@ def test_all_problems_of_a_configuration_in_one_message(config: Path, refused: R
         ("data.tasks=[one, ..]", ["'..'", "allowed are"]),
         ('data.tasks=[one, "a\\nb"]', [r"'a\nb'", "allowed are"]),
         ("data.tasks=[{name: one, metric: accurac}]", ["accurac", "accuracy"]),
-        ("data.max_length=16", ["one/train/", "data.max_length is 16", "answer"]),
+        ("data.max_length=16", ["one/train/", "data.max_length (16)", "answer"]),
         ("adapter.target_modules=[attention]", ["adapter.target_modules", "q_proj", "all-linear"]),
     ],
 )
@@ -172,7 +172,7 @@ def test_finished_run_refuses_what_does_not_fit(config: Path, ilora: Command, re
     rows = json.loads((tmp_path / "tasks/three/train.json").read_text())
     rows[5]["answer"] = "a very long answer, " * 20
     (tmp_path / "tasks/three/train.json").write_text(json.dumps(rows))
-    refused("add", "run", "tasks/three", says=["'three'", "three/train/5", "data.max_length is 64"])
+    refused("add", "run", "tasks/three", says=["'three'", "three/train/5", "data.max_length (64)"])
 
 
 def test_resume_refuses_another_configuration_and_other_data(
@@ -198,7 +198,8 @@ def test_unfinished_run_takes_no_task(
         assert ilora("run", config, "--out", "run").code == 130
     refused("add", "run", "tasks/one", says=["run: not finished; `ilora resume run` first, then add"])
     assert ilora("run", config, "--out", "joint", "stream=joint").code == 0
-    refused("add", "joint", "tasks/one", says=["joint: a joint run has no next task"])
+    write_task(Path("tasks"), "three")
+    refused("add", "joint", "tasks/three", says=["joint: a joint run has no next task"])
 
 
 # -- work that meets a problem -----------------------------------------------------------------------------------------

@@ -126,7 +126,13 @@ def test_the_folder(exported: Path, finished: Path, tiny_model: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     assert facts["base_model"]["weights_sha256"] == results["base"]["weights_sha256"]
     assert facts["base_model"]["hub_id"] is None
-    assert facts["prompt"] == {"template": "none", "separator": " ", "end": "</s>", "max_length": 64}
+    assert facts["prompt"] == {
+        "template": "none",
+        "other_templates": {},
+        "separator": " ",
+        "end": "</s>",
+        "max_length": 64,
+    }
     assert facts["generation"]["eos_token_id"] == [1]
     variant = results["variants"]["slow"]
     assert [task["score"] for task in facts["tasks"]] == variant["R"][1]

@@ -181,7 +181,7 @@ def test_weights_and_scores_stay(whole: Path, forgotten: Path) -> None:
     assert set(memory_rows(forgotten)) == {"one", "four"}
     assert memory_rows(forgotten).count("one") == memory_rows(whole).count("one")
     section = yaml.safe_load((forgotten / "config.yaml").read_text())["data"]["tasks"][1]
-    assert set(section) == {"name", "settings", "replaces", "forgotten"}
+    assert set(section) == {"name", "settings", "replaces", "template", "forgotten"}
 
 
 def test_the_decision_of_the_gate_stands(whole: Path, forgotten: Path) -> None:

@@ -16,7 +16,16 @@ from ilora.releases.journal import events, line
 from ilora.releases.manifest import Manifest, read_manifest
 from ilora.releases.store import Release, current, numbers, release_folder
 from ilora.results.matrix import forgetting, mean_of_all, overall_performance, still_scored
-from ilora.results.reader import Results, matrix, phase_labels, phase_names, read_results, retired
+from ilora.results.reader import (
+    Results,
+    changes,
+    matrix,
+    other_templates,
+    phase_labels,
+    phase_names,
+    read_results,
+    retired,
+)
 
 _COLUMNS = ("phase", "tasks", "date", "score", "mean", "forgotten", "release", "gate", "state")
 _NUMBERS = ("score", "mean", "forgotten", "release")
@@ -29,14 +38,17 @@ def history(run: Path) -> dict[str, Any]:
     `mean` (over the tasks so far) and `forgotten`, all in [0, 1] or None; `release` (a number or None), `state`
     (`candidate`: finished, no release; `earlier`: a later phase was trained on it; `released`, `current`, or
     `withdrawn`: a rollback left it behind), `gate` (what it found) and `note`.
+    `changes`: a sentence for each task with which settings changed, or whose prompts stand in a template of its own.
     `events`: the lines of releases/history.jsonl. `damaged`: a sentence for each release whose manifest is.
     """
     now, led = current(run), line(run)
     releases, damaged = _manifests(run)
     of_phase = {len(manifest.phases): manifest for manifest in releases if manifest.number in led}
-    months = []
+    months, changed = [], []
     if (run / "results.json").is_file():
         results = read_results(run)
+        changed = [f"from {change}" for change in changes(results)]
+        changed += [f"{name}: prompts in the template {own}" for name, own in other_templates(results).items()]
         months = [
             _month(run, results, number, of_phase.get(number), now)
             for number in range(1, len(matrix(results, results["answers_with"])) + 1)
@@ -47,7 +59,7 @@ def history(run: Path) -> dict[str, Any]:
             months.append(_month(run, then, len(manifest.phases), manifest, now) | {"state": "withdrawn"})
     months.sort(key=lambda month: (month.pop("number"), month["release"] is None, month["release"] or 0))
     told = [event.model_dump(mode="json") for event in events(run)]
-    return {"current": now, "phases": months, "events": told, "damaged": damaged}
+    return {"current": now, "phases": months, "changes": changed, "events": told, "damaged": damaged}
 
 
 def _manifests(run: Path) -> tuple[list[Manifest], list[str]]:
@@ -107,7 +119,7 @@ def history_table(found: Mapping[str, Any]) -> Table:
 
 
 def _caption(found: Mapping[str, Any]) -> Text:
-    """One line for each event that is no promotion, and for each damaged release."""
+    """One line for each change of settings, each event that is no promotion, and each damaged release."""
     told = [
         f"{line['time'][:16]} {line['event']}: {_what(line)}"
         + (f" (from {line['left']})" if line.get("left") else "")
@@ -115,7 +127,7 @@ def _caption(found: Mapping[str, Any]) -> Text:
         for line in found["events"]
         if line["event"] != "promote"
     ]
-    return Text("\n".join(plain(text, 200) for text in [*told, *found["damaged"]]))
+    return Text("\n".join(plain(text, 200) for text in [*found["changes"], *told, *found["damaged"]]))
 
 
 def _what(line: Mapping[str, Any]) -> str:
