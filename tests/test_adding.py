@@ -295,6 +295,17 @@ def test_words_with_an_equals_sign_are_settings_unless_they_are_folders(
 # -- another template for the next task --------------------------------------------------------------------------------
 
 
+def test_open_ends_of_conversations_are_dropped_for_the_new_task(two_tasks: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(two_tasks, tmp_path / "run"))
+    said = (("human", "why?"), ("gpt", "cat"), ("human", "sure?"))
+    talks = [{"turns": [{"from": who, "value": f"{what} {n}"} for who, what in said]} for n in range(30)]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    with pytest.raises(InputError, match=r"data\.unanswered=drop"):
+        add(folder, [str(tmp_path / "talks.jsonl")], quiet=True)
+    made = add(folder, [str(tmp_path / "talks.jsonl")], ["data.unanswered=drop", "epochs=1"], quiet=True)
+    assert "30 conversations without the turns behind their last answer" in made.results["tasks"][-1]["read_as"]
+
+
 def test_a_task_has_a_template_of_its_own(two_tasks: Path, tmp_path: Path) -> None:
     """Trained, remembered, scored and asked in it, and said; the tasks before keep theirs."""
     folder = Path(shutil.copytree(two_tasks, tmp_path / "run"))

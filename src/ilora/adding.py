@@ -23,8 +23,13 @@ from ilora.settings import TaskConfig
 from ilora.stream import REPLACE, load_tasks, refuse_duplicates
 
 # Of a task: how its files are read and its answers scored. Everything else that is given changes the run.
-_OF_TASKS = ("columns", "marker", "template", "metric", "choices", "scoring", "max_new_tokens", "frame")
-_READING = ("data.columns", "data.marker", "data.template")  # of the run's tasks; here of the new ones
+_OF_TASKS = ("columns", "marker", "unanswered", "template", "metric", "choices", "scoring", "max_new_tokens", "frame")
+_READING = (
+    "data.columns",
+    "data.marker",
+    "data.unanswered",
+    "data.template",
+)  # of the run's tasks; here of the new ones
 _SETTING = re.compile(r"[a-z][a-z_0-9]*(\.[a-z_0-9]+)*=.*", re.DOTALL | re.IGNORECASE)
 
 
@@ -110,15 +115,16 @@ def _free_name(name: str, config: Config) -> str:
 
 
 def _as_before(place: Path | None, config: Config) -> dict[str, Any]:
-    """How the task before was read: its template; of rows at a place also the marker, and the columns if they have
-    these (else none: by their own form).
+    """How the task before was read: its template; of rows at a place also marker and `unanswered`, and the columns if
+    they have these (else none: by their own form).
     """
     last = (config.data.tasks or [TaskConfig(name="none")])[-1]
     if place is None:
         return {"template": last.template}
     columns = config.data.columns if last.columns is None else last.columns
     fits = not columns or has_columns(place, columns)
-    return {"template": last.template, "marker": last.marker, "columns": last.columns if fits else {}}
+    read = last.model_dump(include={"template", "marker", "unanswered"})
+    return {**read, "columns": last.columns if fits else {}}
 
 
 def _new_task(item: str, config: Config, own: dict[str, Any], replaces: str | None) -> TaskConfig:

@@ -276,7 +276,7 @@ def _read(
     how: dict[str, Any] = {
         "columns": config.columns if chosen.columns is None else chosen.columns,
         "marker": chosen.marker or config.marker,
-        "unanswered": config.unanswered,
+        "unanswered": chosen.unanswered or config.unanswered,
     }
     if files is not None:
         return {

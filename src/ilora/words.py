@@ -40,6 +40,7 @@ SAME = {
     "columns": "data.columns",
     "marker": "data.marker",
     "template": "data.template",
+    "unanswered": "data.unanswered",
     "memory_size": "method.memory_size",
 }
 # Those without a counterpart of the same meaning: what to use.

@@ -41,6 +41,7 @@ class TaskConfig(Section):
     marker: str | None = Field(
         None, min_length=1, description="for rows that are one text: what stands in it before the answer"
     )
+    unanswered: Literal["error", "drop"] | None = Field(None, description="as `data.unanswered`; None: that")
     metric: str | None = Field(
         None, description="a name from `ilora list metrics`; None: accuracy with `choices`, else inferred"
     )
