@@ -17,7 +17,9 @@ from ilora.commands import sweep as command
 from ilora.commands.sweep import RunsFailed, sweep
 from ilora.config import load_config
 from ilora.sweeps.book import Book, Entry
-from tests.helpers import MakeConfig
+from ilora.sweeps.local import Processes
+from ilora.sweeps.plan import expand, read_sweep
+from tests.helpers import FEW_SCORES, MakeConfig
 from tests.processes import ilora_fork, outcome, wait_for
 
 
@@ -52,8 +54,9 @@ class Here:
 
 @pytest.fixture
 def file(make_config: MakeConfig, tmp_path: Path) -> Path:
-    """Two methods, two seeds, one short task each."""
-    config = make_config("data.tasks=[one, two]", "training.epochs=1", "training.checkpoint_every=1").dump()
+    """Two methods, two seeds, two short tasks: the shortest runs in which a method's memory matters."""
+    short = ("training.epochs=1", "training.checkpoint_every=4", "data.limit={train: 16, eval: 2, test: 2}")
+    config = make_config("data.tasks=[one, two]", *short, *FEW_SCORES).dump()
     path = tmp_path / "pair.yaml"
     path.write_text(yaml.safe_dump({"config": config, "methods": ["sequential", "er"], "seeds": 2}), encoding="utf-8")
     return path
@@ -185,14 +188,25 @@ def steps_done(out: Path) -> int:
     return sum(file.read_bytes().count(b"\n") for file in out.glob("runs/*/*/metrics.jsonl"))
 
 
+def test_a_run_is_a_process_of_its_own(file: Path, tmp_path: Path) -> None:
+    """A real one, which ends before it imports torch: there is no such configuration."""
+    entry = Book(tmp_path / "s", expand(read_sweep(file, ()), file)).entries[0]
+    processes = Processes(1)
+    processes.start(entry)
+    ended: list[tuple[Entry, int]] = []
+    wait_for(lambda _: bool(ended.extend(processes.ended()) or ended), tmp_path, lambda: True)
+    assert ended == [(entry, 2)]
+    assert processes.ended() == []
+    assert f"ilora: {entry.config_file}: no such configuration file" in entry.log.read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_killed_interrupted_and_finished_it_is_the_sweep_that_was_never_stopped(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    content["config"]["training"] |= {"epochs": 10, "checkpoint_every": 4}
+    content["config"]["training"] |= {"epochs": 10}
     file.write_text(yaml.safe_dump(content | {"seeds": 1}), encoding="utf-8")
     out = tmp_path / "s"
     command_line = ("sweep", file, "--out", out, "--processes")
