@@ -42,15 +42,17 @@ def watched() -> Iterator[None]:
     _opened.clear()
 
 
-@pytest.mark.usefixtures("report", "watched")
+@pytest.mark.usefixtures("watched")
 def test_files_of_a_full_run_folder(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config("data.tasks=[one, two]", "training.epochs=1", "contrast=[sequential]")
+    short = ("data.tasks=[one]", "training.epochs=1")
+    config = make_config(*short, method={"name": "er", "memory_size": 20}, contrast=["ilora"])
     folder = run(config, tmp_path / "run", quiet=True).path
     add(folder, [write_task(tmp_path / "more", "four")], quiet=True)
-    connect(folder, paths=("factors",), points=3, similarity=True, quiet=True)
+    connect(folder, paths=("factors",), points=2, rows=4, similarity=True, quiet=True)  # it writes the report, too
     compare([folder], out=folder / "comparison")
     files = [file for file in folder.rglob("*") if file.is_file()]
-    assert {file.suffix for file in files} >= {".json", ".jsonl", ".yaml", ".html", ".safetensors", ".svg"}
+    assert {file.suffix for file in files} >= {".json", ".jsonl", ".yaml", ".html", ".safetensors", ".svg", ".png"}
+    assert folder / "report.html" in files
     for file in files:
         places = [str(file), *map(str, file.parents)]
         if file.name not in GROWS:
