@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -55,7 +55,14 @@ def sketched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr(FigureCanvasSVG, "print_svg", lambda _, file, **__: file.write(b"<svg></svg>"))
-        monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda _, file, **__: file.write(b"\x89PNG"))
+        monkeypatch.setattr(FigureCanvasAgg, "print_png", _sketch)
+
+
+def _sketch(canvas: FigureCanvasAgg, file: BinaryIO, **_: object) -> None:
+    """In place of a PNG. What sets a label inside a contour asks for a renderer by a `draw` of its own for a moment."""
+    if "draw" in vars(canvas.figure):
+        canvas.figure.draw(canvas.get_renderer())
+    file.write(b"\x89PNG")
 
 
 @pytest.fixture
