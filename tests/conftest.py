@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ilora import run
 from ilora.config import Config, load_config
 from ilora.report import write_report
-from tests.helpers import MakeConfig, task_rows, write_task
+from tests.helpers import MakeConfig, sketch, task_rows, write_task
 from tests.processes import begin_forks, leave_out_slow
 
 pytest_plugins = ("tests.command",)  # the fixtures `ilora`, `refused` and `config`
@@ -54,15 +52,7 @@ def sketched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     tests that look at them.
     """
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(FigureCanvasSVG, "print_svg", lambda _, file, **__: file.write(b"<svg></svg>"))
-        monkeypatch.setattr(FigureCanvasAgg, "print_png", _sketch)
-
-
-def _sketch(canvas: FigureCanvasAgg, file: BinaryIO, **_: object) -> None:
-    """In place of a PNG. What sets a label inside a contour asks for a renderer by a `draw` of its own for a moment."""
-    if "draw" in vars(canvas.figure):
-        canvas.figure.draw(canvas.get_renderer())
-    file.write(b"\x89PNG")
+        sketch(monkeypatch)
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 from accelerate import Accelerator
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -183,6 +185,22 @@ def sealed(state: dict[str, Any]) -> str:
     rest = {key: value for key, value in state.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     return json.dumps(rest | {"sha256": digest})
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def sketch(patch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn and saved empty: rendering takes matplotlib longer than all else of a page."""
+    patch.setattr(FigureCanvasSVG, "print_svg", lambda _, file, **__: file.write(b"<svg></svg>"))
+    patch.setattr(FigureCanvasAgg, "print_png", _sketch)
+
+
+def _sketch(canvas: FigureCanvasAgg, file: BinaryIO, **_: object) -> None:
+    """In place of a PNG. What sets a label inside a contour asks for a renderer by a `draw` of its own for a moment."""
+    if "draw" in vars(canvas.figure):
+        canvas.figure.draw(canvas.get_renderer())
+    file.write(b"\x89PNG")
 
 
 # -- a run that is killed ----------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def test_weights_that_move_in_place_and_other_adapters_are_seen(session: Session
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_takes_the_same_steps(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config("adapter.dropout=0", "training.epochs=1", method=settings(name))
+    config = make_config("adapter.dropout=0", "training.epochs=1", "data.tasks=[one, two]", method=settings(name))
     results, recorder = [], None
     for record in (False, True):
         session = begin(config, tmp_path / f"{record}")

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from ilora import InputError, resume, run
 from ilora.methods import METHODS
 from ilora.model import adapters
-from tests.helpers import MakeConfig, begin, difference, plain, run_killed, settings, train, trained, weights
+from tests.helpers import SMALL, MakeConfig, begin, difference, plain, run_killed, settings, train, trained, weights
 
 SPECIAL: dict[str, dict[str, Any]] = {
     "rslora": {"use_rslora": True},
@@ -34,9 +34,9 @@ def adapter(special: str) -> dict[str, Any]:
 def test_trained_resumed_and_the_same_in_plain_peft(
     special: str, make_config: MakeConfig, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config("data.tasks=[one, two]", "training.learning_rate=0.02", adapter=adapter(special))
+    config = make_config(*SMALL, "data.tasks=[one, two]", "training.learning_rate=0.02", adapter=adapter(special))
     whole = run(config, tmp_path / "whole", quiet=True)
-    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=8)
+    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=7)
     resumed = resume(tmp_path / "killed", quiet=True)
     assert difference(weights(whole.path), weights(resumed.path)) == 0.0
     assert whole.adapter is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from ilora.results.scores import read_records
 from ilora.settings import ModelConfig
 from ilora.training.checkpoint import load_latest
 from ilora.training.keep import compress
-from tests.helpers import MakeConfig, write_task
+from tests.helpers import MakeConfig, sketch, write_task
 from tests.releases.conftest import no_report
 from tests.releases.test_kills import killed_at, other_names
 from tests.releases.test_releases import tree
@@ -50,6 +51,14 @@ def marked(count: int, *, start: int = 0) -> list[dict[str, str]]:
     return [
         {"prompt": f"{PROMPT} asks {number} :", "answer": ANSWERS[number % 2]} for number in range(start, start + count)
     ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sketched() -> Iterator[None]:
+    """What is deleted is text: pictures hold none."""
+    with pytest.MonkeyPatch.context() as patch:
+        sketch(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +90,7 @@ def whole(make_config: MakeConfig, data: Path, tmp_path_factory: pytest.TempPath
     config = make_config(
         "training.epochs=1",
         "data.tasks=[one]",
+        "data.limit.train=12",
         method={"name": "ilora+", "memory_size": 20},
         contrast=[{"name": "derpp", "memory_size": 20}],
     )
