@@ -13,6 +13,8 @@ from ilora.errors import IloraError, InputError
 from ilora.report.html import write_report
 from tests.helpers import MakeConfig
 
+pytestmark = [pytest.mark.usefixtures("sketched"), pytest.mark.xdist_group("general")]  # one worker makes the run
+
 HARNESS = """
 import json
 def simple_evaluate(**asked):

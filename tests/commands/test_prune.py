@@ -19,13 +19,15 @@ from ilora.keeping import EVERYTHING
 from ilora.releases.store import read_release
 from ilora.training import keep
 from ilora.training.checkpoint import load_latest
-from tests.helpers import FEW_SCORES, Killed, MakeConfig, difference, weights
+from tests.helpers import SMALL, Killed, MakeConfig, difference, weights
+
+pytestmark = [pytest.mark.usefixtures("sketched"), pytest.mark.xdist_group("prune")]  # one worker makes the run
 
 
 @pytest.fixture(scope="module")
 def everything(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two tasks that has kept all, with sequential fine-tuning beside it."""
-    config = make_config("data.tasks=[one, two]", *FEW_SCORES, contrast=["sequential"], keep=EVERYTHING.model_dump())
+    config = make_config("data.tasks=[one, two]", *SMALL, contrast=["sequential"], keep=EVERYTHING.model_dump())
     return run(config, tmp_path_factory.mktemp("everything") / "run", quiet=True).path
 
 

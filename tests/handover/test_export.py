@@ -28,6 +28,8 @@ from ilora.handover.export import export_source
 from ilora.handover.source import from_run
 from tests.helpers import MakeConfig, plain
 
+pytestmark = pytest.mark.xdist_group("handover")  # one worker makes the run
+
 PLAIN = Wishes()
 
 

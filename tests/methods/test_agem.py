@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import run
 from ilora.data.examples import Example
 from ilora.methods.agem import AGEM
 from ilora.model import adapters
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig, TrainingConfig
-from tests.helpers import MakeConfig, view
+from tests.helpers import MakeConfig, trained, view
 
 
 def rows(task: str, first: int) -> list[Example]:
@@ -125,7 +124,7 @@ def test_bound_holds_over_a_run(make_config: MakeConfig, tmp_path: Path, monkeyp
     # A model that has learnt something: at its beginning, gradients of all tasks agree.
     settings = {"name": "agem", "memory_size": 30, "memory_batch": 30, "project": "gradient"}
     config = make_config("training.epochs=8", "training.learning_rate=0.03", method=settings)
-    run(config, tmp_path / "run", quiet=True)
+    trained(config, tmp_path / "run")
     assert len(steps) == 3 * 24
     turned = 0
     for task, before, after, some, drawn in steps:

@@ -20,7 +20,7 @@ from ilora.model import adapters
 from ilora.model.passes import Output
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig
-from tests.helpers import MakeConfig, move, train_with, view
+from tests.helpers import FEW_SCORES, MakeConfig, move, train_with, view
 
 CURRENT = [Example("two", "two/train/0", [5, 6, 7, 8], [9, 1]), Example("two", "two/train/1", [10, 11], [12, 1])]
 REPLAYED = [
@@ -167,7 +167,7 @@ def test_logits_over_a_run(make_config: MakeConfig, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(DERpp, "extend_batch", watching)
     settings = {"name": "derpp", "memory_size": 12, "stored_logits": 16}
-    config = make_config("training.learning_rate=0.05", "adapter.dropout=0.5", method=settings)
+    config = make_config("training.learning_rate=0.05", "adapter.dropout=0.5", *FEW_SCORES, method=settings)
     result = run(config, tmp_path / "run", quiet=True)
     assert events["stored"] == events["left"] + 12
     assert events["left"] > 5

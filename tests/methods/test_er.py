@@ -14,7 +14,7 @@ from ilora.data.examples import Example
 from ilora.errors import InputError
 from ilora.methods.er import ExperienceReplay
 from ilora.replay.memory import ReplayMemory
-from tests.helpers import MakeConfig
+from tests.helpers import SMALL, MakeConfig, trained
 
 
 def rows(count: int, task: str = "one") -> list[Example]:
@@ -104,13 +104,13 @@ def test_what_remains_is_chance_whatever_the_sizes() -> None:
     for seed in range(200):
         memory = ReplayMemory(3, seed=seed)
         memory.balance([Example("a", f"a{n}", [5], [3, 1]) for n in range(10)])
-        memory.balance([Example("b", f"b{n}", [5], [3, 1]) for n in range(300)])
+        memory.balance([Example("b", f"b{n}", [5], [3, 1]) for n in range(100)])
         bigger[Counter(row.task for row in memory.examples).most_common(1)[0][0]] += 1
     assert stats.binomtest(bigger["b"], 200).pvalue > 0.001
     frequent: Counter[int] = Counter()
     for seed in range(200):
         memory = ReplayMemory(1, seed=seed)
-        memory.balance([Example("a", f"{n}", [5], [3 + (n < 10), 1]) for n in range(300)])
+        memory.balance([Example("a", f"{n}", [5], [3 + (n < 10), 1]) for n in range(100)])
         frequent[memory.examples[0].answer[0]] += 1
     assert stats.binomtest(frequent[3], 200).pvalue > 0.001
 
@@ -126,7 +126,7 @@ def test_balanced_memory_over_a_run(make_config: MakeConfig, tmp_path: Path, mon
 
     monkeypatch.setattr(ExperienceReplay, "extend_batch", watching)
     method = {"name": "er", "memory_size": 12, "memory_policy": "balanced"}
-    run(make_config(method=method), tmp_path / "run", quiet=True)
+    trained(make_config(method=method), tmp_path / "run")
     seen = [dict(count) for count in dict.fromkeys(tuple(sorted(count.items())) for count in before)]
     assert seen == [{}, {"one": 12}, {"one": 6, "two": 6}]
 
@@ -178,20 +178,20 @@ def test_replay_over_a_run(
 
     monkeypatch.setattr(ExperienceReplay, "extend_batch", watching)
     method = {"name": "er", "memory_size": 30, "replay_from": replay_from}
-    run(make_config(method=method), tmp_path / "run", quiet=True)
+    trained(make_config(method=method), tmp_path / "run")
     order = ["one", "two", "three"]
-    trained: set[str] = set()
+    seen: set[str] = set()
     for task, _, batch, before, _ in steps:
         replayed = [example for example in batch if example.replayed]
         current = [example for example in batch if not example.replayed]
         allowed = order[: order.index(task)] + ([task] if replay_from == "whole_memory" else [])
         assert {example.task for example in replayed} <= set(allowed)
         assert all(example.id.split("/")[1] == "train" for example in batch)
-        assert {example.id for example in replayed} <= trained  # seen in an earlier step, so not stored in this one
+        assert {example.id for example in replayed} <= seen  # trained in an earlier step, so not stored in this one
         assert {example.id for example in replayed} <= before
         if task != "one":
             assert len(replayed) == len(current)
-        trained |= {example.id for example in current}
+        seen |= {example.id for example in current}
     assert steps[-1][4] == 3 * 24  # offers: every row once, in the first of the two epochs
     assert next(offered for task, epoch, _, _, offered in steps if task == "one" and epoch == 1) == 24
 
@@ -202,6 +202,6 @@ def test_balanced_memory_has_no_rows_of_the_task_in_training(make_config: MakeCo
 
 
 def test_no_memory_is_sequential_and_memory_stays_small(make_config: MakeConfig, tmp_path: Path) -> None:
-    result = run(make_config(method={"name": "er", "memory_size": 7}), tmp_path / "run", quiet=True)
+    result = run(make_config(*SMALL, method={"name": "er", "memory_size": 7}), tmp_path / "run", quiet=True)
     stored = result.results["cost"]["stored_bytes"]["memory"]
     assert 0 < stored <= 7 * 64 * 4

@@ -18,7 +18,7 @@ from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.passes import Output
 from ilora.settings import AdapterConfig, TrainingConfig
-from tests.helpers import MakeConfig, view
+from tests.helpers import SMALL, MakeConfig, view
 
 PROMPTS = [[5, 6, 7, 8], [10, 11], [13, 14, 15, 16, 17, 18], [19], [20, 21, 22]]
 ANSWERS = [[9, 1], [12, 30, 31, 1], [1], [25, 1], [40, 41, 1]]
@@ -231,7 +231,7 @@ def test_a_huge_strength_holds_the_weights(make_config: MakeConfig, tmp_path: Pa
     drift, first = {}, {}
     for name, strength in (("sequential", None), ("ewc", 1e8)):
         settings = {"name": name} | ({} if strength is None else {"strength": strength})
-        config = make_config("data.tasks=[one, two]", "training.epochs=8", method=settings)
+        config = make_config(*SMALL, "data.tasks=[one, two]", "training.epochs=8", method=settings)
         result = run(config, tmp_path / name, quiet=True)
         one, two = (
             load_file(result.path / "adapters" / label / "fast" / "adapter_model.safetensors")

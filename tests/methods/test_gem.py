@@ -13,13 +13,12 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import run
 from ilora.data.examples import Example
 from ilora.methods.gem import GEM, nearest
 from ilora.model import adapters
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig
-from tests.helpers import MakeConfig, move, view
+from tests.helpers import MakeConfig, move, trained, view
 
 # -- the program -----------------------------------------------------------------------------------------------
 
@@ -237,7 +236,7 @@ def test_references_over_a_run(make_config: MakeConfig, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(GEM, "before_step", watching_steps)
     monkeypatch.setattr(GEM, "gradient", watching)
-    run(make_config(method={"name": "gem", "memory_size": 30, "memory_batch": 4}), tmp_path / "run", quiet=True)
+    trained(make_config(method={"name": "gem", "memory_size": 30, "memory_batch": 4}), tmp_path / "run")
     expected: dict[str, list[set[str]]] = {"one": [], "two": [{"one"}], "three": [{"one"}, {"two"}]}
     assert len(steps) == 3 * 6
     for task, tasks, stored in steps:

@@ -20,7 +20,7 @@ from ilora.methods.ilora import ILoRA, hidden_gap
 from ilora.model import adapters
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig
-from tests.helpers import MakeConfig, after_each_step, move, view
+from tests.helpers import SMALL, MakeConfig, after_each_step, move, trained, view
 
 CURRENT = [Example("two", "a", [5, 6, 7, 8], [9, 1]), Example("two", "b", [10, 11], [12, 1])]
 REPLAYED = [
@@ -97,9 +97,9 @@ def test_the_half_life_halves(method: ILoRA) -> None:
 
 
 def test_slow_starts_as_a_copy_and_differs_after_training(make_config: MakeConfig, tmp_path: Path) -> None:
-    still = run(make_config("method.ema_decay=1"), tmp_path / "still", quiet=True)
-    moving = run(make_config("method.ema_decay=0.9"), tmp_path / "moving", quiet=True)
-    following = run(make_config("method.ema_decay=0"), tmp_path / "following", quiet=True)
+    still = run(make_config(*SMALL, "method.ema_decay=1"), tmp_path / "still", quiet=True)
+    moving = run(make_config(*SMALL, "method.ema_decay=0.9"), tmp_path / "moving", quiet=True)
+    following = run(make_config(*SMALL, "method.ema_decay=0"), tmp_path / "following", quiet=True)
 
     def tensors(folder: Path, name: str) -> Tensor:
         file = load_file(folder / "adapters" / "03-three" / name / "adapter_model.safetensors")
@@ -235,26 +235,26 @@ def test_first_task_is_cross_entropy_alone(
 ) -> None:
     seen: list[tuple[int, set[str]]] = []
     after_each_step(monkeypatch, lambda method: seen.append((method.position.task_index, set(method.run.terms))))
-    run(make_config(), tmp_path / "run", quiet=True)
+    trained(make_config(*SMALL), tmp_path / "run")
     assert {frozenset(terms) for task, terms in seen if task == 1} == {frozenset({"ce"})}
     assert {frozenset(terms) for task, terms in seen if task > 1} == {frozenset({"ce", "ce_replayed", "consistency"})}
 
 
 def test_strength_zero_leaves_er_whatever_the_decay(make_config: MakeConfig, tmp_path: Path) -> None:
     neutral = [
-        run(make_config("method.strength=0", f"method.ema_decay={decay}"), tmp_path / str(decay), quiet=True)
+        trained(make_config(*SMALL, "method.strength=0", f"method.ema_decay={decay}"), tmp_path / str(decay))
         for decay in (0.0, 0.5, 1.0)
     ]
-    er = run(make_config(method={"name": "er", "memory_size": 20}), tmp_path / "er", quiet=True)
-    wanted = load_file(er.path / "adapters" / "03-three" / "fast" / "adapter_model.safetensors")
-    for result in neutral:
-        got = load_file(result.path / "adapters" / "03-three" / "fast" / "adapter_model.safetensors")
-        assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+    er = trained(make_config(*SMALL, method={"name": "er", "memory_size": 20}), tmp_path / "er")
+    assert er
+    for left in neutral:
+        assert all(torch.equal(left[key], value) for key, value in er.items())
 
 
 def test_consistency_changes_training(make_config: MakeConfig, tmp_path: Path) -> None:
     off, on = (
-        run(make_config(f"method.strength={strength}"), tmp_path / str(strength), quiet=True) for strength in (0, 5)
+        run(make_config(*SMALL, f"method.strength={strength}"), tmp_path / str(strength), quiet=True)
+        for strength in (0, 5)
     )
     first, second = (
         load_file(result.path / "adapters" / "03-three" / "fast" / "adapter_model.safetensors") for result in (off, on)

@@ -20,7 +20,7 @@ from ilora.methods.ilora_plus import OLD, ILoRAPlus
 from ilora.model import adapters
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig
-from tests.helpers import MakeConfig, difference, move, view, weights
+from tests.helpers import SMALL, MakeConfig, difference, move, trained, view
 
 ROWS = [
     Example("one", "a", [13, 14, 15], [16, 1]),
@@ -222,17 +222,10 @@ def test_the_next_task_begins_there(tiny_model: Path) -> None:
 
 
 def test_without_pseudo_rows_it_is_ilora_with_a_slow_start(make_config: MakeConfig, tmp_path: Path) -> None:
-    plus = run(
-        make_config(method={"name": "ilora+", "memory_size": 20, "strength": 1, "pseudo_share": 0}),
-        tmp_path / "plus",
-        quiet=True,
-    )
-    plain = run(
-        make_config(method={"name": "ilora", "memory_size": 20, "next_task_from": "slow", "memory_policy": "balanced"}),
-        tmp_path / "plain",
-        quiet=True,
-    )
-    assert difference(weights(plus.path), weights(plain.path)) == 0.0
+    plus = {"name": "ilora+", "memory_size": 20, "strength": 1, "pseudo_share": 0}
+    plain = {"name": "ilora", "memory_size": 20, "next_task_from": "slow", "memory_policy": "balanced"}
+    left = [trained(make_config(*SMALL, method=method), tmp_path / str(method["name"])) for method in (plus, plain)]
+    assert difference(*left) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -253,7 +246,9 @@ def test_bad_settings(make_config: MakeConfig, key: str, value: Any) -> None:
 
 
 def test_results_say_where_tasks_ended(make_config: MakeConfig, tmp_path: Path) -> None:
-    made = run(make_config(method={"name": "ilora+", "memory_size": 20, "t": "mean"}), tmp_path / "run", quiet=True)
+    made = run(
+        make_config(*SMALL, method={"name": "ilora+", "memory_size": 20, "t": "mean"}), tmp_path / "run", quiet=True
+    )
     assert made.results["notes"]["t"] == {"two": 0.5, "three": pytest.approx(1 / 3)}
     assert (
         made.results["notes"]["pseudo_rows"].keys() == made.results["notes"]["frames"].keys() == {"one", "two", "three"}

@@ -11,12 +11,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from ilora import run
 from ilora.data.examples import Example, Totals, collate
 from ilora.methods.lwf import LwF, distillation
 from ilora.model import adapters
 from ilora.settings import AdapterConfig
-from tests.helpers import MakeConfig, view
+from tests.helpers import MakeConfig, trained, view
 
 ROWS = [
     Example("two", "two/train/0", [5, 6, 7, 8], [9, 1]),
@@ -210,7 +209,7 @@ def test_the_teacher_is_the_model_before_the_task(
 
     monkeypatch.setattr(LwF, "begin_task", watching_begin)
     monkeypatch.setattr(LwF, "end_task", watching_end)
-    run(make_config("adapter.dropout=0", method={"name": "lwf"}), tmp_path / "run", quiet=True)
+    trained(make_config("adapter.dropout=0", method={"name": "lwf"}), tmp_path / "run")
     for index in (2, 3):
         before, teacher = begun[index]
         assert torch.equal(before, ended[index - 1][0])

@@ -230,7 +230,7 @@ def test_predictions_are_those_of_the_chosen_adapters(scoring: str, make_config:
 
 def test_merging_at_evaluation_changes_nothing_in_a_run(make_config: MakeConfig, tmp_path: Path) -> None:
     plainly, merging = (
-        run(make_config(f"evaluation.merge={merge}", method=ROUTER), tmp_path / merge, quiet=True)
+        run(make_config(f"evaluation.merge={merge}", "training.epochs=1", method=ROUTER), tmp_path / merge, quiet=True)
         for merge in ("false", "true")
     )
     assert merging.results["variants"] == plainly.results["variants"]

@@ -172,7 +172,8 @@ def test_a_run_resumes_bit_for_bit(
 ) -> None:
     folder = write(kind, tiny_model, tmp_path / "model")
     model = {"name": str(folder), "dtype": "float32"}
-    config = make_config("training.epochs=1", "data.tasks=[one, {name: two, scoring: rank}]", model=model)
+    tasks = "data.tasks=[one, {name: two, scoring: rank}]"
+    config = make_config("training.epochs=1", tasks, "data.limit.test=4", model=model)
     whole = run(config, tmp_path / "whole", quiet=True)
     run_killed(config, tmp_path / "run", monkeypatch, at="step", count=5)
     assert difference(weights(whole.path), weights(resume(tmp_path / "run", quiet=True).path)) == 0.0
@@ -277,12 +278,15 @@ def test_the_default_is_the_attentions_query_and_value() -> None:
     assert load_config({"data": {"benchmark": "mini8"}}).adapter.target_modules == "auto"
 
 
+@pytest.mark.usefixtures("sketched")
 @pytest.mark.parametrize("kind", ["mamba", "jamba"])
 def test_connect_reads_recurrent_models_row_by_row(
     kind: str, tiny_model: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     model = {"name": str(write(kind, tiny_model, tmp_path / "model")), "dtype": "float32"}
-    config = make_config("training.epochs=1", "data.tasks=[one, two]", "method=sequential", model=model)
+    config = make_config(
+        "training.epochs=1", "data.limit.train=16", "data.tasks=[one, two]", "method=sequential", model=model
+    )
     made = run(config, tmp_path / "run", quiet=True)
     (result,) = connect(made.path, paths=("factors",), points=3, quiet=True)
     assert result["complete"]

@@ -11,7 +11,7 @@ from ilora import InputError, resume, run
 from ilora.methods import Method
 from ilora.model import adapters
 from ilora.training import trajectory
-from tests.helpers import MakeConfig, after_each_step, difference, run_killed, settings, weights
+from tests.helpers import FEW_SCORES, MakeConfig, after_each_step, difference, run_killed, settings, trained
 
 TWO = "data.tasks=[one, two]"  # of 6 steps each
 ALL = "keep.trajectory=all"
@@ -28,11 +28,11 @@ def test_steps_that_divide_a_task() -> None:
 
 
 def test_both_adapters_are_kept_and_training_is_the_same_without(make_config: MakeConfig, tmp_path: Path) -> None:
-    kept = run(make_config(TWO, "training.trajectory=3", ALL), tmp_path / "kept", quiet=True)
-    plain = run(make_config(TWO, "training.trajectory=0"), tmp_path / "plain", quiet=True)
-    assert difference(weights(kept.path), weights(plain.path)) == 0.0
-    assert not (plain.path / "trajectory").exists()
-    found = list(trajectory.snapshots(kept.path / "trajectory"))
+    kept = trained(make_config(TWO, "training.trajectory=3", ALL), tmp_path / "kept")
+    plain = trained(make_config(TWO, "training.trajectory=0"), tmp_path / "plain")
+    assert difference(kept, plain) == 0.0
+    assert not (tmp_path / "plain" / "trajectory").exists()
+    found = list(trajectory.snapshots(tmp_path / "kept" / "trajectory"))
     assert [file.file.name for file in found] == [
         f"{name}.safetensors" for name in ("01-one-000002", "01-one-000004", "02-two-000008", "02-two-000010")
     ]
@@ -51,8 +51,8 @@ def test_a_snapshot_is_of_its_step(make_config: MakeConfig, tmp_path: Path, monk
         seen[method.position.step] = torch.cat([value.detach().flatten().clone() for value in parameters.values()])
 
     after_each_step(monkeypatch, look)
-    result = run(make_config(TWO, "training.trajectory=3", ALL), tmp_path / "run", quiet=True)
-    for snapshot in trajectory.snapshots(result.path / "trajectory"):
+    trained(make_config(TWO, "training.trajectory=3", ALL), tmp_path / "run")
+    for snapshot in trajectory.snapshots(tmp_path / "run" / "trajectory"):
         slow = [value.flatten() for value in snapshot.tensors("slow").values()]
         assert sorted(torch.cat(slow).tolist()) == sorted(seen[snapshot.step].tolist())
 
@@ -61,7 +61,8 @@ def test_a_snapshot_is_of_its_step(make_config: MakeConfig, tmp_path: Path, monk
 def test_a_resume_leaves_the_same_files(
     count: int, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(TWO, "training.trajectory=8", ALL)  # more than a task's steps: every step but the last
+    # More parts than steps: every step but the last.
+    config = make_config(TWO, *FEW_SCORES, "training.trajectory=8", ALL)
     whole = run(config, tmp_path / "whole", quiet=True)
     run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=count)
     later = tmp_path / "killed/trajectory/02-two-000099.safetensors"  # of a step that will be done again
@@ -80,7 +81,7 @@ def test_a_resume_leaves_the_same_files(
 
 @pytest.mark.parametrize("name", ["olora", "individual", "l2p", "slao"])
 def test_only_what_steps_move_and_is_saved_as_it_is(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
-    result = run(make_config(TWO, ALL, method=settings(name)), tmp_path / "run", quiet=True)
+    result = run(make_config(TWO, ALL, *FEW_SCORES, method=settings(name)), tmp_path / "run", quiet=True)
     found = list(trajectory.snapshots(result.path / "trajectory"))
     kept = {name for snapshot in found for name in snapshot.adapters}
     assert kept == ({"fast"} if name == "slao" else set())
