@@ -89,7 +89,7 @@ def ilora_process(*arguments: object, **environment: str) -> Done:
 
 
 def leave_out_slow(patch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes longer than a tiny run: report.html, PEFT's model cards, the disk's word for each file.
+    """Leave out what takes longer than a tiny run: report.html, PEFT's model cards, the confirmation of each file.
 
     And the command's parameters are read from its functions once, not for each `ilora ...`.
     """

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+Answers = dict[str, tuple[object, str, str]]
+
 # Torch cannot be imported in it at all; what would import it ends with an error of another kind.
 PROGRAM = """
-import contextlib, io, json, sys
+import contextlib, functools, io, json, sys
+import typer.main
 from ilora import cli
+typer.main.get_command = functools.cache(typer.main.get_command)
 sys.modules["torch"] = sys.modules["transformers"] = None
 found = []
 for words in json.load(sys.stdin):
@@ -33,17 +37,9 @@ print(json.dumps(found))
 """
 
 
-def asked(folder: Path, *commands: str) -> list[tuple[object, str, str]]:
-    """The exit code, the output and the message of each command, all in one new process."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=folder, input=json.dumps([command.split() for command in commands]),
-        capture_output=True, text=True, check=True, env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"},
-    )  # fmt: skip
-    return [(code, out, error) for code, out, error in json.loads(done.stdout)]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp_path = tmp_path_factory.mktemp("early")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     good = {
@@ -66,6 +62,17 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.yaml").write_text((tmp_path / "good.yaml").read_text())
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def answers(folder: Path) -> Answers:
+    """The exit code, the output and the message of each command, all in one new process."""
+    commands = [*REFUSED, *SPOKEN, *QUIET, *TWICE]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=folder, input=json.dumps([command.split() for command in commands]),
+        capture_output=True, text=True, check=True, env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"},
+    )  # fmt: skip
+    return {command: tuple(answer) for command, answer in zip(commands, json.loads(done.stdout), strict=True)}
 
 
 REFUSED = {
@@ -95,27 +102,29 @@ REFUSED = {
     "compare none": "none: no such folder",
 }
 
+SPOKEN = ["run good.yaml", "resume unfinished", "data check good.yaml"]
+QUIET = ["run good.yaml --quiet", "resume unfinished --quiet", "data check good.yaml --json -"]
+TWICE = ["run typo.yaml", "run typo.yaml training={}"]
 
-def test_bad_input_is_refused_without_torch(folder: Path) -> None:
-    for command, (code, _, message) in zip(REFUSED, asked(folder, *REFUSED), strict=True):
+
+def test_bad_input_is_refused_without_torch(folder: Path, answers: Answers) -> None:
+    for command, said in REFUSED.items():
+        code, _, message = answers[command]
         assert code == 2, (command, code)
-        assert REFUSED[command] in message, command
+        assert said in message, command
     assert not (folder / "runs").exists()
 
 
-def test_the_first_line_comes_before_torch(folder: Path) -> None:
-    spoken = asked(folder, "run good.yaml", "resume unfinished", "data check good.yaml")
-    quiet = asked(folder, "run good.yaml --quiet", "resume unfinished --quiet", "data check good.yaml --json -")
-    for code, out, _ in spoken:
-        assert "import of torch" in str(code)
-        assert out == "loading torch and transformers\n"
-    for code, out, _ in quiet:
-        assert "import of torch" in str(code)
-        assert out == ""
+def test_the_first_line_comes_before_torch(answers: Answers) -> None:
+    for commands, expected in ((SPOKEN, "loading torch and transformers\n"), (QUIET, "")):
+        for command in commands:
+            code, out, _ = answers[command]
+            assert "import of torch" in str(code)
+            assert out == expected
 
 
-def test_the_methods_own_settings_come_after_the_rest(folder: Path) -> None:
-    (_, _, message), (code, _, _) = asked(folder, "run typo.yaml", "run typo.yaml training={}")
+def test_the_methods_own_settings_come_after_the_rest(answers: Answers) -> None:
+    (_, _, message), (code, _, _) = (answers[command] for command in TWICE)
     assert "memori" not in message
     assert "the methods' own settings" in message
     assert "import of torch" in str(code)
