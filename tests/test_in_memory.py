@@ -10,11 +10,12 @@ import pytest
 from datasets import Dataset
 
 from ilora import InputError, Row, Task, add, load_config, resume, run
+from ilora.data.digests import fingerprint
 from ilora.handover.card import Wishes
 from ilora.handover.export import export_source
 from ilora.handover.source import from_run
 from ilora.in_memory import given_tasks, write_files
-from ilora.stream import fingerprint, load_tasks
+from ilora.stream import load_tasks
 from tests.helpers import FEW_SCORES, MakeConfig, difference, task_rows, weights
 
 

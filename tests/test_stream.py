@@ -12,10 +12,11 @@ import pytest
 
 from ilora.benchmarks import BENCHMARKS
 from ilora.config import Config, load_config
+from ilora.data.digests import fingerprint
 from ilora.data.task import Row, Task, phases, task_label
 from ilora.errors import InputError
 from ilora.settings import DataConfig
-from ilora.stream import fingerprint, load_tasks, reading_notes, resolve
+from ilora.stream import load_tasks, reading_notes, resolve
 from tests.helpers import write_task
 
 LETTERS = [{"prompt": f"question {number}", "answer": "ABC"[number % 3]} for number in range(9)]

@@ -29,6 +29,11 @@ def pending_file(run: Path) -> Path:
     return run / "releases" / "pending.json"
 
 
+def cache_folder() -> Path:
+    """What can be made again lies here: the bundled model's folder, states of frozen layers, tokens of large tasks."""
+    return Path(os.environ.get("ILORA_CACHE") or Path.home() / ".cache" / "ilora")
+
+
 def flush_folder(folder: Path) -> None:
     """Make a rename survive a power cut (where the system can: not on Windows)."""
     if os.name == "posix":

@@ -103,7 +103,7 @@ def _with_rows(task: Task, unanswered: str) -> Task:
     return replace(task, rows=rows, metric=metric, choices=tuple(choices), read_as="; ".join(forms))
 
 
-def _rows(given: Iterable[Any], reader: RowReader) -> list[Row]:
+def _rows(given: Iterable[Any], reader: RowReader) -> Sequence[Row]:
     items = named_labels(given) if hasattr(given, "features") else given
     entries = ((f"{reader.place}, row {number}", _entry(item)) for number, item in enumerate(items))
     return collect(entries, reader, reader.place)

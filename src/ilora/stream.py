@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ilora.data.duplicates import deduplicated
 from ilora.data.notes import reading_words
 from ilora.data.rows import Selection
 from ilora.data.split import split_off
+from ilora.data.stored import gathered, like
 from ilora.data.task import SPLITS, Row, Task, name_after, task_label
 from ilora.errors import InputError
 from ilora.metrics.metrics import METRICS, check_references, infer_task
@@ -45,12 +45,13 @@ def checked(task: Task, config: DataConfig) -> Task:
     if config.train_on == "last":
         return task
     held_out = {duplicates.key(row) for split in task.rows if split != "train" for row in task.rows[split]}
-    turns = [
+    found = (
         turn
         for row in task.rows["train"]
         for turn in every_turn(row)
         if turn is row or duplicates.key(turn) not in held_out
-    ]
+    )
+    turns = gathered(found, config.rows_in_memory)
     return replace(task, rows={**task.rows, "train": turns})
 
 
@@ -167,30 +168,6 @@ def _absolute(task: TaskConfig) -> TaskConfig:
     return task.model_copy(update=update)
 
 
-def fingerprint(task: Task) -> str:
-    """SHA-256 of everything about a task that a result depends on."""
-    rows = {split: _plain(task.rows[split]) for split in task.rows}
-    own = [task.template] if task.template else []  # left out where there is none, so that older digests hold
-    return _digest([task.name, rows, task.metric, task.choices, task.scoring, task.max_new_tokens, task.frame, *own])
-
-
-def training_digest(task: Task) -> str:
-    """SHA-256 of a task's training rows: two runs are compared only if they learnt from the same ones."""
-    return _digest(_plain(task.rows["train"]))
-
-
-def _plain(rows: Sequence[Row]) -> list[Any]:
-    """The rows as JSON. Tools are left out where there are none, so that the digests of older runs hold."""
-    return [
-        [row.prompt, row.answer, [dict(turn) for turn in row.messages], *([list(row.tools)] if row.tools else [])]
-        for row in rows
-    ]
-
-
-def _digest(content: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class _Source:
     """Where a task is looked up by its name: a benchmark, a folder, or nowhere. `names`: all of its tasks in order.
@@ -239,7 +216,9 @@ def _load(chosen: TaskConfig, config: DataConfig, source: _Source, *, whole: boo
     # Only the rows of the limit are kept while reading, unless repeated ones are dropped or other splits taken first.
     every = whole or config.deduplicate or "test" not in there or bool(config.split.eval)
     selections = {
-        split: Selection(f"limit/{chosen.name}/{split}", None if every else getattr(config.limit, split))
+        split: Selection(
+            f"limit/{chosen.name}/{split}", None if every else getattr(config.limit, split), config.rows_in_memory
+        )
         for split in SPLITS
     }
     rows = _read(chosen, config, files, selections)
@@ -271,7 +250,7 @@ def _read(
     config: DataConfig,
     files: Mapping[str, Sequence[Path]] | None,
     selections: Mapping[str, Selection],
-) -> dict[str, list[Row]]:
+) -> dict[str, Sequence[Row]]:
     """The rows of the files, or of the data set where there are none."""
     how: dict[str, Any] = {
         "columns": config.columns if chosen.columns is None else chosen.columns,
@@ -280,7 +259,9 @@ def _read(
     }
     if files is not None:
         return {
-            split: [row for path in paths for row in formats.read_rows(path, **how, selection=selections[split])]
+            split: _of_files(
+                [formats.read_rows(path, **how, selection=selections[split]) for path in paths], config.rows_in_memory
+            )
             for split, paths in files.items()
         }
     assert chosen.dataset is not None
@@ -295,6 +276,11 @@ def _read(
         )
         for split, theirs in chosen.splits.items()
     }
+
+
+def _of_files(parts: Sequence[Sequence[Row]], most: int) -> Sequence[Row]:
+    """The rows of several files one behind the other."""
+    return parts[0] if len(parts) == 1 else gathered(chain.from_iterable(parts), most)
 
 
 def _with_settings(task: Task, chosen: TaskConfig) -> Task:
@@ -323,7 +309,7 @@ def _limited(task: Task, limit: LimitConfig) -> Task:
         size = getattr(limit, split)
         if size is not None and size < len(rows[split]):
             kept = sorted(random.Random(f"limit/{task.name}/{split}").sample(range(len(rows[split])), size))
-            rows[split] = [rows[split][index] for index in kept]
+            rows[split] = gathered((rows[split][index] for index in kept), like(rows[split]))
     return replace(task, rows=rows)
 
 

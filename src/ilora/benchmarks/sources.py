@@ -74,7 +74,7 @@ class Spec:
             raise Problem(f"no {error} for {self.name}, and no 'prompt' and 'answer'; the row has {has}") from None
         return made and Row(self.frame[0] + made[0] + self.frame[1], made[1])
 
-    def task(self, rows: Mapping[str, list[Row]], source: str) -> Task:
+    def task(self, rows: Mapping[str, Sequence[Row]], source: str) -> Task:
         """The task with these rows."""
         return Task(
             self.name,
@@ -241,7 +241,7 @@ def _split_of(stem: str) -> str:
     return next((_SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD), "")
 
 
-def _completed(rows: Mapping[str, list[Row]], place: str, *, resplit: bool) -> dict[str, list[Row]]:
+def _completed(rows: Mapping[str, Sequence[Row]], place: str, *, resplit: bool) -> dict[str, Sequence[Row]]:
     """All three splits. Eval replaces a missing test, and a tenth of train a missing eval.
 
     resplit: divide all rows anew instead, 8 : 1 : 1. A row's prompt alone decides its split, so that equal prompts stay

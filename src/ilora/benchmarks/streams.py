@@ -12,7 +12,7 @@ Prompts are those of the two codebases, version 1. A task without dev file is ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def _labels(place: Path) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _read(chosen: TaskConfig, place: Path, convert: Callable[[Any], Row | None]) -> dict[str, list[Row]]:
+def _read(chosen: TaskConfig, place: Path, convert: Callable[[Any], Row | None]) -> dict[str, Sequence[Row]]:
     files = own_files(chosen) or {split: found for split, found in files_by_split(place).items() if split}
     rows = {}
     for split in SPLITS:

@@ -21,6 +21,7 @@ from ilora.data.duplicates import PAIRS, Repeats, complaints, find_repeats, key,
 from ilora.data.encoding import Encoder, control_tokens
 from ilora.data.formats import split_files
 from ilora.data.near import THRESHOLD, near_duplicates
+from ilora.data.stored import some
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
 from ilora.metrics.metrics import METRICS
@@ -30,6 +31,7 @@ from ilora.stream import prepared, readers, reading_notes
 Report = dict[str, Any]
 _ONE_SIDED = 0.9
 _TEMPLATE = 0.9  # of the rows begin or end with it
+_MOST_NEAR = 200_000
 
 
 def check_task(
@@ -90,16 +92,19 @@ def failed(reports: Sequence[Report]) -> bool:
     return any(problem["level"] == "error" for report in reports for problem in report["problems"])
 
 
-def _all_rows(task: Task) -> list[Row]:
-    return list(chain.from_iterable(task.rows.values()))
+def _all_rows(task: Task) -> Iterator[Row]:
+    return chain.from_iterable(task.rows.values())
 
 
 def _near(task: Task) -> dict[str, int]:
-    """Distinct rows that nearly repeat an earlier one, by split, or by pair (`train/test`) if that is in another."""
+    """Distinct rows that nearly repeat an earlier one, by split, or by pair (`train/test`) if that is in another.
+
+    Of a split with more rows than 200,000 a random part of that size is looked at.
+    """
     seen: set[bytes] = set()
     rows: list[tuple[str, str]] = []
     for split in SPLITS:
-        for row in task.rows.get(split, ()):
+        for row in some(task.rows.get(split, ()), _MOST_NEAR, key=f"near/{split}"):
             if (one := key(row)) not in seen:
                 seen.add(one)
                 rows.append((split, task.text(row)))

@@ -67,6 +67,6 @@ def _answer_room(task: Task, encoder: Encoder, longest: int) -> int:
     return encoder.answer_limit(task, "auto", longest)
 
 
-def _sample(task: Task, split: str) -> list[Row]:
+def _sample(task: Task, split: str) -> Sequence[Row]:
     rows = task.rows[split]
     return rows if len(rows) <= _MOST_COUNTED else random.Random(f"lengths/{split}").sample(rows, _MOST_COUNTED)

@@ -10,13 +10,13 @@ from typing import Any
 from ilora.connectivity import files, paths, space
 from ilora.connectivity.landscape import Landscape, PointScores, average, gain, limited, open_landscape
 from ilora.connectivity.sources import Origins, Pair, Source
+from ilora.data.digests import fingerprint
 from ilora.data.encoding import Encoder
 from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import EvaluationSet
 from ilora.model.load import load_tokenizer
 from ilora.progress import Display
-from ilora.stream import fingerprint
 from ilora.training.checkpoint import load_latest
 
 MEMORY = "memory"  # the name of the split with a task's rows in the replay memory

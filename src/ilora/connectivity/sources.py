@@ -15,11 +15,12 @@ from typing import Any
 from ilora.config import Config, is_data, load_config
 from ilora.connectivity import space
 from ilora.connectivity.space import Adapter
+from ilora.data.digests import fingerprint
 from ilora.data.task import Phase, Task, phases
 from ilora.early import refuse_no_adapters
 from ilora.errors import InputError
 from ilora.results.reader import refuse_no_results
-from ilora.stream import fingerprint, load_tasks
+from ilora.stream import load_tasks
 from ilora.training.trajectory import Snapshot, snapshots
 
 PAIRS = ("last", "all")

@@ -8,15 +8,21 @@ since it has a meaning in code. This is the cheap part of `ilora data check`. `i
 from __future__ import annotations
 
 import re
+import struct
 import unicodedata
 import zlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
+from ilora.data.stored import gathered, like, scratch_file
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
 
+PART, MOST_PARTS = 200_000, 200  # rows that are compared at a time; parts, each with an open file a split
+_RECORD = struct.Struct("<12s8sq")
 PAIRS = (("train", "test"), ("train", "eval"), ("eval", "test"))
 
 
@@ -46,21 +52,60 @@ def key(row: Row) -> bytes:
 
 
 def find_repeats(task: Task) -> Repeats:
-    """Compare all rows with all others, in one pass."""
-    keys = {split: [key(row) for row in task.rows[split]] for split in SPLITS if split in task.rows}
-    distinct = {split: set(found) for split, found in keys.items()}
-    pairs = [pair for pair in PAIRS if set(pair) <= set(keys)]
+    """Compare all rows with all others, in one pass over the texts."""
+    splits = [split for split in SPLITS if split in task.rows]
+    pairs = [pair for pair in PAIRS if set(pair) <= set(splits)]
+    inside, contradicting, across, equal = Counter[str](), Counter[str](), Counter[tuple[str, str]](), set(pairs)
+    for part in _parts({split: task.rows[split] for split in splits}):
+        distinct = {split: {one for one, _, _ in found} for split, found in part.items()}
+        for split, found in part.items():
+            inside[split] += len(found) - len(distinct[split])
+            contradicting[split] += _contradicting(found)
+        for first, second in pairs:
+            across[first, second] += sum(one in distinct[first] for one, _, _ in part[second])
+            equal -= set() if distinct[first] == distinct[second] else {(first, second)}
     return Repeats(
-        inside={split: len(found) - len(distinct[split]) for split, found in keys.items()},
-        contradicting={split: _contradicting(task.rows[split], found) for split, found in keys.items()},
-        across={(first, second): sum(one in distinct[first] for one in keys[second]) for first, second in pairs},
-        equal=tuple((first, second) for first, second in pairs if distinct[first] == distinct[second]),
+        inside={split: inside[split] for split in splits},
+        contradicting={split: contradicting[split] for split in splits},
+        across={pair: across[pair] for pair in pairs},
+        equal=tuple(pair for pair in pairs if pair in equal),
     )
 
 
-def _contradicting(rows: Sequence[Row], keys: Sequence[bytes]) -> int:
-    answers: dict[bytes, str] = {}
-    return sum(answers.setdefault(one, row.answer) != row.answer for one, row in zip(keys, rows, strict=True))
+def _contradicting(found: Sequence[_Found]) -> int:
+    answers: dict[bytes, bytes] = {}
+    return sum(answers.setdefault(one, answer) != answer for one, answer, _ in found)
+
+
+_Found = tuple[bytes, bytes, int]  # a row's key, a hash of its answer, its number in the split
+
+
+def _parts(rows: Mapping[str, Sequence[Row]]) -> Iterator[dict[str, list[_Found]]]:
+    """The rows of all splits, part by part: rows with the same key are in the same part, in their order.
+
+    A part has about `PART` rows; where there are more in all, keys and hashes wait in files.
+    """
+    count = min(MOST_PARTS, 1 + sum(map(len, rows.values())) // PART)
+    if count == 1:
+        yield {split: list(_found(every)) for split, every in rows.items()}
+        return
+    with ExitStack() as opened:
+        files = {split: [opened.enter_context(scratch_file()) for _ in range(count)] for split in rows}
+        for split, every in rows.items():
+            for one, answer, number in _found(every):
+                files[split][int.from_bytes(one[:4]) % count].write(_RECORD.pack(one, answer, number))
+        for place in range(count):
+            part = {}
+            for split in rows:
+                file = files[split][place]
+                file.seek(0)
+                part[split] = list(_RECORD.iter_unpack(file.read()))
+            yield part
+
+
+def _found(rows: Sequence[Row]) -> Iterator[_Found]:
+    for number, row in enumerate(rows):
+        yield key(row), blake2b(row.answer.encode(), digest_size=8).digest(), number
 
 
 def leaks(repeats: Repeats) -> int:
@@ -110,21 +155,24 @@ def _tested_elsewhere(tasks: Sequence[Task]) -> dict[str, dict[str, int]]:
     tested = {task.name: {key(row) for row in task.rows.get("test", ())} for task in tasks}
     found: dict[str, dict[str, int]] = {}
     for task in tasks:
-        trained = [key(row) for row in task.rows["train"]] if len(tasks) > 1 else []
-        counts = {name: sum(one in keys for one in trained) for name, keys in tested.items() if name != task.name}
-        found[task.name] = {name: count for name, count in counts.items() if count}
+        others = {name: keys for name, keys in tested.items() if name != task.name and keys}
+        counts = Counter[str]()
+        for one in map(key, task.rows["train"] if others else ()):
+            counts.update(name for name, keys in others.items() if one in keys)
+        found[task.name] = {name: counts[name] for name in others if counts[name]}
     return found
 
 
-def _first_of_each(rows: Sequence[Row], seen: set[bytes]) -> list[Row]:
-    """The rows whose prompt is not in `seen` yet. Adds their prompts to it."""
-    kept = []
-    for row in rows:
-        one = key(row)
-        if one not in seen:
-            seen.add(one)
-            kept.append(row)
-    return kept
+def _repeated(rows: Mapping[str, Sequence[Row]]) -> dict[str, bytearray]:
+    """By split, 1 for every row whose prompt an earlier row has; the splits count in their order."""
+    marks = {split: bytearray(len(every)) for split, every in rows.items()}
+    for part in _parts(rows):
+        seen: set[bytes] = set()
+        for split, found in part.items():
+            for one, _, number in found:
+                marks[split][number] = one in seen
+                seen.add(one)
+    return marks
 
 
 def deduplicated(task: Task) -> Task:
@@ -133,16 +181,17 @@ def deduplicated(task: Task) -> Task:
     An eval split that is left empty (it was a copy of test) becomes a tenth of train, by the hash of the prompt.
     What is left out is counted in `dropped`. Errors: InputError if nothing is left to train on.
     """
-    seen: set[bytes] = set()
-    rows: dict[str, list[Row]] = {}
-    for split in reversed(SPLITS):
-        if split in task.rows:
-            rows[split] = _first_of_each(task.rows[split], seen)
+    every = {split: task.rows[split] for split in reversed(SPLITS) if split in task.rows}
+    marks = _repeated(every)
+    rows = {
+        split: gathered((row for row, mark in zip(found, marks[split], strict=True) if not mark), like(found))
+        for split, found in every.items()
+    }
     dropped = {split: len(task.rows[split]) - len(rows[split]) for split in SPLITS if split in rows}
     if "eval" in rows and not rows["eval"]:
-        held_out = [row for row in rows["train"] if zlib.crc32(key(row)) % 10 == 0]
-        rows["train"] = [row for row in rows["train"] if zlib.crc32(key(row)) % 10]
-        rows["eval"] = held_out
+        train, most = rows["train"], like(rows["train"])
+        rows["eval"] = gathered((row for row in train if zlib.crc32(key(row)) % 10 == 0), most)
+        rows["train"] = gathered((row for row in train if zlib.crc32(key(row)) % 10), most)
     if not rows["train"]:
         raise InputError(f"task '{task.name}': every training row stands in eval or test; `deduplicate` leaves none")
     return replace(task, rows={split: rows[split] for split in SPLITS if split in rows}, dropped=dropped)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from jinja2 import TemplateError
 
 from ilora.data.examples import Example
+from ilora.data.stored import Gathering, like
 from ilora.data.task import Row, Task
 from ilora.data.template import end_of_turn, in_template, refuse_without_text, special_tokens
 from ilora.errors import InputError
@@ -130,10 +131,13 @@ class Encoder:
             return task
         rows, dropped = {}, {}
         for split, every in task.rows.items():
-            lengths = self.of(task).lengths(every)
-            rows[split] = [
-                row for row, (_, answer) in zip(every, lengths, strict=True) if answer < self.config.max_length
-            ]
+            kept, own = Gathering(like(every)), self.of(task)
+            for start in range(0, len(every), _AT_ONCE):
+                part = every[start : start + _AT_ONCE]
+                for row, (_, answer) in zip(part, own.lengths(part), strict=True):
+                    if answer < self.config.max_length:
+                        kept.add(row)
+            rows[split] = kept.rows()
             dropped[split] = len(every) - len(rows[split])
             if every and not rows[split]:
                 raise InputError(
@@ -143,8 +147,15 @@ class Encoder:
 
     def encode(self, task: Task, split: str) -> list[Example]:
         """Every row of a split. Raises InputError where an answer alone does not fit into `max_length`."""
-        found = self.of(task)._pairs([(row, row.answer) for row in task.rows[split]])
-        return [self._example(task, f"{task.label}/{split}/{index}", *ids) for index, ids in enumerate(found)]
+        return list(self.examples(task, split))
+
+    def examples(self, task: Task, split: str) -> Iterator[Example]:
+        """`encode`, a thousand rows at a time."""
+        own = self.of(task)
+        for start in range(0, len(task.rows[split]), _AT_ONCE):
+            found = own._pairs([(row, row.answer) for row in task.rows[split][start : start + _AT_ONCE]])
+            for index, ids in enumerate(found, start):
+                yield self._example(task, f"{task.label}/{split}/{index}", *ids)
 
     def lengths(self, rows: Sequence[Row]) -> list[tuple[int, int]]:
         """(tokens of prompt and answer, tokens of the answer alone) of every row, before anything is cut.

@@ -33,7 +33,7 @@ def read_rows(
     marker: str | None = None,
     unanswered: str = "error",
     selection: Selection | None = None,
-) -> list[Row]:
+) -> Sequence[Row]:
     """The rows of a file, in order. Rows that `selection` does not choose are never kept in memory.
 
     columns, marker, unanswered: as for `RowReader`. Errors: InputError that names the file and the line (in `.json`
@@ -178,7 +178,7 @@ def read_hub(
     unanswered: str = "error",
     revision: str | None = None,
     selection: Selection | None = None,
-) -> list[Row]:
+) -> Sequence[Row]:
     """The rows of one split of a Hugging Face data set, or of a local folder of parquet, jsonl or csv files.
 
     split: the data set's own name (`validation`) or slice (`train[:500]`). Class labels are read by name. Needs the

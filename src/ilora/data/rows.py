@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ilora.data.stored import Gathering
 from ilora.data.tables import Entry, Problem, kind
 from ilora.data.task import Row
 from ilora.errors import InputError
@@ -22,12 +23,14 @@ _EXAMPLES = 2  # places of one problem
 class Selection:
     """Which rows of a split to keep: at most `size`, a random subset that depends on `key` and the number of rows only.
 
+    in_memory: rows that are kept in memory; more lie in a file. None: all.
     answers: the first 100,000 answers, of kept and other rows, from which metric and choices are inferred.
     read_as: the forms in which the rows stand, in words; nothing for ilora's own.
     """
 
     key: str
     size: int | None
+    in_memory: int | None = None
     answers: list[str] = field(default_factory=list)
     read_as: list[str] = field(default_factory=list)
 
@@ -50,13 +53,13 @@ def collect(
     chosen: Sequence[int] | None = None,
     selection: Selection | None = None,
     empty: bool = False,
-) -> list[Row]:
+) -> Sequence[Row]:
     """The rows that `convert` makes of the entries. It returns None for an entry that is not a row of the task.
 
     Errors: InputError that names every problem once, with the number of its entries and the first of them, or for no
     rows unless `empty` is allowed.
     """
-    rows: list[Row] = []
+    rows = Gathering(selection.in_memory if selection else None)
     problems = _Problems(source)
     total = 0
     wanted = None if chosen is None else set(chosen)
@@ -72,11 +75,11 @@ def collect(
         if selection is not None and len(selection.answers) < _ANSWERS_KEPT:
             selection.answers.append(made.answer)
         if not problems.places and (wanted is None or index in wanted):
-            rows.append(made)
+            rows.add(made)
     problems.refuse()
     if not total and not empty:
         raise InputError(f"{source}: no rows; expected at least one")
-    return rows
+    return rows.rows()
 
 
 class _Problems:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from hashlib import blake2b
 
 from ilora.data.duplicates import key
+from ilora.data.stored import Gathering, like
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
 from ilora.settings import SplitConfig
@@ -24,9 +25,11 @@ def split_off(task: Task, config: SplitConfig) -> Task:
         shares |= {"eval": asked} if asked else {}
     if not shares:
         return task
-    parts: dict[str, list[Row]] = {split: [] for split in ("train", *shares)}
+    most = like(task.rows["train"])
+    found = {split: Gathering(most) for split in ("train", *shares)}
     for row in task.rows["train"]:
-        parts[_side(row, shares, config.seed)].append(row)
+        found[_side(row, shares, config.seed)].add(row)
+    parts = {split: kept.rows() for split, kept in found.items()}
     for split, rows in parts.items():
         if not rows:
             count, read = len(set(map(key, task.rows["train"]))), f" (read as {task.read_as})" if task.read_as else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Task:
     """
 
     name: str
-    rows: Mapping[str, list[Row]]
+    rows: Mapping[str, Sequence[Row]]
     metric: str = "accuracy"
     choices: tuple[str, ...] = ()
     scoring: str = "generate"

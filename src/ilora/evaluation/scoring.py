@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from ilora.data.encoding import Encoder
 from ilora.data.examples import Example, collate
 from ilora.data.task import Task
+from ilora.data.tokens import longest_answer
 from ilora.errors import IloraError, InputError
 from ilora.metrics.metrics import METRICS
 from ilora.model.engine import Engine
@@ -49,8 +50,7 @@ def prepare(
 ) -> EvaluationSet:
     """Encode a split for evaluation. train: the task's encoded training rows, for `auto` answer length."""
     refuse_no_split(task, split)
-    longest = max((len(example.answer) for example in train), default=0)
-    limit = encoder.answer_limit(task, max_new_tokens, longest)
+    limit = encoder.answer_limit(task, max_new_tokens, longest_answer(train))
     examples = encoder.encode(task, split)
     if task.scoring == "rank":
         # An over-long prompt is cut to what the longest choice leaves, so that all are asked the same.

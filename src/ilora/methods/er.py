@@ -12,7 +12,9 @@ from pydantic import Field, model_validator
 from typing_extensions import TypeVar
 
 from ilora.data.examples import Example
+from ilora.data.stored import some
 from ilora.methods.base import METHODS, Method
+from ilora.replay.memory import MOST
 from ilora.settings import MethodConfig
 
 
@@ -72,4 +74,5 @@ class ExperienceReplay(Method[ReplayT]):
     def end_task(self) -> None:
         """Fill the balanced memory."""
         if self.config.memory_policy == "balanced":
-            self.memory.balance(self.rows)
+            key = f"{self.position.seed}/part/{self.position.task}"
+            self.memory.balance(some(self.rows, MOST, key=key))

@@ -86,7 +86,7 @@ class EWC(Method[EWCConfig]):
     def fisher(self) -> list[Tensor]:
         """The diagonal empirical Fisher information of the task's rows at the present weights, per parameter."""
         size = min(self.config.fisher_rows, len(self.rows))
-        rows = random.Random(f"{self.position.seed}/fisher/{self.position.task}").sample(list(self.rows), size)
+        rows = random.Random(f"{self.position.seed}/fisher/{self.position.task}").sample(self.rows, size)
         total = [torch.zeros_like(weight) for weight in self.trainable]
         for batch in self.engine.micro_batches(
             rows, size=1

@@ -24,12 +24,14 @@ from pydantic import Field
 from torch import Tensor
 
 from ilora.data.examples import IGNORED, Batch, Example, Totals, by_task
+from ilora.data.stored import some
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS
 from ilora.methods.ilora import ILoRA, ILoRAConfig
 from ilora.methods.lwf import distillation
 from ilora.methods.view import RunView
 from ilora.model import adapters
+from ilora.replay.memory import MOST
 from ilora.replay.rehearsal import Frame, pseudo_rows
 from ilora.settings import Fraction
 
@@ -100,7 +102,9 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
     def _pseudo_rows(self) -> list[Example]:
         if self.pseudo is None:  # the task has begun, or goes on after a stop
             earlier = [frame for frame in self.frames if frame.task not in self.position.current_tasks]
-            self.pseudo = pseudo_rows(earlier, self.rows, seed=f"{self.position.seed}/pseudo/{self.position.task}")
+            self.pseudo = pseudo_rows(
+                earlier, self._some(self.rows), seed=f"{self.position.seed}/pseudo/{self.position.task}"
+            )
             self.engine.prepare(self.pseudo)
         return self.pseudo
 
@@ -140,11 +144,15 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
         self.engine.prepare([])
         self._learn_frames(self.rows)
 
+    def _some(self, rows: Sequence[Example]) -> Sequence[Example]:
+        """The rows; of a large task a random part of them."""
+        return some(rows, MOST, key=f"{self.position.seed}/part/{self.position.task}")
+
     def _learn_frames(self, found: Sequence[Example]) -> None:
         if not self.config.pseudo_share or not self.config.pseudo_strength:
             return
         known = {frame.task: frame for frame in self.frames}
-        for task, rows in by_task(found).items():
+        for task, rows in by_task(self._some(found)).items():
             known[task] = Frame.of(rows, seed=f"{self.position.seed}/{task}")
         self.frames = list(known.values())
 

@@ -57,7 +57,7 @@ class Router(Individual[RouterConfig]):
         """Put the adapter aside, and the mean feature of the task's rows."""
         super().end_task()
         size = min(self.config.prototype_rows, len(self.rows))
-        rows = random.Random(f"{self.position.seed}/prototype/{self.position.task}").sample(list(self.rows), size)
+        rows = random.Random(f"{self.position.seed}/prototype/{self.position.task}").sample(self.rows, size)
         total = torch.zeros(self.engine.model.config.hidden_size, device=self.engine.device)
         for batch in self.engine.micro_batches(rows):
             total += self.engine.features(batch).sum(0)

@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from ilora.errors import InputError
+from ilora.files import cache_folder
 from ilora.hub import within_reach
 from ilora.kernels.attention import GROUPED, LONG, PLAIN, flash_serves
-from ilora.model.names import ALIASES, GIVEN, Alias, allowed, cache_folder, local_folder, wheel_hint
+from ilora.model.names import ALIASES, GIVEN, Alias, allowed, local_folder, wheel_hint
 from ilora.settings import ModelConfig
 
 _OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +73,3 @@ def absolute(name: str) -> str:
     """A local folder's name as it holds in every working directory; aliases and hub ids as they are."""
     folder = Path(name).expanduser()
     return str(folder.absolute()) if name not in ALIASES and folder.is_dir() else name
-
-
-def cache_folder() -> Path:
-    """What can be made again lies here: the bundled model's folder, states of frozen layers."""
-    return Path(os.environ.get("ILORA_CACHE") or Path.home() / ".cache" / "ilora")

@@ -15,8 +15,7 @@ from pathlib import Path
 from ilora.config import read_yaml
 from ilora.data.task import SPLITS, task_label
 from ilora.errors import InputError
-from ilora.files import flush_folder, write_atomic
-from ilora.model.names import cache_folder
+from ilora.files import cache_folder, flush_folder, write_atomic
 from ilora.registry import did_you_mean
 from ilora.releases import journal, redaction
 from ilora.releases.candidate import places
@@ -107,6 +106,8 @@ def _left(run: Path, task: str) -> Iterator[str]:
                 yield f"{place}: where the rows came from"
     if (config.get("adapter") or {}).get("keep_below"):
         yield f"{cache_folder() / 'below'}: a cache of what the frozen layers make of rows, of this run and others"
+    if (tokens := cache_folder() / "tokens").is_dir():
+        yield f"{tokens}: a cache of large tasks in token ids, of this run and others"
     for path in sorted(run.iterdir()):
         if path.name not in _KNOWN and path not in keep.left_behind(run):
             yield f"{path}: not a file of ilora's"

@@ -16,6 +16,8 @@ import torch
 
 from ilora.data.examples import Example, by_task
 
+MOST = 100_000  # rows of a task that a method holds at once; of more it takes a random part of that size
+
 
 class ReplayMemory:
     """At most `capacity` examples, chosen by whoever fills it: `offer`, `balance` or `keep_first`."""

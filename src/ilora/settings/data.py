@@ -137,6 +137,11 @@ class DataConfig(Section):
         "trace-1",
         description="version of a benchmark's prompts; config.yaml keeps it, although there is only one so far",
     )
+    rows_in_memory: PositiveInt = Field(
+        50_000,
+        description="training rows of a task that are kept in memory, at most; more lie in Arrow files in $ILORA_CACHE "
+        "(needs pyarrow, which comes with `datasets`); changes memory, not the result",
+    )
     resplit: bool = Field(False, description="split a benchmark's rows again into train, eval and test, 8 : 1 : 1")
     deduplicate: bool = Field(
         False,

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ilora.config import Config
+from ilora.data.digests import training_digest
 from ilora.data.encoding import Encoder
 from ilora.data.task import Phase
 from ilora.errors import InputError
 from ilora.methods.base import Method
 from ilora.model.start import Start
-from ilora.stream import rows_before, training_digest
+from ilora.stream import rows_before
 from ilora.training.encoded import EncodedStream
 
 

@@ -10,14 +10,15 @@ from accelerate import Accelerator
 from ilora.config import Config
 from ilora.data.encoding import Encoder
 from ilora.data.examples import Example
+from ilora.data.stored import Joined, Stored
 from ilora.errors import InputError
+from ilora.files import cache_folder
 from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.frozen import Below
 from ilora.model.gpu import suit_the_device
 from ilora.model.identity import BaseModel
 from ilora.model.load import GivenModel, ends, load_model, positions, prepare_model
-from ilora.model.names import cache_folder
 from ilora.progress import Display
 from ilora.settings import LEAST_LENGTH
 from ilora.training.interrupt import StopRequest
@@ -90,6 +91,11 @@ def keep_states_below(
     engine: Engine, sets: Sequence[Sequence[Example]], *, title: str, display: Display, stop: StopRequest
 ) -> None:
     """Compute once what the frozen layers under the adapter make of these rows; the engine then starts from it."""
+    if any(isinstance(rows, Stored | Joined) for rows in sets):
+        raise InputError(
+            "adapter.keep_below: it holds the states of all rows in memory, and a task has more rows than "
+            "data.rows_in_memory; leave out one of the two"
+        )
     engine.below = Below(engine.core, above=engine.adapted, folder=cache_folder() / "below")
     with display.bar(title, sum(map(len, sets))) as bar, engine.accelerator.main_process_first():
 

@@ -8,7 +8,6 @@ loss is already divided by the whole step's totals, so the sum is the step's gra
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ilora.data.examples import Example, Totals
+from ilora.data.stored import shuffled
 from ilora.errors import IloraError
 from ilora.methods.base import Method
 from ilora.methods.view import Position, RunView
@@ -57,14 +57,13 @@ class Plan:
     def batches(self, first: int = 1) -> Iterator[tuple[int, int, list[int]]]:
         """(step, epoch, row numbers) from step `first` on; steps count from 1, epochs from 0."""
         for epoch in range(self.epoch(first), self.epochs):
-            order = list(range(self.rows))
-            random.Random(f"{self.seed}/order/{self.task}/{epoch}").shuffle(order)
+            order = shuffled(self.rows, key=f"{self.seed}/order/{self.task}/{epoch}")
             for number in range(self.steps_per_epoch):
                 step = epoch * self.steps_per_epoch + number + 1
                 if step > self.steps:
                     return
                 if step >= first:
-                    yield step, epoch, order[number * self.batch : (number + 1) * self.batch]
+                    yield step, epoch, order[number * self.batch : (number + 1) * self.batch].tolist()
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ilora.config import Config, load_config
+from ilora.data.digests import fingerprint
 from ilora.data.task import Task, phases
 from ilora.errors import InputError
 from ilora.methods.base import Method
 from ilora.model import adapters
-from ilora.stream import fingerprint
 from ilora.training.beginning import refuse_other_start
 from ilora.training.checkpoint import Checkpoint, split_tensors
 from ilora.training.divergence import DivergenceError
@@ -86,7 +86,7 @@ class State:
                 "position": asdict(self.progress),
                 "counters": asdict(self.counters),
                 "config": self.config.dump(),
-                "fingerprints": [None if task.forgotten else fingerprint(task) for task in self.tasks],
+                "fingerprints": self.fingerprints,
                 "forgotten": self.forgotten,
                 "start": self.start,
                 "base": self.base,
@@ -102,6 +102,11 @@ class State:
                 "optimizer": {} if self._moments_are_done else dict(_flat(self.optimizer)),
             },
         )
+
+    @cached_property
+    def fingerprints(self) -> list[str | None]:
+        """Of every task, by which a checkpoint knows its data; None of one whose rows were deleted."""
+        return [None if task.forgotten else fingerprint(task) for task in self.tasks]
 
     @property
     def _moments_are_done(self) -> bool:
@@ -201,8 +206,8 @@ class State:
                 f"the configuration (config.yaml) changed since the run began: {'; '.join(changed)}. "
                 "Put it back, or start a new run"
             )
-        for task, fingerprint_then in zip(self.tasks, fingerprints, strict=False):
-            if not task.forgotten and fingerprint(task) != fingerprint_then:
+        for task, now_is, was in zip(self.tasks, self.fingerprints, fingerprints, strict=False):
+            if not task.forgotten and now_is != was:
                 raise InputError(
                     f"task '{task.name}': its data ({task.source}) changed since the run began. "
                     "Put it back, or start a new run"
@@ -236,7 +241,7 @@ def _without_places(dump: dict[str, Any]) -> dict[str, Any]:
     tasks = [{key: value for key, value in task.items() if key not in _PLACES} for task in data["tasks"]]
     return dump | {
         "adapter": dump["adapter"] | {"start_from": dump["adapter"]["start_from"] is not None},
-        "data": {key: value for key, value in data.items() if key not in ("path", "start_rows")} | {"tasks": tasks},
+        "data": data | {"path": None, "start_rows": None, "rows_in_memory": None, "tasks": tasks},
         "training": dump["training"] | {"trajectory": None, "log_every": None},
         "keep": None,
         "evaluation": dump["evaluation"] | {"perplexity_file": file and Path(file).name},

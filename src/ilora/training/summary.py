@@ -8,6 +8,7 @@ from typing import Any
 from ilora.changes import values
 from ilora.config import Config
 from ilora.data.task import Task
+from ilora.data.tokens import cut_rows
 from ilora.model.identity import tokenizer_sha256
 from ilora.results.schema import SCHEMA
 from ilora.results.scores import read_perplexity, score_matrix
@@ -69,7 +70,7 @@ def _task(task: Task, stream: EncodedStream) -> dict[str, Any]:
         "template": stream.encoder.of(task).config.template,
         **{split: len(rows) for split, rows in task.rows.items()},
         "truncated": {
-            "train": sum(example.cut for example in stream.train[task.name]),
+            "train": cut_rows(stream.train[task.name]),
             scored.split: scored.cut,
         },
         "dropped": dict(task.dropped),
