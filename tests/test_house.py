@@ -26,7 +26,7 @@ FLOORS = (
     ("stream", "comparison"),
     ("training", "in_memory", "early"),
     ("connectivity", "check", "adding", "releases", "handover"),
-    ("answering", "diffs", "gates"),
+    ("answering", "diffs", "gates", "planning"),
     ("report", "sweeps"),
     ("runner",),
     ("commands",),

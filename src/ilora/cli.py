@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ilora import cli_gate, cli_releases, cli_setup, cli_use
+from ilora import cli_gate, cli_inspect, cli_releases, cli_setup, cli_use
 from ilora.cli_export import export_run
 from ilora.cli_inspect import ConfigFile, Overrides, config_app, data_app, list_names
 
@@ -61,12 +61,30 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and
 
 @app.command()
 def run(
+    context: typer.Context,
     config: ConfigFile,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The new run folder (default: runs/<name>).")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the run will need, and start nothing; no weight is read.")
+    ] = False,
+    devices: Annotated[int, typer.Option(min=1, help="With --dry-run: devices of a machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="With --dry-run: machines.")] = 1,
+    hardware: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="With --dry-run: memory=80 (GB), rate=400 (TFLOP/s reached), link=300 and network=40 (GB/s into a "
+            "device, within a machine and between them), reserved=2 (GB). May be given several times.",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train one model on a stream of tasks, evaluate it after each one, and write a report."""
+    if dry_run:
+        cli_inspect.dry_run(config, overrides or (), devices=devices, nodes=nodes, hardware=hardware or ())
+        return
+    _refuse(context, ("devices", "nodes", "hardware"), "is for --dry-run")
     from ilora.early import before_run
 
     before_run(config, overrides or (), out, quiet=quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,3 +98,19 @@ def _show_check(summary: dict[str, Any], json_file: Path | None) -> None:
     console.print(check_table(summary))
     if json_file is not None:
         write_atomic(json_file, text)
+
+
+def dry_run(config: Path, overrides: Sequence[str], *, devices: int, nodes: int, hardware: Sequence[str]) -> None:
+    """`run --dry-run`: print what a run will need."""
+    from rich.console import Console
+
+    from ilora.early import before_check
+
+    before_check(config, overrides, quiet=True)
+    from ilora.commands.dry_run import dry_run_command
+
+    lines, table = dry_run_command(config, overrides, devices=devices, nodes=nodes, hardware=hardware)
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(table)

@@ -21,7 +21,7 @@ from ilora.data.stored import gathered, like, scratch_file
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
 
-PART, MOST_PARTS = 200_000, 200  # rows that are compared at a time; parts, each with an open file a split
+PART, MOST_PARTS = 50_000, 100  # rows that are compared at a time; parts, each with an open file a split
 _RECORD = struct.Struct("<12s8sq")
 PAIRS = (("train", "test"), ("train", "eval"), ("eval", "test"))
 

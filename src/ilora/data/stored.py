@@ -23,6 +23,7 @@ from ilora.errors import InputError
 from ilora.files import cache_folder
 
 ROWS, BYTES = 16_384, 2**24  # of a slice of the file, at most: what is written at once
+_BLOCK, _BLOCKS = 256, 64  # items that are made at once; blocks after which pages are handed back
 ORDER_IN_MEMORY = 2**20  # numbers of an order; more lie in a file
 Item = TypeVar("Item")
 
@@ -92,8 +93,7 @@ class Stored(Sequence[Item], Generic[Item]):
         reader = pyarrow.ipc.open_file(pyarrow.BufferReader(pyarrow.py_buffer(self._map)))
         self._slices = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self._starts: list[int] = [0, *accumulate(part.num_rows for part in self._slices)]
-        self._opened: tuple[int, Any] = (-1, None)
-        self._read = 0
+        self._blocks = 0  # that were read since the last `release`
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -104,36 +104,35 @@ class Stored(Sequence[Item], Generic[Item]):
     def __getitem__(self, place: slice) -> list[Item]: ...
     def __getitem__(self, place: int | slice) -> Item | list[Item]:
         if isinstance(place, slice):
-            return [self._item(number) for number in range(*place.indices(len(self)))]
+            first, last, step = place.indices(len(self))
+            return list(self._between(first, last)) if step == 1 else [self[n] for n in range(first, last, step)]
         number = place + len(self) if place < 0 else place
         if not 0 <= number < len(self):
             raise IndexError(place)
-        return self._item(number)
+        return next(self._between(number, number + 1))
 
     def __iter__(self) -> Iterator[Item]:
-        return map(self._item, range(len(self)))
+        return self._between(0, len(self))
 
-    def _item(self, number: int) -> Item:
-        where = bisect_right(self._starts, number) - 1
-        if self._opened[0] != where:
-            self._opened = (where, self._open(self._slices[where]))
-        item = self._make(number, self._opened[1], number - self._starts[where])
-        self._read += 1
-        if self._read >= ROWS:
-            self.release()
-        return item
+    def _between(self, first: int, last: int) -> Iterator[Item]:
+        """The items from `first` up to `last`, a block at a time."""
+        while first < last:
+            where = bisect_right(self._starts, first) - 1
+            start, end = self._starts[where : where + 2]
+            stop = min(last, end, first + _BLOCK)
+            yield from self._make(first, self._slices[where].slice(first - start, stop - first))
+            first = stop
+            self._blocks += 1
+            if self._blocks >= _BLOCKS:
+                self.release()
 
     def release(self) -> None:
         """Hand the pages of the file that were read back to the system."""
         self._map.madvise(mmap.MADV_DONTNEED)
-        self._read = 0
+        self._blocks = 0
 
-    def _open(self, part: Any) -> Any:
-        """What `_make` needs of a slice; made once for items that follow one another."""
-        raise NotImplementedError
-
-    def _make(self, number: int, opened: Any, place: int) -> Item:
-        """Item `number`, which is at `place` in its slice."""
+    def _make(self, first: int, block: Any) -> Iterable[Item]:
+        """The items of a block of the file's rows, of which the first has the number `first`."""
         raise NotImplementedError
 
 
@@ -144,15 +143,15 @@ class StoredRows(Stored[Row]):
         super().__init__(file)
         self.most = most
 
-    def _open(self, part: Any) -> Any:
-        return part.columns
+    def _make(self, first: int, block: Any) -> Iterable[Row]:
+        del first
+        return map(_row, *(column.to_pylist() for column in block.columns))
 
-    def _make(self, number: int, opened: Any, place: int) -> Row:
-        del number
-        prompt, answer, messages, tools = (column[place].as_py() for column in opened)
-        if messages is None and tools is None:
-            return Row(prompt, answer)
-        return Row(prompt, answer, tuple(json.loads(messages or "[]")), tuple(json.loads(tools or "[]")))
+
+def _row(prompt: str, answer: str, messages: str | None, tools: str | None) -> Row:
+    if messages is None and tools is None:
+        return Row(prompt, answer)
+    return Row(prompt, answer, tuple(json.loads(messages or "[]")), tuple(json.loads(tools or "[]")))
 
 
 class Gathering:

@@ -1,0 +1,1 @@
+"""What a run will need, before any weight is read: bytes, operations, traffic, time."""

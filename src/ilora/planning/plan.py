@@ -1,0 +1,113 @@
+"""`ilora run --dry-run`: from a configuration to what the run will need. Rows are read, weights are not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ilora.config import Config
+from ilora.data.encoding import LONGEST_AUTO, Encoder
+from ilora.data.stored import some
+from ilora.data.task import Task, phases
+from ilora.model.load import load_tokenizer
+from ilora.model.names import local_folder
+from ilora.planning.need import Hardware, Need, Work, layouts, need
+from ilora.planning.shape import Shape, read_shape
+from ilora.stream import load_tasks
+from ilora.training.loading import TOKENS_ON_GPU
+
+_COUNTED = 1_000  # rows of a task whose tokens are counted
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run will need.
+
+    rows, steps: by phase. needs: of each layout. counted: whether the rows' tokens were counted, or are taken to be
+    `data.max_length` for want of a tokenizer.
+    """
+
+    config: Config
+    shape: Shape
+    work: Work
+    needs: list[Need]
+    rows: dict[str, int]
+    steps: dict[str, int]
+    counted: bool
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of one adapter's weights, in memory and in its file."""
+        return 4 * self.shape.trained
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint within a task: one adapter, its moments, the memory's rows."""
+        memory = min(self.config.method.memory_capacity, sum(self.rows.values()))
+        return 3 * self.adapter_bytes + round(4 * memory * self.work.tokens)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of a run folder with one adapter a phase, at its largest: all phases' adapters, the snapshots of one, and
+        three checkpoints while one replaces another. Predictions are not counted.
+        """
+        snapshots = max(self.config.training.trajectory - 1, 0)
+        return (len(self.rows) + snapshots) * self.adapter_bytes + 3 * self.checkpoint_bytes
+
+    def seconds(self, of: Need) -> float:
+        """Of all optimizer steps. Evaluation and loading are not counted."""
+        return sum(self.steps.values()) * of.seconds
+
+
+def dry_run(
+    config: Config, *, devices: int = 1, nodes: int = 1, hardware: Hardware | None = None, shard: str | None = None
+) -> DryRun:
+    """What the configured run will need. Raises InputError where model or data cannot be used.
+
+    devices: of each of `nodes` machines. shard: only the layouts of this `model.shard`; None: all of them.
+    """
+    tasks = load_tasks(config.data)
+    shape = read_shape(config.model, config.adapter)
+    tokens, longest, answer, counted = _lengths(config, tasks)
+    order = phases(tasks, config.stream)
+    rows = {phase.label: sum(len(task.rows["train"]) for task in phase.tasks) for phase in order}
+    steps = {phase.label: _steps(config.at(phase.index), rows[phase.label]) for phase in order}
+    micro = config.training.micro_batch_size
+    work = Work(
+        rows=math.ceil(config.training.global_batch_size * _share(config, len(order))),
+        micro_batch=max(1, TOKENS_ON_GPU // longest) if micro == "auto" else micro,
+        tokens=tokens,
+        longest=longest,
+        answer=answer,
+        checkpointing=config.model.gradient_checkpointing,
+    )
+    found = layouts(shard, devices=devices, nodes=nodes)
+    needs = [need(shape, work, layout, hardware or Hardware()) for layout in found]
+    return DryRun(config, shape, work, needs, rows, steps, counted)
+
+
+def _steps(config: Config, rows: int) -> int:
+    training = config.training
+    steps = math.ceil(rows / training.global_batch_size) * training.epochs
+    return steps if training.max_steps is None else min(steps, training.max_steps)
+
+
+def _share(config: Config, order: int) -> float:
+    """Rows of a step over its new ones: from the second task on, replayed and pseudo rows come on top."""
+    if order < 2:
+        return 1.0
+    return 1.0 + float(config.method.memory_capacity > 0) + float(getattr(config.method, "pseudo_share", 0.0))
+
+
+def _lengths(config: Config, tasks: list[Task]) -> tuple[float, int, int, bool]:
+    """Tokens of a row on average and at most, of an answer at most; whether they were counted."""
+    most, folder = config.data.max_length, local_folder(config.model.name)
+    if folder is not None and not any((folder / name).is_file() for name in _TOKENIZER):
+        return float(most), most, min(LONGEST_AUTO, most // 4), False
+    encoder = Encoder(load_tokenizer(config.model), config.data)
+    pairs = [
+        pair for task in tasks for pair in encoder.lengths(some(task.rows["train"], _COUNTED, key=f"plan/{task.name}"))
+    ]
+    wholes = [min(whole, most) for whole, _ in pairs]
+    return sum(wholes) / len(wholes), max(wholes), min(max(answer for _, answer in pairs), most), True

@@ -1,0 +1,220 @@
+"""The plan in figures against what is there: a loaded model, a saved adapter, a step that is measured."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ilora.config import load_config
+from ilora.data.examples import Example, collate
+from ilora.errors import InputError
+from ilora.kernels.losses import token_losses
+from ilora.model import adapters
+from ilora.model.engine import Engine
+from ilora.planning.need import Hardware, Layout, Work, activation_bytes, layouts, logit_bytes, need
+from ilora.planning.plan import dry_run
+from ilora.planning.shape import Shape, read_shape, tensor_bytes
+from ilora.settings import AdapterConfig, ModelConfig
+from tests.command import Command, Refused
+from tests.helpers import MakeConfig, plain
+
+SHAPES = Path(__file__).parents[2] / "configs" / "shapes"
+PUBLISHED = {
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "qwen3-235b-a22b": 235_093_634_560,
+}
+
+
+# -- exact figures -----------------------------------------------------------------------------------------------------
+
+
+def test_parameters_and_adapter_are_those_of_a_run(tiny_model: Path, finished: Path) -> None:
+    config = load_config(finished / "config.yaml")
+    shape = read_shape(config.model, config.adapter)
+    assert shape.parameters == sum(weight.numel() for weight in plain(tiny_model).parameters())
+    assert shape.stored == shape.bytes == 4 * shape.parameters
+    (first, *_) = sorted(finished.glob("adapters/*/fast/adapter_model.safetensors"))
+    assert dry_run(config).adapter_bytes == sum(value.nbytes for value in load_file(first).values())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_have_the_published_number_of_parameters(name: str, tmp_path: Path) -> None:
+    values = json.loads((SHAPES / name / "config.json").read_text(encoding="utf-8"))
+    few = values | {"num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(few), encoding="utf-8")
+    shape = read_shape(ModelConfig(name=str(tmp_path)), AdapterConfig())
+    one, other = shape.layers
+    assert one == other
+    assert shape.root + values["num_hidden_layers"] * one == 2 * PUBLISHED[name]  # in bfloat16
+
+
+def test_of_experts_a_token_passes_through_the_chosen_ones(tmp_path: Path) -> None:
+    values = json.loads((SHAPES / "qwen3-235b-a22b" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(values | {"num_hidden_layers": 1}), encoding="utf-8")
+    shape = read_shape(ModelConfig(name=str(tmp_path)), AdapterConfig())
+    attention, router, expert = 4096 * 128 * (2 * 64 + 2 * 4), 128 * 4096, 3 * 4096 * 1536
+    assert shape.matrices == (attention + router + 8 * expert,)
+    assert shape.parameters - shape.active == 120 * expert + 151936 * 4096  # the others, and the input embedding
+
+
+def test_an_adapter_on_the_last_layers_leaves_the_others_without_a_backward_pass(tiny_model: Path) -> None:
+    whole, half = (read_shape(ModelConfig(name=str(tiny_model)), AdapterConfig(layers=n)) for n in (2, 1))
+    assert (whole.first, half.first) == (0, 1)
+    assert half.trained * 2 == whole.trained
+    assert activation_bytes(half, 10, checkpointing=False) * 2 == activation_bytes(whole, 10, checkpointing=False)
+
+
+def test_quantized_weights_are_smaller(tiny_model: Path) -> None:
+    sizes = {
+        bits: read_shape(ModelConfig(name=str(tiny_model), quantization=bits), AdapterConfig())
+        for bits in ("none", "4bit")
+    }
+    assert sizes["4bit"].parameters == sizes["none"].parameters
+    assert sum(sizes["4bit"].layers) < 0.3 * sum(sizes["none"].layers)
+    assert sizes["4bit"].root == sizes["none"].root  # embedding and head stay
+
+
+# -- a step that is measured -------------------------------------------------------------------------------------------
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that tensors made inside the block hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {
+            part.untyped_storage()._cdata for part in tree_leaves((args, kwargs)) if isinstance(part, torch.Tensor)
+        }
+        found = func(*args, **(kwargs or {}))
+        for part in tree_leaves(found):
+            if isinstance(part, torch.Tensor) and (storage := part.untyped_storage())._cdata not in before | self.seen:
+                self.seen.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return found
+
+    def _gone(self, storage: int, size: int) -> None:
+        self.seen.discard(storage)
+        self.now -= size
+
+
+@pytest.mark.parametrize("modules", ["auto", "all-linear"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_within_a_third_of_the_measured_peak(modules: str, checkpointing: bool, tmp_path: Path) -> None:
+    sizes = LlamaConfig(
+        vocab_size=200, hidden_size=64, intermediate_size=192, num_hidden_layers=8, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    sizes.save_pretrained(tmp_path)
+    settings = AdapterConfig(r=4, target_modules=modules, dropout=0.0)
+    base = LlamaForCausalLM(sizes).requires_grad_(False)
+    model = adapters.attach(base, settings, name="fast", seed=0).train()
+    if checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = collate([Example("t", str(n), [5] * 124, [6] * 4) for n in range(4)], pad=0)
+    with Live() as live:
+        logits = Engine(model, Accelerator(), pad=0).forward(batch).answer_logits
+        token_losses(logits, batch.targets, count=batch.label_count).sum().backward()
+    shape = read_shape(ModelConfig(name=str(tmp_path), dtype="float32"), settings)
+    expected = activation_bytes(shape, 4 * 128, checkpointing=checkpointing) + logit_bytes(shape, 4 * 4)
+    print(live.peak, expected)
+    assert expected == pytest.approx(live.peak, rel=1 / 3)
+
+
+# -- layouts -----------------------------------------------------------------------------------------------------------
+
+
+SHAPE = Shape(
+    parameters=1000, active=900, trained=10, bytes=2000, layers=(600, 600, 600), matrices=(300,) * 3, norms=(8,) * 3,
+    inputs=(4,) * 3, first=0, hidden=4, vocabulary=20, heads=4, element=2, stored=None,
+)  # fmt: skip
+WORK = Work(rows=64, micro_batch=4, tokens=10.0, longest=16, answer=2, checkpointing=False)
+
+
+def test_sharded_weights_are_divided_and_arrive_twice_for_each_micro_batch() -> None:
+    whole, full = (need(SHAPE, WORK, Layout("", 4, 1, shards), Hardware()) for shards in (1, 4))
+    assert (whole.base, whole.gathered, whole.traffic, whole.gathering) == (2000, 0, 0, 0.0)
+    assert full.base == 500
+    assert full.gathered == (200 + 2 * 600) * 3 // 4
+    assert full.traffic == 2 * 4 * 2000 * 3 // 4  # 16 rows of a device in micro-batches of 4
+    assert full.reduced == whole.reduced == 2 * 4 * 10 * 3 // 4
+    assert full.computing == whole.computing
+    assert full.bytes - full.gathered == whole.bytes - 1500
+
+
+def test_between_machines_the_network_decides() -> None:
+    slow = Hardware(network=1)
+    across, within = (need(SHAPE, WORK, Layout("", 2, 2, shards), slow) for shards in (4, 2))
+    assert across.gathering == pytest.approx(across.traffic / 2e9)
+    assert within.gathering == pytest.approx(within.traffic / 300e9)
+    assert within.reducing == across.reducing == pytest.approx(across.reduced / 2e9)
+
+
+def test_layouts_follow_the_setting_and_the_machines() -> None:
+    assert [one.shards for one in layouts(None, devices=8, nodes=4)] == [1, 32, 8]
+    assert [one.shards for one in layouts("full", devices=8, nodes=1)] == [8]
+    assert [one.shards for one in layouts("none", devices=8, nodes=4)] == [1]
+    assert [one.shards for one in layouts(None, devices=1, nodes=1)] == [1]
+
+
+def test_recomputing_costs_operations_and_saves_memory() -> None:
+    kept, again = (
+        need(SHAPE, replace(WORK, checkpointing=flag), Layout("", 1, 1, 1), Hardware()) for flag in (False, True)
+    )
+    assert again.activations < kept.activations
+    assert again.computing > kept.computing
+
+
+def test_steps_and_rows_are_those_of_the_stream(make_config: MakeConfig) -> None:
+    found = dry_run(make_config("training.max_steps=5", "data.tasks.1.settings={training.epochs: 1}"))
+    assert list(found.rows.values()) == [24, 24, 24]
+    assert list(found.steps.values()) == [5, 3, 3]
+    assert found.work.rows == 16  # eight new ones, eight from the memory
+    assert found.counted
+    assert 0 < found.work.tokens <= found.work.longest <= 64
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_reads_no_weights_and_writes_nothing(ilora: Command, tiny_model: Path, config: Path) -> None:
+    folder = config.parent / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text((tiny_model / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
+    before = sorted(config.parent.rglob("*"))
+    done = ilora("run", config, f"model={folder}", "--dry-run", "--devices", 2, "--nodes", 2)
+    assert done.code == 0, done.err
+    for part in ("parameters", "optimizer steps", "full within a machine", "data.max_length", "yes"):
+        assert part in done.out
+    assert sorted(config.parent.rglob("*")) == before
+
+
+def test_bad_hardware_is_refused(refused: Refused, config: Path) -> None:
+    refused("run", config, "--dry-run", "--hardware", "rate=0", says=["--hardware", "rate", "greater than 0"])
+    refused("run", config, "--dry-run", "--hardware", "speed=1", says=["--hardware", "speed"])
+    refused("run", config, "--devices", 2, says=["--devices", "--dry-run"])
+
+
+def test_a_file_that_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / "good.safetensors")
+    assert tensor_bytes(tmp_path / "good.safetensors") == 16
+    (tmp_path / "bad.safetensors").write_bytes(b"{}")
+    with pytest.raises(InputError, match=r"bad\.safetensors"):
+        tensor_bytes(tmp_path / "bad.safetensors")
