@@ -134,7 +134,6 @@ def test_activations_are_within_a_third_of_the_measured_peak(modules: str, check
         token_losses(logits, batch.targets, count=batch.label_count).sum().backward()
     shape = read_shape(ModelConfig(name=str(tmp_path), dtype="float32"), settings)
     expected = activation_bytes(shape, 4 * 128, checkpointing=checkpointing) + logit_bytes(shape, 4 * 4)
-    print(live.peak, expected)
     assert expected == pytest.approx(live.peak, rel=1 / 3)
 
 
@@ -218,3 +217,14 @@ def test_a_file_that_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"{}")
     with pytest.raises(InputError, match=r"bad\.safetensors"):
         tensor_bytes(tmp_path / "bad.safetensors")
+
+
+def test_the_page_on_size_says_what_the_command_says() -> None:
+    page = (SHAPES.parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    lines = page.partition("| Llama 3.1 8B |")[2].partition("| Llama 3.1 70B |")[0].splitlines()
+    config = load_config(SHAPES / "plan.yaml")
+    for nodes in (1, 4):
+        for one in dry_run(config, devices=8, nodes=nodes).needs:
+            cells = [f"{nodes} x 8", one.layout.name, f"{one.bytes / 1e9:.3g} GB"]
+            (line,) = (line for line in lines if " | ".join(cells) in line)
+            assert line.endswith(f" | {one.seconds:.3g} |")

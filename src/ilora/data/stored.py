@@ -121,8 +121,8 @@ class Stored(Sequence[Item], Generic[Item]):
             start, end = self._starts[where : where + 2]
             stop = min(last, end, first + _BLOCK)
             yield from self._make(first, self._slices[where].slice(first - start, stop - first))
+            self._blocks += 1 if stop - first == _BLOCK else _BLOCKS // 4  # a single row may bring megabytes of pages
             first = stop
-            self._blocks += 1
             if self._blocks >= _BLOCKS:
                 self.release()
 
