@@ -120,11 +120,12 @@ class Stored(Sequence[Item], Generic[Item]):
             where = bisect_right(self._starts, first) - 1
             start, end = self._starts[where : where + 2]
             stop = min(last, end, first + _BLOCK)
-            yield from self._make(first, self._slices[where].slice(first - start, stop - first))
+            block = self._slices[where].slice(first - start, stop - first)
             self._blocks += 1 if stop - first == _BLOCK else _BLOCKS // 4  # a single row may bring megabytes of pages
-            first = stop
-            if self._blocks >= _BLOCKS:
+            if self._blocks >= _BLOCKS:  # before the items are given: nobody may ask for more
                 self.release()
+            yield from self._make(first, block)
+            first = stop
 
     def release(self) -> None:
         """Hand the pages of the file that were read back to the system."""
