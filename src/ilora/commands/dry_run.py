@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
-from ilora.config import load_config, problems, read_override
+from ilora.config import load_config, problems
 from ilora.errors import InputError
+from ilora.overrides import read_overrides
 from ilora.planning.need import GB, Hardware, Need
 from ilora.planning.plan import DryRun, dry_run
 from ilora.present.numbers import duration
@@ -28,7 +29,7 @@ _BYTES = {
 
 def read_hardware(changes: Iterable[str]) -> Hardware:
     """The hardware with `key=value` changes. Raises InputError naming the key, the value and what is allowed."""
-    values = dict(map(read_override, changes))
+    values = {key: value for _, key, value in read_overrides(changes)}
     try:
         return Hardware.model_validate(values)
     except ValidationError as error:

@@ -107,7 +107,9 @@ def _lengths(config: Config, tasks: list[Task]) -> tuple[float, int, int, bool]:
         return float(most), most, min(LONGEST_AUTO, most // 4), False
     encoder = Encoder(load_tokenizer(config.model), config.data)
     pairs = [
-        pair for task in tasks for pair in encoder.lengths(some(task.rows["train"], _COUNTED, key=f"plan/{task.name}"))
+        pair
+        for task in tasks
+        for pair in encoder.of(task).lengths(some(task.rows["train"], _COUNTED, key=f"plan/{task.name}"))
     ]
     wholes = [min(whole, most) for whole, _ in pairs]
     return sum(wholes) / len(wholes), max(wholes), min(max(answer for _, answer in pairs), most), True
