@@ -41,7 +41,7 @@ from ilora.results.scores import BASE, contrast_folder, prediction_folder
 from ilora.stream import load_tasks, reading_lines, resolve
 from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
-from ilora.training.processes import leave_group, naming_a_lost_process, on_main
+from ilora.training.processes import leave_group, naming_a_lost_process, on_main, refuse_idle
 from ilora.training.session import Session
 
 
@@ -233,6 +233,7 @@ def _execute(
     ):
         shared: dict[str, Any] = {"accelerator": accelerator, "display": display, "stop": stop, "given": given}
         use_threads(path)
+        refuse_idle(accelerator, config, tasks)
         session = Session(config.model_copy(update={"contrast": []}), path, tasks, **shared)
         session.refuse_changes()
         if begin is not None:

@@ -43,9 +43,14 @@ def start_two(*arguments: object, log: Path, broken: Mapping[int, str] = Mapping
 
 
 def start_pair(
-    commands: Sequence[Sequence[object]], *, log: Path, broken: Mapping[int, str] = MappingProxyType({})
+    commands: Sequence[Sequence[object]],
+    *,
+    log: Path,
+    broken: Mapping[int, str] = MappingProxyType({}),
+    count: int = 2,
+    machines: int = 1,
 ) -> list[BaseProcess]:
-    """Several commands, one after the other, in two processes."""
+    """Several commands, one after the other, in two processes, or in so many on so many machines."""
     port = str(free_port())
     return [
         ilora_forks(
@@ -54,13 +59,13 @@ def start_pair(
             broken=broken.get(rank),
             RANK=str(rank),
             LOCAL_RANK=str(rank),
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
+            WORLD_SIZE=str(count),
+            LOCAL_WORLD_SIZE=str(count // machines),
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=port,
             OMP_NUM_THREADS="1",
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
 
 
@@ -73,9 +78,10 @@ def finished(processes: list[BaseProcess], *, log: Path, runs: int = 1) -> None:
     """They come to a good end, and the second process has said nothing."""
     for process in processes:
         process.join(240)
-    said = [log.with_name(f"{log.name}-{rank}.{kind}").read_text() for rank in range(2) for kind in ("out", "err")]
-    assert [process.exitcode for process in processes] == [0, 0], said
-    assert said[1:] == ["", "", ""]
+    ranks = range(len(processes))
+    said = [log.with_name(f"{log.name}-{rank}.{kind}").read_text() for rank in ranks for kind in ("out", "err")]
+    assert [process.exitcode for process in processes] == [0 for _ in ranks], said
+    assert not any(said[1:])
     assert said[0].count("report:") == runs
 
 
@@ -125,12 +131,15 @@ def config(make_config: MakeConfig) -> Config:
 
 @pytest.fixture(scope="module")
 def by_two(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with each method's config-<name>.yaml and its run <name>, all by the same two processes."""
+    """A folder with each method's config-<name>.yaml and its runs <name>, with whole weights, and <name>-in-parts, all
+    by the same two processes.
+    """
     folder = tmp_path_factory.mktemp("two")
     commands = []
     for name in METHODS:
         file = write_config(folder / f"config-{name}.yaml", uneven(make_config, method=settings(name)))
         commands.append(("run", file, "--out", folder / name))
+        commands.append(("run", file, "model.shard=full", "--out", folder / f"{name}-in-parts"))
     finished(start_pair(commands, log=folder / "log"), log=folder / "log", runs=len(commands))
     return folder
 
@@ -140,6 +149,7 @@ def by_two(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) ->
 def test_two_processes_equal_one(name: str, by_two: Path, tmp_path: Path) -> None:
     one = run(load_config(by_two / f"config-{name}.yaml"), tmp_path / "one", quiet=True)
     assert_equal(one.path, by_two / name)
+    assert_equal(one.path, by_two / f"{name}-in-parts")
 
 
 def test_two_processes_killed_and_resumed_give_the_same_bits(config: Config, tmp_path: Path) -> None:

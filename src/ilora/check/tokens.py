@@ -23,8 +23,7 @@ def encoder_of(config: Config, tasks: int) -> Encoder:
 
     tasks: how many the stream has. Raises InputError where the run would be refused for them.
     """
-    from ilora.model.load import load_tokenizer, positions, refuse_long_rows  # here, since they import transformers
-    from ilora.model.skeleton import model_config
+    from ilora.model.load import load_tokenizer, model_config, positions, refuse_long_rows  # here: with transformers
     from ilora.training.loading import encoder_beside_prompts
 
     tokenizer, most = load_tokenizer(config.model), positions(model_config(config.model))

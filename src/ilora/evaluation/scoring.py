@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from transformers import GenerationConfig
 
 from ilora.data.encoding import Encoder
@@ -21,6 +20,7 @@ from ilora.data.tokens import longest_answer
 from ilora.errors import IloraError, InputError
 from ilora.metrics.metrics import METRICS
 from ilora.model.engine import Engine
+from ilora.model.sharding import OUT_OF_STEP
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,8 @@ def answer(
                 try:
                     made = predict(data, rows, engine, encoder)
                 except torch.OutOfMemoryError as error:
+                    if engine.sharding is not None:
+                        raise IloraError(OUT_OF_STEP.format(what="evaluation.batch_size")) from error
                     if batch_size == 1:
                         raise IloraError(
                             f"task '{data.task.name}': out of memory with a single row to answer; a smaller "
@@ -129,8 +131,7 @@ def answer(
                 advance(len(rows) * accelerator.num_processes)
     finally:
         engine.model.train(training)
-    if accelerator.num_processes > 1:
-        texts = gather_object(texts)
+    texts = engine.gather(texts)
     return [(text, noted) for _, text, noted in sorted(texts, key=lambda item: item[0])]
 
 

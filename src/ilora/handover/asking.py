@@ -12,8 +12,7 @@ from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.handover.source import Source
 from ilora.model.identity import tokenizer_sha256
-from ilora.model.load import load_tokenizer, resolve
-from ilora.model.skeleton import model_config
+from ilora.model.load import load_tokenizer, model_config, resolve
 from ilora.results.reader import prompt_template
 from ilora.settings import ModelConfig
 

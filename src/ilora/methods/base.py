@@ -186,6 +186,8 @@ class Method(Generic[ConfigT]):
     @contextmanager
     def weights(self, names: str | Sequence[str]) -> Iterator[None]:
         """Compute with these adapters (their sum), merged into the model where `evaluation.merge` says so."""
+        if self.engine.merge:
+            self.engine.rejoin()  # parts of the base are merged, not what is gathered of it
         how = adapters.merged if self.engine.merge else adapters.active
         with how(self.engine.model, names):
             yield

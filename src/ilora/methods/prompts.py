@@ -37,11 +37,8 @@ class PromptMethod(Method[PromptT]):
 
     def word_vectors(self, count: int, *key: object) -> Tensor:
         """The embeddings of `count` random tokens, (count, features), float32: where prompts begin."""
-        table = self.engine.core.get_input_embeddings().weight  # type: ignore[operator]
         source = torch.Generator().manual_seed(self.position.key("prompt", *key))
-        chosen = torch.randint(len(table), (count,), generator=source)
-        words: Tensor = table.detach()[chosen.to(table.device)].float().clone()
-        return words
+        return self.engine.word_vectors(count, source)
 
     def stored(self) -> dict[str, int]:
         """The prompts alone: neither the untouched adapter nor what only trains them."""

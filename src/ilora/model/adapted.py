@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ilora.data.examples import Example
 from ilora.model import adapters
 from ilora.model.engine import Engine
+from ilora.model.sharding import whole_of
 
 A_OF, B_OF = "{}.lora_A.weight", "{}.lora_B.weight"  # an adapter's factors, by the layer's path
 
@@ -66,9 +67,12 @@ def _watched(found: dict[str, LoraLayer], see: Callable[[str, Tensor], None]) ->
 
 @torch.no_grad()
 def weights(model: PeftModel, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """Each of these layers' path and weight, (outputs, inputs) in float32, with the adapters of these names added."""
+    """Each of these layers' path and weight, (outputs, inputs) in float32, with the adapters of these names added.
+
+    Where the base lies in parts, all processes must go through all of them, after `engine.rejoin`.
+    """
     for path, layer in layers(model).items():
-        whole = dequantize_module_weight(layer.get_base_layer()).detach().float()
+        whole = whole_of(dequantize_module_weight(layer.get_base_layer()).detach()).float()
         for name in names:
             whole = whole + layer.get_delta_weight(name).float()
         yield path, whole.T if layer.fan_in_fan_out else whole

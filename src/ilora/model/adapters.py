@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ilora.errors import InputError
 from ilora.kernels.lora import fuse
 from ilora.model.identity import BaseModel
+from ilora.model.sharding import part_of
 from ilora.model.targets import beside_the_text, last_layers, linear_layers, refuse_unknown, target_modules
 from ilora.settings import AdapterConfig
 
@@ -73,10 +74,10 @@ def attach(
 def tied(model: PeftModel) -> list[str]:
     """The layers with an adapter whose weights another layer shares, as a tied output head does."""
     base = model.get_base_model()
-    shared = [part.weight.data_ptr() for part in (base.get_input_embeddings(), base.get_output_embeddings())]
+    shared = [id(part.weight) for part in (base.get_input_embeddings(), base.get_output_embeddings())]
     if len(set(shared)) == len(shared):
         return []
-    return [path for path, layer in adapted(model) if layer.get_base_layer().weight.data_ptr() in shared]
+    return [path for path, layer in adapted(model) if id(layer.get_base_layer().weight) in shared]
 
 
 def add(model: PeftModel, name: str, *, like: str, seed: int = 0) -> None:
@@ -196,7 +197,7 @@ def merged(model: PeftModel, chosen: str | Sequence[str]) -> Iterator[None]:
         with torch.no_grad():
             for layer in layers:
                 weight = layer.get_base_layer().weight
-                weight += sum(layer.get_delta_weight(name) for name in wanted).to(weight.dtype)
+                weight += part_of(sum(layer.get_delta_weight(name) for name in wanted).to(weight.dtype), weight)
         with active(model, None):
             yield
     finally:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig
@@ -24,7 +25,18 @@ from ilora.kernels.packing import Packing
 from ilora.model import adapters
 from ilora.model.frozen import Below
 from ilora.model.identity import BaseModel
-from ilora.model.passes import Inputs, Output, ReadPrompts, attention_cache, outputs_of, pack, rows_of, spread_cache
+from ilora.model.passes import (
+    Inputs,
+    Modes,
+    Output,
+    ReadPrompts,
+    attention_cache,
+    outputs_of,
+    pack,
+    rows_of,
+    spread_cache,
+)
+from ilora.model.sharding import sharding_of
 
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
 Route = Callable[[Batch], list[str]]  # the adapter for every row
@@ -67,7 +79,8 @@ class Engine:
         self._takes_positions = "position_ids" in signature.parameters
         self._prefix: Prefix | None = None
         self._route: Route | None = None
-        self._listed: tuple[tuple[str, ...], list[nn.Module]] | None = None
+        self._modes = Modes(self.model)
+        self.sharding = sharding_of(self.core)  # None: the base is whole in every process
 
     @property
     def device(self) -> torch.device:
@@ -93,7 +106,7 @@ class Engine:
         if self._slices_logits:
             inputs.arguments["logits_to_keep"] = packing.columns(batch.keep) if packing else batch.keep
         decoder = self.core.get_decoder() if hidden == "last" else None  # type: ignore[operator]
-        with self._training(dropout), outputs_of(decoder) as seen, self._layers(inputs.upper):
+        with self._modes.training(dropout), outputs_of(decoder) as seen, self._layers(inputs.upper):
             result = self.model(**inputs.arguments, use_cache=False, output_hidden_states=hidden == "all")
         layers = self._adapted(result.hidden_states) if hidden == "all" else tuple(seen)
         logits = result.logits.view(len(batch.examples), batch.keep, -1) if packing else result.logits[:, -batch.keep :]
@@ -105,7 +118,7 @@ class Engine:
         """The layers' outputs as `forward` returns them, without logits. packed: False shows hooks the padded rows."""
         inputs = self._inputs(batch)
         packing = self._pack(inputs, dropout=dropout, alone=True) if packed else None
-        with self._training(dropout), self._layers(inputs.upper):
+        with self._modes.training(dropout), self._layers(inputs.upper):
             decoder = self.core.get_decoder()  # type: ignore[operator]
             result = decoder(**inputs.arguments, use_cache=False, output_hidden_states=layers == "all")
         found = self._adapted(result.hidden_states) if layers == "all" else (result.last_hidden_state,)
@@ -260,6 +273,14 @@ class Engine:
         finally:
             self._route = before
 
+    def word_vectors(self, count: int, source: torch.Generator) -> Tensor:
+        """The embeddings of so many random tokens, as the table holds them: (count, features), float32."""
+        if self.sharding is not None:
+            self.sharding.gather_ends()
+        table = self.core.get_input_embeddings().weight.detach()  # type: ignore[operator]
+        words: Tensor = table[torch.randint(len(table), (count,), generator=source).to(table.device)].float()
+        return words.clone()
+
     def features(self, batch: Batch) -> Tensor:
         """The base model's mean last hidden state over each prompt's tokens, never the answer's: (rows, features)."""
         prompt = ((batch.labels == IGNORED) & batch.attention_mask.bool())[..., None]
@@ -302,9 +323,20 @@ class Engine:
             self.micro_batch_size = most // 2
         return True
 
+    def rejoin(self) -> None:
+        """Before processes exchange anything: help those that are still computing, where the base lies in parts."""
+        if self.sharding is not None:
+            self.sharding.rejoin()
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items of all processes."""
+        self.rejoin()
+        return items if self.accelerator.num_processes == 1 else list(gather_object(items))
+
     @torch.no_grad()
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Sum every tensor over all processes, in place, in one message of float32."""
+        self.rejoin()
         if self.accelerator.num_processes == 1 or not tensors:
             return
         flat = torch.cat([tensor.float().flatten() for tensor in tensors])
@@ -316,25 +348,3 @@ class Engine:
         """Compute once what stays the same of rows that a method made (`keep_below`); forget the last such rows."""
         if self.below is not None:
             self.below.prepare_passing(rows)
-
-    @contextmanager
-    def _training(self, wanted: bool) -> Iterator[None]:
-        if wanted or not self.model.training:
-            yield
-            return
-        # `eval()` and `train()` walk over thousands of modules, twice a step: on a GPU longer than the step itself.
-        modules = [vars(module) for module in self._modules() if module.training]
-        for module in modules:
-            module["training"] = False
-        try:
-            yield
-        finally:
-            for module in modules:
-                module["training"] = True
-
-    def _modules(self) -> list[nn.Module]:
-        """Every module of the model; new adapters bring new ones."""
-        names = tuple(adapters.names(self.model))
-        if self._listed is None or self._listed[0] != names:
-            self._listed = names, list(self.model.modules())
-        return self._listed[1]

@@ -26,6 +26,7 @@ from ilora.data.examples import Example
 from ilora.errors import IloraError, InputError
 from ilora.files import write_atomic
 from ilora.kernels.attention import PLAIN
+from ilora.model.sharding import whole_of
 
 Ids = tuple[int, ...]
 Answers = dict[Ids, dict[Ids, None]]  # by prompt; both without repetitions
@@ -186,7 +187,8 @@ class Below:
                         "adapter.keep_below: adapter.target_modules reaches below the last layers; name modules of a "
                         "layer without its number, or leave keep_below out"
                     )
-                made.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+                plain: Any = whole_of(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy()
+                made.update(memoryview(plain))
         return made
 
     def _digest(self, answers: Answers) -> str:

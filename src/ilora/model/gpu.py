@@ -19,6 +19,8 @@ FORMS = 64  # compiled forms of a layer, at most: one for each adapter, with and
 
 def suit_the_device(engine: Engine, config: ModelConfig) -> None:
     """As `model.kernels` and `model.graphs` say; by themselves they leave a CPU as it is."""
+    if engine.sharding is not None:  # its layers wait for their weights, which no recording can
+        return
     packed = engine.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
     on_gpu = engine.device.type == "cuda"
     large = sum(parameter.numel() for parameter in engine.core.parameters()) >= LARGE

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ilora.errors import InputError
 from ilora.files import write_atomic
 from ilora.model.names import ALIASES, absolute
+from ilora.model.sharding import sharding_of
 from ilora.settings import ModelConfig
 
 FILE = "base_model.json"  # beside adapter_config.json, which has no place for a hash
@@ -69,6 +70,9 @@ class BaseModel:
 
 def weights_sha256(model: nn.Module) -> str:
     """SHA-256 over names and bytes of all weights, shared ones once (1.7 GB/s on two cores)."""
+    sharding = sharding_of(model)
+    if sharding is not None:
+        return joined_sha256(sharding.of_whole_weights(tensor_sha256))
     named = dict(model.named_parameters())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing holds no lock
         return joined_sha256(dict(zip(named, pool.map(tensor_sha256, named.values()), strict=True)))

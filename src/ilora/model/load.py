@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
@@ -20,6 +21,7 @@ from ilora.files import cache_folder
 from ilora.hub import within_reach
 from ilora.kernels.attention import GROUPED, LONG, PLAIN, flash_serves
 from ilora.model.names import ALIASES, GIVEN, Alias, allowed, local_folder, wheel_hint
+from ilora.model.sharded import begin_sharing, in_all, in_parts, layout_of
 from ilora.settings import ModelConfig
 
 _OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
@@ -71,19 +73,45 @@ def load_tokenizer(config: ModelConfig) -> Any:
             raise InputError(f"model '{config.name}': {_first_line(error)}; give {allowed()}{hint}") from error
 
 
-def load_model(config: ModelConfig, *, max_length: int, device: torch.device) -> tuple[nn.Module, Any]:
+def model_config(config: ModelConfig) -> Any:
+    """The base's config.json. Raises InputError where the model cannot be found."""
+    source = resolve(config.name)
+    with within_reach(source, config.revision):
+        try:
+            return AutoConfig.from_pretrained(source, **_where(config))
+        except (OSError, ValueError) as error:
+            raise InputError(f"model '{config.name}': {_first_line(error)}") from error
+
+
+def load_model(
+    config: ModelConfig, *, max_length: int, device: torch.device, accelerator: Accelerator | None = None
+) -> tuple[nn.Module, Any]:
     """The frozen causal language model on `device`, in evaluation mode, and its tokenizer.
 
     max_length: of the rows that it will read, in tokens.
-    Raises InputError where the name cannot be loaded, or the model cannot be used.
+    accelerator: of the processes over which `model.shard` may spread the weights; None: the model is whole.
+    Raises InputError where the name cannot be loaded, or the model cannot be used; in every process of `accelerator`.
     """
-    model, tokenizer = _read(config, device)
+    layout = None if accelerator is None else layout_of(config, accelerator, lambda: model_config(config))
+    if accelerator is None or layout is None:
+        model, tokenizer = _read(config, device)
+    else:
+        tokenizer = in_all(lambda: _beside_weights(config))
+        with in_parts(config.name) as meshes:
+            model, tokenizer = in_all(lambda: _read(config, device, layout.options))
+        begin_sharing(model, meshes[0], config.name)
     if config.liger:
         _fuse_with_liger(model, device)
-    if config.quantization == "none":
+    if config.quantization == "none" and layout is None:
         model.to(device)
     prepare_model(model, tokenizer, config, max_length=max_length)
     return model, tokenizer
+
+
+def _beside_weights(config: ModelConfig) -> Any:
+    """The tokenizer, where the model's config.json is there, too."""
+    model_config(config)
+    return load_tokenizer(config)
 
 
 def prepare_model(model: Any, tokenizer: Any, config: ModelConfig, *, max_length: int) -> None:
@@ -145,10 +173,15 @@ def _sees_all(config: Any, length: int) -> bool:
     return window is None or window >= length or getattr(config, "use_sliding_window", True) is False
 
 
-def _read(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
-    """Model and tokenizer as transformers loads them. Raises InputError where it cannot."""
+def _read(config: ModelConfig, device: torch.device, parts: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer as transformers loads them. Raises InputError where it cannot.
+
+    parts: what transformers needs to know to read the weights in parts.
+    """
     transformers_logging.disable_progress_bar()
     source, options = resolve(config.name), _where(config) | {"dtype": getattr(torch, config.dtype)}
+    if parts is not None:
+        options |= {**parts, "use_safetensors": True}  # slices of any other file cannot be read
     if config.attention != "auto":  # else the best that transformers has for this model: sdpa, or eager
         options |= {"attn_implementation": config.attention}
     if config.quantization != "none":

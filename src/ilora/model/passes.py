@@ -8,11 +8,14 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 from ilora.kernels.attention import GROUPED, flash_serves
 from ilora.kernels.packing import Packing, Spread, fill
+from ilora.model import adapters
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,11 @@ def pack(inputs: Inputs, core: nn.Module, *, pad: int, noisy: bool, filled: bool
     for name in ("input_ids", "inputs_embeds", "position_ids"):
         if name in arguments:
             arguments[name] = packing.pack(arguments[name])
-    needed = weights.new_zeros(1, 1, 1, 1) if flash else packing.attention_mask(weights.dtype)
+    needed = (
+        torch.zeros(1, 1, 1, 1, dtype=weights.dtype, device=weights.device)
+        if flash
+        else packing.attention_mask(weights.dtype)
+    )
     arguments |= {"attention_mask": needed, "packing": packing}
     return packing
 
@@ -144,3 +151,34 @@ def outputs_of(decoder: nn.Module | None) -> Iterator[list[Tensor]]:
 def rows_of(layers: Sequence[Tensor], packing: Packing | None, prefix: int) -> tuple[Tensor, ...]:
     """Each layer's output as (rows, length, features), without the columns of the soft prompt."""
     return tuple((packing.spread(layer) if packing else layer)[:, prefix:] for layer in layers)
+
+
+class Modes:
+    """Switches a model between training and inference within a step."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self.model = model
+        self._listed: tuple[tuple[str, ...], list[nn.Module]] | None = None
+
+    @contextmanager
+    def training(self, wanted: bool) -> Iterator[None]:
+        """Inside the block the model is as it is, or as at inference where training is not wanted."""
+        if wanted or not self.model.training:
+            yield
+            return
+        # `eval()` and `train()` walk over thousands of modules, twice a step: on a GPU longer than the step itself.
+        modules = [vars(module) for module in self._modules() if module.training]
+        for module in modules:
+            module["training"] = False
+        try:
+            yield
+        finally:
+            for module in modules:
+                module["training"] = True
+
+    def _modules(self) -> list[nn.Module]:
+        """Every module of the model; new adapters bring new ones."""
+        names = tuple(adapters.names(self.model))
+        if self._listed is None or self._listed[0] != names:
+            self._listed = names, list(self.model.modules())
+        return self._listed[1]

@@ -13,12 +13,11 @@ from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from ilora.errors import InputError
-from ilora.hub import within_reach
 from ilora.model.adapters import LowRank
-from ilora.model.load import resolve
+from ilora.model.load import model_config
 from ilora.settings import ModelConfig
 
 _NAME = "default"
@@ -68,18 +67,6 @@ class Skeleton:
         finally:
             base.weight = empty
             found.merged_adapters.clear()
-
-
-def model_config(config: ModelConfig) -> Any:
-    """The base's config.json. Raises InputError where the model cannot be found."""
-    source = resolve(config.name)
-    with within_reach(source, config.revision):
-        try:
-            return AutoConfig.from_pretrained(
-                source, revision=config.revision, trust_remote_code=config.trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(f"model '{config.name}': {str(error).strip().splitlines()[0]}") from error
 
 
 def open_skeleton(config: ModelConfig, adapter: Path) -> Skeleton:

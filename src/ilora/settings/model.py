@@ -28,6 +28,12 @@ class ModelConfig(Section):
     quantization: Literal["none", "8bit", "4bit"] = Field(
         "none", description="of the frozen weights, with bitsandbytes; 4bit: NF4 with double quantization (QLoRA)"
     )
+    shard: Literal["auto", "none", "full", "hybrid"] = Field(
+        "auto",
+        description="of several processes, each keeps a part of the frozen weights; full: of all processes; hybrid: of "
+        "a machine's, each machine has the model once; none: each has the whole; auto: none where that leaves half of "
+        "a device's memory free",
+    )
     kernels: Literal["auto", "plain", "compiled"] = Field(
         "auto",
         description="of the decoder's layers; compiled: fused by torch.compile (auto: on a GPU, from 1B parameters)",

@@ -51,6 +51,7 @@ class RunFolder:
 
     def save_adapters(self, method: Method[Any], phase: str) -> None:
         """adapters/<phase>/<variant>, ordinary PEFT folders, complete or not there. Raises IloraError."""
+        method.engine.rejoin()
 
         def save() -> None:
             final = self.path / "adapters" / phase

@@ -19,6 +19,8 @@ from ilora.model.frozen import Below
 from ilora.model.gpu import suit_the_device
 from ilora.model.identity import BaseModel
 from ilora.model.load import GivenModel, ends, load_model, positions, prepare_model
+from ilora.model.sharded import layout_of
+from ilora.model.sharding import sharding_of
 from ilora.progress import Display
 from ilora.settings import LEAST_LENGTH
 from ilora.training.interrupt import StopRequest
@@ -38,12 +40,17 @@ def load_engine(
     """
     length = config.data.max_length
     if given is None:
-        base, tokenizer = load_model(config.model, max_length=length, device=accelerator.device)
+        base, tokenizer = load_model(
+            config.model, max_length=length, device=accelerator.device, accelerator=accelerator
+        )
     else:
+        layout_of(config.model, accelerator, lambda: given.model.config, given=True)  # refuses to split it
         base, tokenizer = given.model, given.tokenizer
         if config.model.quantization == "none":
             base.to(accelerator.device)
         prepare_model(base, tokenizer, config.model, max_length=length)
+    if sharding_of(base) is not None and config.adapter.use_dora:
+        raise InputError("adapter.use_dora: its magnitudes begin as norms of whole weights; set model.shard: none")
     encoder = encoder_beside_prompts(config, tokenizer, positions(base.config), tasks=tasks, ends=ends(base))
     identity = BaseModel.of(base, config.model)
     engine = Engine(
@@ -96,12 +103,17 @@ def keep_states_below(
             "adapter.keep_below: it holds the states of all rows in memory, and a task has more rows than "
             "data.rows_in_memory; leave out one of the two"
         )
+    engine.rejoin()
     engine.below = Below(engine.core, above=engine.adapted, folder=cache_folder() / "below")
-    with display.bar(title, sum(map(len, sets))) as bar, engine.accelerator.main_process_first():
+    with display.bar(title, sum(map(len, sets))) as bar:
 
         def advance(rows: int) -> None:
             bar.advance(rows)
             stop.check()
 
-        for rows in sets:
-            engine.below.prepare(rows, advance=advance)
+        for first in (True, False):  # the first process computes, the others then read what it has written
+            if engine.accelerator.is_main_process == first:
+                for rows in sets:
+                    engine.below.prepare(rows, advance=advance)
+            engine.rejoin()
+            engine.accelerator.wait_for_everyone()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ilora.data.examples import Example, Totals
@@ -21,6 +20,7 @@ from ilora.data.stored import shuffled
 from ilora.errors import IloraError
 from ilora.methods.base import Method
 from ilora.methods.view import Position, RunView
+from ilora.model.sharding import OUT_OF_STEP
 from ilora.training.divergence import diverged
 from ilora.training.optim import schedule
 
@@ -137,6 +137,8 @@ def _gradients(method: Method[Any], optimizer: torch.optim.Optimizer, rows: list
         try:
             return _passes(method, rows)
         except torch.OutOfMemoryError as error:
+            if engine.sharding is not None:
+                raise IloraError(OUT_OF_STEP.format(what="training.micro_batch_size")) from error
             full = engine.halve_micro_batches(rows)
             reason = str(error).partition("\n")[0]
         engine.passes.update(counted)  # a step counts once
@@ -178,9 +180,7 @@ def _sum_over_processes(parameters: Sequence[nn.Parameter], loss: Tensor, run: R
         if parameter.grad is None:
             # Zero rather than none: whether the optimizer sees a parameter must not depend on the number of processes.
             parameter.grad = torch.zeros_like(parameter)
-    names = set(run.terms)
-    if run.engine.accelerator.num_processes > 1:  # one of them may have had no replayed rows
-        names = set().union(*gather_object([sorted(names)]))
+    names = set().union(*run.engine.gather([sorted(run.terms)]))  # one process may have had no replayed rows
     terms = {name: run.terms.get(name, torch.zeros_like(loss)).clone() for name in sorted(names)}
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     run.engine.all_reduce([*gradients, loss, *terms.values()])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import atexit
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch.distributed import DistError
 
+from ilora.config import Config
+from ilora.data.task import Task
 from ilora.errors import IloraError, InputError
+from ilora.methods import method_class
 
 T = TypeVar("T")
 
@@ -41,6 +44,20 @@ def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
         raise (InputError if bad_input else IloraError)(text)
 
 
+def refuse_idle(accelerator: Accelerator, config: Config, tasks: Sequence[Task]) -> None:
+    """Raises InputError where a process would never have a row to train on."""
+    count, rows = accelerator.num_processes, config.training.global_batch_size
+    if count == 1 or not method_class(config.method.name).trains:
+        return
+    if count > rows:
+        raise InputError(
+            f"training.global_batch_size: {rows} rows in a step, for {count} processes; start fewer of them"
+        )
+    for task in tasks:
+        if not task.forgotten and (rows := len(task.rows["train"])) < count:
+            raise InputError(f"task '{task.name}': {rows} training rows, for {count} processes; start fewer of them")
+
+
 @contextmanager
 def naming_a_lost_process(accelerator: Accelerator) -> Iterator[None]:
     """Where another process has ended, raise IloraError instead of the error of the communication library."""
@@ -54,8 +71,10 @@ def naming_a_lost_process(accelerator: Accelerator) -> Iterator[None]:
 
 
 def leave_group(accelerator: Accelerator) -> None:
-    """The run is over: close its trackers and its group of processes, so that another run can form a new one."""
-    several = accelerator.num_processes > 1
-    accelerator.end_training()
-    if several:  # accelerate would go on with the group that it has just closed
-        AcceleratorState._reset_state(reset_partial_state=True)
+    """The run is over: the processes stay together, for another run, until they end.
+
+    To form a group anew would be a race: one that is quick meets the old group's meeting place.
+    """
+    if accelerator.num_processes > 1:
+        atexit.unregister(accelerator.state.destroy_process_group)
+        atexit.register(accelerator.state.destroy_process_group)

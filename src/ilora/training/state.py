@@ -240,6 +240,7 @@ def _without_places(dump: dict[str, Any]) -> dict[str, Any]:
     data, file = dump["data"], dump["evaluation"]["perplexity_file"]
     tasks = [{key: value for key, value in task.items() if key not in _PLACES} for task in data["tasks"]]
     return dump | {
+        "model": dump["model"] | {"shard": None},
         "adapter": dump["adapter"] | {"start_from": dump["adapter"]["start_from"] is not None},
         "data": data | {"path": None, "start_rows": None, "rows_in_memory": None, "tasks": tasks},
         "training": dump["training"] | {"trajectory": None, "log_every": None},
