@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
@@ -41,7 +39,7 @@ from ilora.results.scores import BASE, contrast_folder, prediction_folder
 from ilora.stream import load_tasks, reading_lines, resolve
 from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
-from ilora.training.processes import leave_group, naming_a_lost_process, on_main, refuse_idle
+from ilora.training.processes import joined, leave_group, naming_a_lost_process, on_main, refuse_idle
 from ilora.training.session import Session
 
 
@@ -276,10 +274,7 @@ def _accelerator(config: Config, path: Path) -> Accelerator:
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise InputError(f"trackers: {tracker} is not installed; pip install 'ilora[{tracker}]'")
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Accelerator(
-        # Unless told, accelerate starts no process group without a GPU: each process would run alone, on one folder.
-        cpu=several and not torch.accelerator.is_available(),
+    return joined(
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(path), logging_dir=str(path / "trackers")),
     )

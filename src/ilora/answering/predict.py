@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from ilora.answering.answerer import Answerer
 from ilora.answering.lines import GrowingFile
 from ilora.answering.questions import Question, read_questions
@@ -24,7 +22,7 @@ from ilora.progress import Display
 from ilora.registry import did_you_mean
 from ilora.results.matrix import standard_error
 from ilora.stream import load_tasks
-from ilora.training.processes import agreed, on_main
+from ilora.training.processes import agreed, joined, on_main
 
 BATCHES = 32  # of a block, whose rows are answered in order of their length and written together
 
@@ -111,7 +109,7 @@ def predict_file(predictor: Predictor, source: Path, out: Path, *, quiet: bool) 
     Raises InputError, with nothing written, where rows cannot be used, or `out` is of another origin.
     """
     questions = read_questions(tables.entries(source), str(source), predictor.judge)
-    accelerator = Accelerator()
+    accelerator = joined()
     with source.open("rb") as file:
         origin = {"schema": 1, "input_sha256": hashlib.file_digest(file, "sha256").hexdigest(), **predictor.origin}
     growing, there = GrowingFile(out, origin, total=len(questions), block=predictor.block), [0]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers.cache_utils import DynamicLayer
 
 from ilora.config import Config
@@ -27,6 +26,7 @@ from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.load import ends, load_model, positions
 from ilora.results.matrix import standard_error
+from ilora.training.processes import joined
 
 SLOT = "point"  # the name of the adapter whose tensors are exchanged
 
@@ -57,8 +57,10 @@ class Landscape:
 
     def __init__(self, config: Config, tasks: Sequence[Task], changed: Sequence[str], *, split: str) -> None:
         """changed: every layer that one of the adapters changes. Raises InputError as loading does."""
-        accelerator = Accelerator()
-        base, tokenizer = load_model(config.model, max_length=config.data.max_length, device=accelerator.device)
+        accelerator, length = joined(), config.data.max_length
+        base, tokenizer = load_model(
+            config.model, max_length=length, device=accelerator.device, accelerator=accelerator
+        )
         self.config, self.split = config, split
         self.encoder = Encoder(tokenizer, config.data, ends=ends(base), positions=positions(base.config))
         self.engine = Engine(

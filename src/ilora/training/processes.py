@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.distributed import DistError
@@ -17,6 +19,13 @@ from ilora.errors import IloraError, InputError
 from ilora.methods import method_class
 
 T = TypeVar("T")
+
+
+def joined(**options: Any) -> Accelerator:
+    """The processes that a launcher has started, as one group; a single process without a launcher."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # Unless told, accelerate starts no group without a GPU: each process would run alone, on one folder.
+    return Accelerator(cpu=several and not torch.accelerator.is_available(), **options)
 
 
 def agreed(accelerator: Accelerator, value: T) -> T:
