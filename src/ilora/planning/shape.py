@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from ilora.errors import InputError
 from ilora.model import adapters
+from ilora.model.load import model_config
 from ilora.model.names import local_folder
-from ilora.model.skeleton import model_config
 from ilora.settings import AdapterConfig, ModelConfig
 
 _BYTES = {"bfloat16": 2, "float32": 4}
