@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ilora import InputError, add, load_config, resume, run
-from tests.helpers import MakeConfig, difference, run_killed, weights, write_task
+from tests.helpers import FEW_SCORES, MakeConfig, difference, run_killed, weights, write_task
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def moved(folder: Path) -> Path:
     return Path(shutil.move(folder, folder.with_name("moved")))
 
 
-SHORT = ("training.epochs=1", "contrast=[sequential]")
+SHORT = ("training.epochs=1", "contrast=[sequential]", *FEW_SCORES)
 
 
 @pytest.mark.parametrize("listed", [False, True], ids=["a folder of tasks", "tasks one by one"])

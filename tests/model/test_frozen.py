@@ -17,9 +17,10 @@ from ilora.config import load_config
 from ilora.data.examples import Example
 from ilora.errors import InputError
 from ilora.model.frozen import Below
-from tests.helpers import MakeConfig, difference, run_killed, settings, weights
+from tests.helpers import FEW_SCORES, MakeConfig, difference, run_killed, settings, weights
 
 LAST_LAYER = ("adapter.layers=1", "adapter.dropout=0")
+SHORT = ("data.tasks=[one, two]", "training.epochs=1", *FEW_SCORES)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ranked(make_config: MakeConfig, *overrides: str, **sections: Any) -> Any:
-    config = make_config(*LAST_LAYER, *overrides, **sections).dump()
+    """Two tasks of three steps, whose answers are ranked."""
+    config = make_config(*LAST_LAYER, *SHORT, *overrides, **sections).dump()
     for task in config["data"]["tasks"]:
         task["scoring"] = "rank"
     return load_config(config)
@@ -46,9 +48,8 @@ CALLS += ["progressive_prompts", "router", "seekr", "sure"]
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_run_is_the_same(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
-    short = ("data.tasks=[one, two]", "training.epochs=1")
-    plain = run(ranked(make_config, *short, method=settings(name)), tmp_path / "plain", quiet=True)
-    below = ranked(make_config, *short, "adapter.keep_below=true", method=settings(name))
+    plain = run(ranked(make_config, method=settings(name)), tmp_path / "plain", quiet=True)
+    below = ranked(make_config, "adapter.keep_below=true", method=settings(name))
     kept = run(below, tmp_path / "kept", quiet=True)
     assert difference(weights(plain.path), weights(kept.path)) <= 1e-5
     assert scores(plain) == scores(kept)
@@ -80,7 +81,7 @@ def test_resume_gives_the_same_bits_even_without_the_files(
 ) -> None:
     config = ranked(make_config, "adapter.keep_below=true", method=settings("ilora"))
     whole = run(config, tmp_path / "whole", quiet=True)
-    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=10)
+    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=5)
     shutil.rmtree(cache / "below")
     resumed = resume(tmp_path / "killed", quiet=True)
     assert difference(weights(whole.path), weights(resumed.path)) == 0.0
@@ -162,8 +163,8 @@ def test_a_run_with_rows_of_its_own_goes_on_to_the_same_bits(
 ) -> None:
     config = ranked(make_config, "adapter.keep_below=true", method={"name": "ilora+", "memory_size": 20})
     whole = run(config, tmp_path / "whole", quiet=True)
-    assert whole.results["notes"]["pseudo_rows"]["three"] > 0
-    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=16)
+    assert whole.results["notes"]["pseudo_rows"]["two"] > 0
+    run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=5)
     resumed = resume(tmp_path / "killed", quiet=True)
     assert difference(weights(whole.path), weights(resumed.path)) == 0.0
     assert resumed.results["notes"] == whole.results["notes"]
