@@ -1,6 +1,6 @@
 """Real processes, killed for real: whatever the moment, `ilora resume` ends at the same bits.
 
-Most of them are forked from one process that has done the imports: they start at once, not after many seconds.
+All but one are forked from a process that has done the imports: they start at once, not after many seconds.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tests.processes import Moment, ilora_fork, outcome, steps, there, wait_for,
 
 @pytest.fixture
 def config(make_config: MakeConfig) -> Config:
-    """Two tasks of 18 steps, a checkpoint every 12."""
-    return make_config("data.tasks=[one, two]", "training.epochs=6", "training.checkpoint_every=12")
+    """Two tasks of 12 steps, a checkpoint every 8."""
+    return make_config("data.tasks=[one, two]", "training.epochs=4", "training.checkpoint_every=8")
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,10 @@ def end(process: BaseProcess, number: signal.Signals) -> int | None:
     [
         pytest.param(there("predictions/after-00-base/*.jsonl"), id="first evaluation"),
         pytest.param(steps(3), id="before a checkpoint in the task"),
-        pytest.param(steps(15), id="mid-task"),
+        pytest.param(steps(10), id="mid-task"),
         pytest.param(there("adapters/.*-writing"), id="adapters half written"),
         pytest.param(there("predictions/after-01-one/*.jsonl"), id="mid-evaluation"),
-        pytest.param(steps(30), id="second task"),
+        pytest.param(steps(20), id="second task"),
     ],
 )
 def test_killed_and_resumed(moment: Moment, config: Config, whole: dict[str, bytes], tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_killed_and_resumed(moment: Moment, config: Config, whole: dict[str, byt
 
 @pytest.mark.slow
 def test_killed_again_and_again(config: Config, whole: dict[str, bytes], tmp_path: Path) -> None:
-    end(start_and_wait(config, tmp_path, steps(6)), signal.SIGKILL)
-    for count in (14, 17, 21, 30):
+    end(start_and_wait(config, tmp_path, steps(4)), signal.SIGKILL)
+    for count in (9, 11, 14, 20):
         again = ilora_fork("resume", tmp_path / "run", log=tmp_path / "log")
         wait_for(steps(count), tmp_path / "run", again.is_alive)
         end(again, signal.SIGKILL)
@@ -98,7 +98,7 @@ def test_signal_to_the_command_itself(config: Config, whole: dict[str, bytes], t
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        wait_for(steps(15), run_folder, lambda: process.poll() is None)
+        wait_for(steps(10), run_folder, lambda: process.poll() is None)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -110,7 +110,7 @@ def test_signal_to_the_command_itself(config: Config, whole: dict[str, bytes], t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", [steps(15), there("predictions/after-01-one/*.jsonl")], ids=["training", "scoring"])
+@pytest.mark.parametrize("moment", [steps(10), there("predictions/after-01-one/*.jsonl")], ids=["training", "scoring"])
 def test_signal_writes_a_checkpoint_and_says_how_to_go_on(
     moment: Moment, number: signal.Signals, config: Config, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -124,8 +124,8 @@ def test_signal_writes_a_checkpoint_and_says_how_to_go_on(
     lines = (tmp_path / "run/metrics.jsonl").read_text().count("\n")
     resume(tmp_path / "run", quiet=True)
     assert outcome(tmp_path / "run") == whole
-    assert 15 <= lines < 36
-    assert (tmp_path / "run/metrics.jsonl").read_text().count("\n") == 36
+    assert 10 <= lines < 24
+    assert (tmp_path / "run/metrics.jsonl").read_text().count("\n") == 24
 
 
 @pytest.mark.slow
