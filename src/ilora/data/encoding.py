@@ -59,8 +59,7 @@ class Encoder:
     """Rows of text to examples, by a tokenizer and the data settings.
 
     ends: further tokens with which the model ends an answer. positions: tokens that the model reads, at most.
-    vectors: that the method puts before a row; `max_length` and `positions` are what they leave.
-    What is given a task reads it in the task's own template (`of`).
+    vectors: that the method puts before a row; `max_length` and `positions` are what they leave. `of`: for one task.
     """
 
     def __init__(
