@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections import Counter
 import pytest
 
 from ilora.benchmarks import BENCHMARKS
+from ilora.benchmarks.mini import DISPUTED
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
 
@@ -17,6 +19,7 @@ ORDER = ["stance", "tone", "minutes", "science", "sums", "plain", "clinic", "law
 CLOSED = ["stance", "tone", "science", "clinic", "law"]
 
 
+@functools.cache
 def make(*, disputed: float = 0.0, **sizes: int) -> dict[str, Task]:
     """Without disputed rows unless asked: what the recipes themselves promise."""
     return {task.name: task for task in BENCHMARKS["mini8"](disputed=disputed, **sizes)}
@@ -145,7 +148,7 @@ def test_any_size_is_possible() -> None:
 @pytest.mark.parametrize("name", ORDER)
 def test_one_row_in_ten_has_the_answer_of_another(name: str) -> None:
     agreed = make(train=2000)[name].rows["train"]
-    disputed = {task.name: task for task in BENCHMARKS["mini8"](train=2000)}[name].rows["train"]
+    disputed = make(disputed=DISPUTED, train=2000)[name].rows["train"]
     assert [row.prompt for row in disputed] == [row.prompt for row in agreed]
     changed = [after.answer for before, after in zip(agreed, disputed, strict=True) if before.answer != after.answer]
     assert 0.08 <= len(changed) / 2000 <= 0.12  # 10 %, three standard errors either way
