@@ -46,6 +46,9 @@ FORMS: dict[str, tuple[dict[str, Any], Row]] = {
     "a dialogue and its summary": ({"dialogue": "A: Hi", "summary": "a"}, Row("A: Hi", "a")),
     "Alpaca": ({"instruction": "Add.", "input": "2, 2", "output": "4", "text": "all of it"}, Row("Add.\n\n2, 2", "4")),
     "Alpaca without input": ({"instruction": "Say hi.", "input": "", "output": "hi"}, Row("Say hi.", "hi")),
+    "a system's text, columns guessed": (
+        {"system": "Be brief.", "question": "Hi", "label": "Hello"}, Row("Be brief.\n\nHi", "Hello", (SYSTEM, USER)),
+    ),
     "a system's text": (
         {"system": "Be brief.", "prompt": "Hi", "answer": "Hello"}, Row("Be brief.\n\nHi", "Hello", (SYSTEM, USER)),
     ),

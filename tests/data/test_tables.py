@@ -182,3 +182,33 @@ def test_a_key_that_stands_twice_is_refused(name: str, place: str, tmp_path: Pat
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=f"{place}: .*the key 'answer' stands twice"):
         read_rows(tmp_path / name)
+
+
+def test_blank_lines_before_the_header(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("\n\nprompt;answer\na;b\n;c\n")
+    with pytest.raises(InputError, match=r"rows\.csv:5: 'prompt' is empty"):
+        read_rows(file)
+    file.write_text("\nsep=;\nprompt;answer\na;b\n")
+    assert len(read_rows(file)) == 1
+
+
+def test_lines_that_end_in_a_carriage_return_alone(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(b"prompt,answer\ra,b\rc,d\r")
+    with pytest.raises(InputError, match=r"rows\.csv:1: its lines end in a carriage return alone"):
+        read_rows(tmp_path / "rows.csv")
+
+
+def test_a_column_that_stands_twice_in_excel_and_parquet_is_refused(tmp_path: Path) -> None:
+    openpyxl, pyarrow = pytest.importorskip("openpyxl"), pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    book = openpyxl.Workbook()
+    for cells in (("prompt", "answer", "answer"), ("a", "b", "c")):
+        book.active.append(cells)
+    book.save(tmp_path / "rows.xlsx")
+    table = pyarrow.table([pyarrow.array([cell]) for cell in "abc"], names=["prompt", "answer", "answer"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    for name in ("rows.xlsx", "rows.parquet"):
+        with pytest.raises(InputError, match=f"{name}.*: the column 'answer' stands twice"):
+            read_rows(tmp_path / name)

@@ -193,7 +193,7 @@ class RowReader:
         """Two columns with usual names, where there is one choice only; else a text with a marker."""
         prompts, answers = _usual(there, _PROMPTS) or _usual(there, _TALKS), _usual(there, _ANSWERS)
         if len(prompts) == 1 == len(answers):
-            return _pair(prompts[0], answers[0])
+            return _pair(prompts[0], answers[0], system="system")
         if "text" in there and not answers:
             return self._marked(there)
         if len(talks := _usual(there, _TALKS)) == 1 and not answers:
@@ -236,15 +236,16 @@ def question_and_answer(
     return Row(filled(prompt, prompt_name), filled(answer, answer_name, number=True))
 
 
-def _pair(prompt: str, answer: str) -> Form:
-    """The form of two columns, each by its name or put together from several."""
+def _pair(prompt: str, answer: str, *, system: str | None = None) -> Form:
+    """The form of two columns, each by its name or put together from several; system: of the system's message."""
     own = (prompt, answer) == ("prompt", "answer")
     title = "" if own else f"prompt = {prompt!r}, answer = {answer!r}"
 
     def make(entry: Entry) -> Row:
-        return question_and_answer(_value(entry, prompt), _value(entry, answer), prompt, answer)
+        said = entry.get(system) if system else None
+        return question_and_answer(_value(entry, prompt), _value(entry, answer), prompt, answer, system=said)
 
-    return Form(title, (*parts(prompt), *parts(answer)), make)
+    return Form(title, (*parts(prompt), *parts(answer), *([system] if system else [])), make)
 
 
 def parts(name: str) -> list[str]:

@@ -191,16 +191,21 @@ def _numbered(value: dict[str, Any]) -> bool:
 
 
 def _delimiter(path: Path) -> tuple[str, int]:
-    """What stands between the cells, and how many lines before the header say so (Excel's `sep=;`).
+    """What stands between the cells, and how many lines are before the header: blank ones, and Excel's `sep=;`.
 
     In a .csv without such a line it is what the header has most of, since Excel writes `;` in many places.
     """
-    header = next((line for _, line in _lines(path) if line.strip()), "")
+    number, header = next(((number, line) for number, line in _lines(path) if line.strip()), (1, ""))
+    if "\r" in header.removesuffix("\n").removesuffix("\r"):
+        raise InputError(
+            f"{path}:{number}: its lines end in a carriage return alone, as on old Macs; save it with lines that end "
+            "in a line feed"
+        )
     if said := _SEP.fullmatch(header.strip("\r\n")):
-        return said[1], 1
+        return said[1], number
     if path.suffix.lower() == ".tsv":
-        return "\t", 0
-    return max(",;\t|", key=lambda sign: len(next(csv.reader([header], delimiter=sign), []))), 0
+        return "\t", number - 1
+    return max(",;\t|", key=lambda sign: len(next(csv.reader([header], delimiter=sign), []))), number - 1
 
 
 def _csv(path: Path) -> Iterator[Entry]:
@@ -211,8 +216,7 @@ def _csv(path: Path) -> Iterator[Entry]:
     reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
     try:
         names = list(reader.fieldnames or ())
-        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise InputError(f"{path}:{1 + before}: the column {twice[0]!r} stands twice in the header; name each once")
+        _refuse_twice(names, f"{path}:{1 + before}")
         for row in reader:
             place = f"{path}:{reader.line_num + before}"
             if None in row:
@@ -225,6 +229,12 @@ def _csv(path: Path) -> Iterator[Entry]:
         raise InputError(f"{path}:{reader.reader.line_num + before}: not usable CSV: {error}") from None
 
 
+def _refuse_twice(names: Sequence[str], place: str) -> None:
+    """Raises InputError for a header that names a column twice; the last one would silently be taken."""
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise InputError(f"{place}: the column {twice[0]!r} stands twice in the header; name each once")
+
+
 def _xlsx(path: Path) -> Iterator[Entry]:
     """Every row of the first sheet as a mapping by the names in its first row."""
     try:
@@ -234,11 +244,14 @@ def _xlsx(path: Path) -> Iterator[Entry]:
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         rows = book.worksheets[0].iter_rows(values_only=True)
-        names = [str(name) for name in next(rows, ())]
+        names = ["" if name is None else str(name) for name in next(rows, ())]
+        _refuse_twice([name for name in names if name], f"{path}, row 1")
         for number, cells in enumerate(rows, 2):
             if any(cell is not None for cell in cells):  # a sheet may go on below its rows, formatted and empty
                 yield f"{path}, row {number}", dict(zip(names, cells, strict=False))
         book.close()
+    except InputError:
+        raise
     except OSError as error:
         raise unreadable(path, error) from None
     except Exception as error:  # the library raises those of zip, XML and its own
@@ -254,6 +267,7 @@ def _parquet(path: Path) -> Iterator[Entry]:
     try:
         number = 0
         with parquet.ParquetFile(path) as file:
+            _refuse_twice(file.schema_arrow.names, str(path))
             for batch in file.iter_batches(batch_size=1024):
                 for entry in batch.to_pylist():
                     number += 1
