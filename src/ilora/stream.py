@@ -16,7 +16,7 @@ from ilora.data.chat import every_turn
 from ilora.data.duplicates import deduplicated
 from ilora.data.notes import reading_words
 from ilora.data.rows import Selection
-from ilora.data.split import split_off
+from ilora.data.split import split_off, stays_in_train
 from ilora.data.stored import gathered, like
 from ilora.data.task import SPLITS, Row, Task, name_after, task_label
 from ilora.errors import InputError
@@ -49,7 +49,7 @@ def checked(task: Task, config: DataConfig) -> Task:
         turn
         for row in task.rows["train"]
         for turn in every_turn(row)
-        if turn is row or duplicates.key(turn) not in held_out
+        if turn is row or (duplicates.key(turn) not in held_out and stays_in_train(turn, task, config.split))
     )
     turns = gathered(found, config.rows_in_memory)
     return replace(task, rows={**task.rows, "train": turns})

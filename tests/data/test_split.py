@@ -83,8 +83,9 @@ def test_every_turn_becomes_a_training_row(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(chat(number)) + "\n" for number in range(60)))
     (last,) = load_tasks(DataConfig(path=path))
     (every,) = load_tasks(DataConfig(path=path, train_on="assistant"))
-    assert len(every.rows["train"]) == 2 * len(last.rows["train"])
-    assert [row.answer for row in every.rows["train"][:2]] == ["a", "b"]
+    firsts = [row for row in every.rows["train"] if row.answer == "a"]
+    assert [row for row in every.rows["train"] if row.answer == "b"] == last.rows["train"]
+    assert len(last.rows["train"]) > len(firsts) > len(last.rows["train"]) / 2  # less those of the other splits
     assert every.rows["test"] == last.rows["test"]
 
 
@@ -100,3 +101,21 @@ def test_a_turn_that_is_tested_is_not_trained(tmp_path: Path) -> None:
     tested = {row.prompt for row in task.rows["test"]}
     assert tested
     assert not tested & {row.prompt for row in task.rows["train"]}
+
+
+def test_a_turn_of_a_conversation_stays_on_its_side(tmp_path: Path) -> None:
+    """A question that January tests is not trained as the first turn of a longer conversation of February."""
+    talks = [
+        [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": "a"}]
+        for number in range(100)
+    ]
+    again = [{"role": "user", "content": "sure?"}, {"role": "assistant", "content": "yes"}]
+    for name, found in (("jan", talks), ("feb", [[*talk, *again] for talk in talks])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in found))
+    given = {"tasks": [{"name": name, "path": tmp_path / f"{name}.jsonl"} for name in ("jan", "feb")]}
+    jan, feb = load_tasks(DataConfig.model_validate({**given, "train_on": "assistant"}))
+    held_out = {row.prompt for split in ("test", "eval") for row in jan.rows[split]}
+    trained = {row.prompt for row in feb.rows["train"]}
+    assert held_out
+    assert not held_out & trained
+    assert trained & {row.prompt for row in jan.rows["train"]}

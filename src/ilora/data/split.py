@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -19,10 +20,7 @@ def split_off(task: Task, config: SplitConfig) -> Task:
     the next, and repeated prompts stand together. A task with a test split comes back as it is, but that an eval split
     is taken from train where `config.eval` asks for one. Raises InputError where a split would be empty.
     """
-    shares = {} if "test" in task.rows else {"test": config.test}
-    if "eval" not in task.rows:
-        asked = config.eval if config.eval is not None else shares.get("test", 0.0)
-        shares |= {"eval": asked} if asked else {}
+    shares = _shares([split for split in ("test", "eval") if split not in task.rows], config)
     if not shares:
         return task
     most = like(task.rows["train"])
@@ -40,6 +38,20 @@ def split_off(task: Task, config: SplitConfig) -> Task:
     every = {**task.rows, **parts}
     ordered = {split: every[split] for split in SPLITS if split in every}
     return replace(task, rows=ordered, split_off={split: len(parts[split]) for split in shares})
+
+
+def stays_in_train(row: Row, task: Task, config: SplitConfig) -> bool:
+    """Whether a row that was made later from the task's training rows is on their side, where it was split here."""
+    return _side(row, _shares(task.split_off, config), config.seed) == "train"
+
+
+def _shares(made: Container[str], config: SplitConfig) -> dict[str, float]:
+    """The share of each of the splits that are made here."""
+    shares = {"test": config.test} if "test" in made else {}
+    if "eval" in made:
+        asked = config.eval if config.eval is not None else shares.get("test", 0.0)
+        shares |= {"eval": asked} if asked else {}
+    return shares
 
 
 def _side(row: Row, shares: dict[str, float], seed: int) -> str:
