@@ -294,6 +294,15 @@ def test_words_with_an_equals_sign_are_settings_unless_they_are_folders(
     )
 
 
+def test_a_file_named_like_a_setting_is_a_task_and_a_long_setting_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "month=jan.csv").write_text("prompt,answer\na,b\n")
+    long = f"columns.prompt={'{a} ' * 100}"
+    assert tasks_and_settings(["month=jan.csv", long]) == (["month=jan.csv"], [long])
+
+
 # -- another template for the next task --------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -34,11 +35,12 @@ _SETTING = re.compile(r"[a-z][a-z_0-9]*(\.[a-z_0-9]+)*=.*", re.DOTALL | re.IGNOR
 
 
 def tasks_and_settings(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """What stands on the command line behind the run: tasks, and `key=value`, unless a folder has that name."""
+    """What stands on the command line behind the run: tasks, and `key=value`, unless a file or folder has that name."""
     tasks: list[str] = []
     settings: list[str] = []
     for word in words:
-        (settings if _SETTING.fullmatch(word) and not Path(word).is_dir() else tasks).append(word)
+        there = os.path.exists(word)  # noqa: PTH110 - of a word that is too long for a path it is False, no error
+        (settings if _SETTING.fullmatch(word) and not there else tasks).append(word)
     return tasks, settings
 
 
