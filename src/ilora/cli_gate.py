@@ -42,6 +42,10 @@ def gate(
         return
     if run is None:
         raise InputError("RUN: name a run folder (or --show-rules, which prints the rules)")
+    from ilora.files import refuse_own
+
+    for option, file in {"--json": json_file, "--junit": junit, "--markdown": markdown}.items():
+        refuse_own(file, option)
     from ilora.commands import gate as commands
 
     decision = commands.gate(run, rules=rules, phase=phase, probes=probes, repair=repair, quiet=quiet)

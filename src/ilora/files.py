@@ -12,6 +12,13 @@ from pathlib import Path
 
 from ilora.errors import IloraError, InputError
 
+# What ilora writes in a run folder.
+RUN_ENTRIES = (
+    "adapters", "checkpoints", "config.yaml", "connectivity", "contrast", "current", "data", "diffs",
+    "environment.json", "evaluations", "gate", "gate.json", "gate.yaml", "general.json", "metrics.jsonl", "predictions",
+    "releases", "report.html", "results.json", "trajectory", "trackers", ".lock", "comparison",
+)  # fmt: skip
+
 
 def expanded(place: str) -> str:
     """A place with `~` and variables such as `$HOME` written out. Raises ValueError for a variable that is not set."""
@@ -27,6 +34,17 @@ def expanded(place: str) -> str:
 def pending_file(run: Path) -> Path:
     """Where a run notes a promotion, rollback or deletion of rows before it begins, until it is done."""
     return run / "releases" / "pending.json"
+
+
+def refuse_own(path: Path | None, option: str) -> None:
+    """Raises InputError where an option names a file of a run's own. A new one beside these may be written."""
+    if path is None:
+        return
+    place = path.resolve()
+    for run in place.parents:
+        own = place.relative_to(run).parts[0] in RUN_ENTRIES
+        if own and (run / "config.yaml").is_file() and (run / "results.json").is_file():
+            raise InputError(f"{option} {path}: belongs to the run {run} and is not written over; name another file")
 
 
 def cache_folder() -> Path:

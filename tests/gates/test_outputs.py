@@ -85,3 +85,27 @@ def test_the_rules_are_printed_as_a_file(make_run: MakeRun, tmp_path: Path) -> N
     file.write_text(done.stdout)
     run = make_run(two_months(lost=0), tasks=("one", "two"))
     assert gate(run, rules=file)["rules"] == gate(run)["rules"]
+
+
+def test_no_form_is_written_over_a_file_of_a_run(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(two_months(lost=0), tasks=("one", "two"))
+    kept = (run / "results.json").read_bytes()
+    scores = run / "releases" / "1" / "scores.json"
+    for command, option, file in (
+        ("gate", "--markdown", run / "results.json"),
+        ("gate", "--json", scores),
+        ("diff", "--jsonl", run / "results.json"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["ilora", command, str(run), option, str(file)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        assert f"{option} {file}: belongs to the run" in capsys.readouterr().err
+    assert (run / "results.json").read_bytes() == kept
+    assert not scores.exists()
+    assert not (run / "gate.json").exists()
+    done = CliRunner().invoke(cli.app, ["gate", str(run), "--markdown", str(run / "gate.md")])  # a file beside them
+    assert done.exit_code == 0
+    assert (run / "gate.md").is_file()

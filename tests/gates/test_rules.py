@@ -21,6 +21,11 @@ def test_without_a_file_the_defaults_hold_and_can_be_written_out(tmp_path: Path)
     assert yaml.safe_load(as_yaml(rules)) == rules.model_dump()
 
 
+def test_the_defaults_of_a_run_may_be_written_to_its_own_file(tmp_path: Path) -> None:
+    (tmp_path / "gate.yaml").write_text("")  # what a shell makes before `ilora gate RUN --show-rules > RUN/gate.yaml`
+    assert read_rules(tmp_path) == (Rules(), "the defaults")
+
+
 def test_a_file_that_is_named_takes_the_place_of_the_runs_own(tmp_path: Path) -> None:
     (tmp_path / "gate.yaml").write_text("hard: 20\n")
     other = tmp_path / "strict.yaml"

@@ -13,7 +13,7 @@ from rich.text import Text
 from ilora.diffs.page import changed, summary, write_page
 from ilora.diffs.rows import Change, Changes, changes
 from ilora.diffs.sides import both_sides, page_of
-from ilora.files import write_atomic
+from ilora.files import refuse_own, write_atomic
 from ilora.present.numbers import plain, points
 
 EXAMPLES = 2  # of each task, of what was lost and of what was gained
@@ -24,6 +24,7 @@ def diff(
     run: Path, names: Sequence[str], *, threshold: float, only: Sequence[str], jsonl: Path | None
 ) -> tuple[Changes, Path]:
     """Compare the two sides; returns what changed and the page. Raises InputError where they do not fit together."""
+    refuse_own(jsonl, "--jsonl")
     first, second = both_sides(run, names)
     found, page = changes(first, second, threshold=threshold, only=only), page_of(first, second)
     write_page(page, found)

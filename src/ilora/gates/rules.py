@@ -96,6 +96,8 @@ def read_rules(run: Path, file: Path | None = None) -> tuple[Rules, str]:
     if file is None and not (run / FILE).exists():
         return Rules(), "the defaults"
     place = file or run / FILE
+    if place.is_file() and not place.read_bytes().strip():  # so that `--show-rules > RUN/gate.yaml` may be asked of RUN
+        return Rules(), "the defaults"
     values = read_yaml(place)
     try:
         rules = Rules.model_validate(values)

@@ -15,7 +15,7 @@ from pathlib import Path
 from ilora.config import read_yaml
 from ilora.data.task import SPLITS, task_label
 from ilora.errors import InputError
-from ilora.files import cache_folder, flush_folder, write_atomic
+from ilora.files import RUN_ENTRIES, cache_folder, flush_folder, write_atomic
 from ilora.registry import did_you_mean
 from ilora.releases import journal, redaction
 from ilora.releases.candidate import places
@@ -27,12 +27,6 @@ from ilora.stream import BEFORE
 from ilora.training import checkpoint as checkpoints
 from ilora.training import keep
 
-# What a run folder has. Of anything else in it nobody here knows whether it holds rows.
-_KNOWN = (
-    "adapters", "checkpoints", "config.yaml", "connectivity", "contrast", "current", "data", "diffs",
-    "environment.json", "evaluations", "gate", "gate.json", "gate.yaml", "general.json", "metrics.jsonl", "predictions",
-    "releases", "report.html", "results.json", "trajectory", "trackers", ".lock", "comparison",
-)  # fmt: skip
 _ROOMS = ("data", "predictions", "evaluations")
 
 
@@ -108,8 +102,8 @@ def _left(run: Path, task: str) -> Iterator[str]:
         yield f"{cache_folder() / 'below'}: a cache of what the frozen layers make of rows, of this run and others"
     if (tokens := cache_folder() / "tokens").is_dir():
         yield f"{tokens}: a cache of large tasks in token ids, of this run and others"
-    for path in sorted(run.iterdir()):
-        if path.name not in _KNOWN and path not in keep.left_behind(run):
+    for path in sorted(run.iterdir()):  # nobody here knows whether another file holds rows
+        if path.name not in RUN_ENTRIES and path not in keep.left_behind(run):
             yield f"{path}: not a file of ilora's"
     if (run / "trackers").exists() or config.get("trackers"):
         yield "what the trackers keep: configuration and losses"
