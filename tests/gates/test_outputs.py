@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import cast
 from xml.etree import ElementTree as ET
 
 import pytest
 from typer.testing import CliRunner
 
 from ilora import cli, gate
+from ilora.errors import InputError
 from ilora.gates.outputs import as_junit, as_markdown, sentences
+from ilora.handover.card import Wishes
+from ilora.handover.export import export_source
+from ilora.handover.source import Source
 from tests.gates.conftest import MakeRun, right
 from tests.gates.test_judge import two_months
 
@@ -97,8 +102,10 @@ def test_no_form_is_written_over_a_file_of_a_run(
         ("gate", "--markdown", run / "results.json"),
         ("gate", "--json", scores),
         ("diff", "--jsonl", run / "results.json"),
+        ("predict", "--out", scores.with_suffix(".jsonl")),
     ):
-        monkeypatch.setattr(sys, "argv", ["ilora", command, str(run), option, str(file)])
+        rows = ["rows.jsonl"] if command == "predict" else []
+        monkeypatch.setattr(sys, "argv", ["ilora", command, str(run), *rows, option, str(file)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 2
@@ -109,3 +116,10 @@ def test_no_form_is_written_over_a_file_of_a_run(
     done = CliRunner().invoke(cli.app, ["gate", str(run), "--markdown", str(run / "gate.md")])  # a file beside them
     assert done.exit_code == 0
     assert (run / "gate.md").is_file()
+
+
+def test_an_export_does_not_go_into_a_release(make_run: MakeRun) -> None:
+    run = make_run(two_months(lost=0), tasks=("one", "two"))
+    with pytest.raises(InputError, match="belongs to the run"):
+        export_source(cast(Source, None), run / "releases" / "1" / "handed", kind="peft", wishes=Wishes())
+    assert not (run / "releases" / "1").exists()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ilora.answering.predict import Predictor, predict_file, predict_rows
 from ilora.errors import InputError
+from ilora.files import refuse_own
 from ilora.present.numbers import count, points
 
 
@@ -37,6 +38,7 @@ def predict_command(run: Path, source: Path, out: Path, *, quiet: bool, **chosen
     """Answer a file into another one; returns the lines to show."""
     if out.suffix != ".jsonl":
         raise InputError(f"--out {out}: a file whose name ends in .jsonl is needed")
+    refuse_own(out, "--out")
     found = predict_file(Predictor(run, **chosen), source, out, quiet=quiet)
     lines = [f"answered: {count(found['rows'])} rows with {found['adapter']}"]
     if found["there"]:

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ilora.errors import IloraError, InputError
-from ilora.files import flush_folder, flush_tree
+from ilora.files import flush_folder, flush_tree, refuse_own
 from ilora.handover.asking import Asking, asking
 from ilora.handover.card import Wishes, card
 from ilora.handover.gguf import write_gguf
@@ -33,6 +33,7 @@ def export_source(source: Source, to: Path, *, kind: str, wishes: Wishes) -> Pat
     if kind not in KINDS:
         raise InputError(f"--as {kind}: allowed are {', '.join(KINDS)}")
     to = to.expanduser().absolute()
+    refuse_own(to, "--to")
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise InputError(f"{to}: exists already and is not empty; give another folder to --to, or move it away")
     asked = asking(source)
