@@ -25,6 +25,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         begin_forks()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups first: a group is one worker's, and while a long one is the last, the other worker has nothing to do."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Two workers share two cores; a resume of another test may have set another number."""
