@@ -26,8 +26,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups first: a group is one worker's, and while a long one is the last, the other worker has nothing to do."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """The tests with several processes first: they are one worker's, and as the last they would leave the other idle."""
+    items.sort(key=lambda item: not any(mark.args == ("processes",) for mark in item.iter_markers("xdist_group")))
 
 
 @pytest.fixture(autouse=True)

@@ -144,7 +144,7 @@ def by_two(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-@pytest.mark.xdist_group("two processes")
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("name", list(METHODS))
 def test_two_processes_equal_one(name: str, by_two: Path, tmp_path: Path) -> None:
     one = run(load_config(by_two / f"config-{name}.yaml"), tmp_path / "one", quiet=True)

@@ -38,7 +38,7 @@ from tests.training.test_processes import (
     uneven,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes in parts")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 RANKED = ["data.tasks=[{name: one, metric: accuracy, choices: [cat, dog, owl, fox], scoring: rank}, two]"]
