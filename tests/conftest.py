@@ -26,7 +26,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests with several processes first: they are one worker's, and as the last they would leave the other idle."""
+    """Tests with several processes first: they are one worker's, and as the last they would leave the other idle."""
     items.sort(key=lambda item: not any(mark.args == ("processes",) for mark in item.iter_markers("xdist_group")))
 
 
