@@ -115,6 +115,15 @@ def append_line(path: Path, text: str) -> None:
 
 
 @contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Wait until no other process is at this file of the user's cache, and hold it; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def locked(folder: Path, *, what: str) -> Iterator[None]:
     """Hold a folder for this process; the system drops the lock when the process ends, however it ends.
 

@@ -11,12 +11,13 @@ import json
 import mmap
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain
 from random import Random
-from typing import IO, Any, Generic, TypeVar, overload
+from typing import IO, Any, TypeVar, overload
 
 from ilora.data.task import Row
 from ilora.errors import InputError
@@ -83,7 +84,30 @@ class Writer:
         self.columns, self.bytes = [[] for _ in self.columns], 0
 
 
-class Stored(Sequence[Item], Generic[Item]):
+class Numbered(Sequence[Item], ABC):
+    """A sequence whose items are made or looked up one by one: what numbers and slices mean is written here."""
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Item]: ...
+    def __getitem__(self, place: int | slice) -> Item | list[Item]:
+        if isinstance(place, slice):
+            return self._some(range(*place.indices(len(self))))
+        number = place + len(self) if place < 0 else place
+        if not 0 <= number < len(self):
+            raise IndexError(place)
+        return self._one(number)
+
+    @abstractmethod
+    def _one(self, number: int) -> Item:
+        """The item of a number from 0 on."""
+
+    def _some(self, numbers: range) -> list[Item]:
+        return [self._one(number) for number in numbers]
+
+
+class Stored(Numbered[Item]):
     """A sequence in an Arrow file; a subclass makes the items. Raises ValueError for a file that is not whole."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -98,18 +122,11 @@ class Stored(Sequence[Item], Generic[Item]):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    @overload
-    def __getitem__(self, place: int) -> Item: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Item]: ...
-    def __getitem__(self, place: int | slice) -> Item | list[Item]:
-        if isinstance(place, slice):
-            first, last, step = place.indices(len(self))
-            return list(self._between(first, last)) if step == 1 else [self[n] for n in range(first, last, step)]
-        number = place + len(self) if place < 0 else place
-        if not 0 <= number < len(self):
-            raise IndexError(place)
+    def _one(self, number: int) -> Item:
         return next(self._between(number, number + 1))
+
+    def _some(self, numbers: range) -> list[Item]:
+        return list(self._between(numbers.start, numbers.stop)) if numbers.step == 1 else super()._some(numbers)
 
     def __iter__(self) -> Iterator[Item]:
         return self._between(0, len(self))
@@ -207,7 +224,7 @@ def like(rows: Sequence[Row]) -> int | None:
     return rows.most if isinstance(rows, StoredRows) else None
 
 
-class Joined(Sequence[Item]):
+class Joined(Numbered[Item]):
     """Sequences one behind the other, as one."""
 
     def __init__(self, parts: Sequence[Sequence[Item]]) -> None:
@@ -216,16 +233,7 @@ class Joined(Sequence[Item]):
     def __len__(self) -> int:
         return self.starts[-1]
 
-    @overload
-    def __getitem__(self, place: int) -> Item: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Item]: ...
-    def __getitem__(self, place: int | slice) -> Item | list[Item]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(*place.indices(len(self)))]
-        number = place + len(self) if place < 0 else place
-        if not 0 <= number < len(self):
-            raise IndexError(place)
+    def _one(self, number: int) -> Item:
         where = bisect_right(self.starts, number) - 1
         return self.parts[where][number - self.starts[where]]
 

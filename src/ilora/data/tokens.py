@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +11,7 @@ from typing import IO, Any
 from ilora.data.examples import Example
 from ilora.data.stored import Stored, Writer
 from ilora.errors import IloraError, InputError
+from ilora.files import alone
 
 
 class StoredExamples(Stored[Example]):
@@ -50,7 +49,7 @@ def stored_examples(file: Path, examples: Iterable[Example], *, task: str, label
     in order; asked only if they must be written. Raises InputError where the cache cannot be written.
     """
     try:
-        with _alone(file):
+        with alone(file):
             found = _read(file, task, label)
             if found is None:
                 _write(file, examples)
@@ -99,11 +98,3 @@ def _write(file: Path, examples: Iterable[Example]) -> None:
         writer.close()
         os.fsync(opened.fileno())
     scratch.replace(file)
-
-
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -7,7 +7,6 @@ after the weights and the rows it was made from, and shared by all runs on the s
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from transformers import DynamicCache
 
 from ilora.data.examples import Example
 from ilora.errors import IloraError, InputError
-from ilora.files import write_atomic
+from ilora.files import alone, write_atomic
 from ilora.kernels.attention import PLAIN
 from ilora.model.sharding import whole_of
 
@@ -131,7 +130,7 @@ class Below:
         made = _load(file, tokens)
         if made is None:
             try:
-                with _alone(file):  # other runs wait, and read what this one has made
+                with alone(file):  # other runs wait, and read what this one has made
                     made = _load(file, tokens)
                     if made is None:
                         made = self._compute(answers, advance)
@@ -236,14 +235,6 @@ def _numbered(layers: nn.ModuleList) -> Iterator[None]:
     finally:
         for attention, number in zip(attentions, before, strict=True):
             attention.layer_idx = number
-
-
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _load(file: Path, tokens: int) -> Tensor | None:
