@@ -62,7 +62,7 @@ def test_moments_are_sums_over_real_tokens(tiny_model: Path, model: PeftModel, a
         for path, moment in found.items():
             torch.testing.assert_close(moment, expected[path], rtol=1e-4, atol=1e-4)
     assert run.engine.passes["forward"] == 3 * len(ROWS)
-    assert not any(layer._forward_pre_hooks for layer in layers(model).values())
+    assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers(model).values())
 
 
 def test_weights_are_those_with_the_adapters_added(model: PeftModel) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
-from torch import Tensor, nn
+from torch import Tensor
 
 from ilora.data.examples import Example
 from ilora.model import adapters
 from ilora.model.engine import Engine
+from ilora.model.observing import observed
 from ilora.model.sharding import whole_of
 
 A_OF, B_OF = "{}.lora_A.weight", "{}.lora_B.weight"  # an adapter's factors, by the layer's path
@@ -23,9 +21,8 @@ A_OF, B_OF = "{}.lora_A.weight", "{}.lora_B.weight"  # an adapter's factors, by 
 
 def layers(model: PeftModel) -> dict[str, LoraLayer]:
     """The linear layers with an adapter, by path: `A_OF.format(path)` is a key of `adapters.parameters`."""
-    end = A_OF.format("")
-    paths = [key.removesuffix(end) for key in adapters.parameters(model, "fast") if key.endswith(end)]
-    return {path: model.get_submodule(path) for path in paths}
+    known = adapters.parameters(model, "fast")
+    return {path: layer for path, layer in adapters.adapted(model) if A_OF.format(path) in known}
 
 
 @torch.no_grad()
@@ -38,31 +35,18 @@ def input_moments(engine: Engine, rows: Sequence[Example]) -> dict[str, Tensor]:
     found = layers(engine.model)
     moments = {path: torch.zeros(layer.in_features, layer.in_features) for path, layer in found.items()}
     moments = {path: moment.to(engine.device) for path, moment in moments.items()}
+
+    def add(path: str, x: Tensor, _: Tensor, counts: Tensor) -> None:
+        if path in moments:
+            tokens, times = x[counts > 0].float(), counts[counts > 0, None]
+            moments[path].addmm_((tokens * times).T, tokens)
+
     for batch in engine.micro_batches(rows):
-        real = batch.attention_mask.bool()
-
-        def add(path: str, inputs: Tensor, real: Tensor = real) -> None:
-            tokens = inputs[real].float()
-            moments[path].addmm_(tokens.T, tokens)
-
-        with _watched(found, add), torch.compiler.set_stance("force_eager"):
-            engine.states(batch, dropout=False, packed=False)
+        with observed(engine, add):
+            engine.states(batch, dropout=False)
     for moment in moments.values():  # one message each: all together would be held twice
         engine.all_reduce([moment])
     return moments
-
-
-@contextmanager
-def _watched(found: dict[str, LoraLayer], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Inside the block, `see` is shown every input of these layers."""
-
-    def show(path: str, _layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        see(path, inputs[0])
-
-    with ExitStack() as held:
-        for path, layer in found.items():
-            held.callback(layer.register_forward_pre_hook(partial(show, path)).remove)
-        yield
 
 
 @torch.no_grad()

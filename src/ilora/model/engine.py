@@ -112,12 +112,10 @@ class Engine:
         logits = result.logits.view(len(batch.examples), batch.keep, -1) if packing else result.logits[:, -batch.keep :]
         return Output(logits, rows_of(layers, packing, inputs.soft))
 
-    def states(
-        self, batch: Batch, *, layers: Layers = "last", dropout: bool = True, packed: bool = True
-    ) -> tuple[Tensor, ...]:
-        """The layers' outputs as `forward` returns them, without logits. packed: False shows hooks the padded rows."""
+    def states(self, batch: Batch, *, layers: Layers = "last", dropout: bool = True) -> tuple[Tensor, ...]:
+        """The layers' outputs alone, as `forward` returns them: no logits are made, and no other layer is kept."""
         inputs = self._inputs(batch)
-        packing = self._pack(inputs, dropout=dropout, alone=True) if packed else None
+        packing = self._pack(inputs, dropout=dropout, alone=True)
         with self._modes.training(dropout), self._layers(inputs.upper):
             decoder = self.core.get_decoder()  # type: ignore[operator]
             result = decoder(**inputs.arguments, use_cache=False, output_hidden_states=layers == "all")
