@@ -47,6 +47,20 @@ def write_rows(path: Path, count: int, *, least: int, most: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def make_model(folder: Path, **sizes: int) -> None:
+    """A random Llama of these sizes and a real tokenizer."""
+    import torch  # here, since the memory of processes without it is measured
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from ilora.model.load import resolve
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m"))
+    torch.manual_seed(0)
+    found = {"vocab_size": len(tokenizer), "num_attention_heads": 4, "eos_token_id": tokenizer.eos_token_id}
+    LlamaForCausalLM(LlamaConfig(**found, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def check(folder: Path) -> str:
     """Load and check all of it, as `ilora data check` does."""
     from ilora.check.audit import check_config, config_of

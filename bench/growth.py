@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import data
 from ilora import load_config, run
 from ilora.methods import METHODS
-from ilora.model.load import resolve
 
 FEW, ROWS = 2, 16
 EARLY = (2, 3, 4)
@@ -31,20 +30,8 @@ WORDS = "red green blue black white small large old new fast slow warm cold nort
 
 
 def make_model(folder: Path) -> None:
-    """A random Llama and a real tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m"))
-    torch.manual_seed(0)
-    sizes = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(sizes).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """A random Llama of 15M parameters and a real tokenizer."""
+    data.make_model(folder, hidden_size=256, intermediate_size=512, num_hidden_layers=4, max_position_embeddings=256)
 
 
 def make_tasks(folder: Path, count: int) -> None:

@@ -21,30 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data import peak_memory, write_rows
+from data import make_model, peak_memory, write_rows
 
 STEPS = 20
-
-
-def make_model(folder: Path) -> None:
-    """A random Llama and a real tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from ilora.model.load import resolve
-
-    tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m"))
-    torch.manual_seed(0)
-    sizes = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(sizes).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 @contextmanager
@@ -105,7 +84,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        make_model(place / "model")
+        make_model(place / "model", hidden_size=64, intermediate_size=128, num_hidden_layers=2)
         for count in given.rows:
             folder = place / f"{count:,} rows"
             write_rows(folder / "task" / "train.jsonl", count, least=5, most=15)

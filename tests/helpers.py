@@ -31,7 +31,7 @@ from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.progress import Display
 from ilora.replay.memory import ReplayMemory
-from ilora.settings import TrainingConfig
+from ilora.settings import AdapterConfig, TrainingConfig
 from ilora.stream import load_tasks
 from ilora.training import session as session_module
 from ilora.training.evaluating import StreamEvaluator
@@ -185,6 +185,15 @@ def sealed(state: dict[str, Any]) -> str:
     rest = {key: value for key, value in state.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     return json.dumps(rest | {"sha256": digest})
+
+
+def with_random_adapter(tiny_model: Path, *, dropout: float) -> PeftModel:
+    """A model in training mode, in float32, whose adapter changes what it computes."""
+    made = adapters.attach(plain(tiny_model), AdapterConfig(r=4, alpha=8, dropout=dropout), name="fast", seed=1)
+    torch.manual_seed(3)
+    for parameter in adapters.parameters(made, "fast").values():
+        parameter.data.normal_(std=0.2)
+    return made.train()
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from ilora.data.examples import Example
 from ilora.errors import InputError
 from ilora.methods.sure import SuRe
-from ilora.model import adapters
 from ilora.replay.memory import ReplayMemory
-from ilora.settings import AdapterConfig
 from ilora.training.session import Session
-from tests.helpers import MakeConfig, begin, snapshot, train, view
+from tests.helpers import MakeConfig, begin, snapshot, train, view, with_random_adapter
 
 ROWS = [
     Example("one", "one/train/0", [5, 6, 7, 8], [9, 1]),
@@ -27,13 +24,14 @@ ROWS = [
 
 
 def method(tiny_model: Path, **settings: object) -> SuRe:
-    base = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(False)
-    model = adapters.attach(base, AdapterConfig(r=4, alpha=8, dropout=0.3), name="fast", seed=1)
-    model.train()
-    torch.manual_seed(3)
-    for parameter in adapters.parameters(model, "fast").values():
-        parameter.data.normal_(std=0.2)
-    run = view(model, pad=1, memory=ReplayMemory(2, seed=0), rows=ROWS, task_index=1, task="one")
+    run = view(
+        with_random_adapter(tiny_model, dropout=0.3),
+        pad=1,
+        memory=ReplayMemory(2, seed=0),
+        rows=ROWS,
+        task_index=1,
+        task="one",
+    )
     return SuRe(run, SuRe.Config(name="sure", memory_size=2, **settings))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from ilora.data.examples import Example, collate
 from ilora.errors import InputError
@@ -16,8 +15,7 @@ from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.gpu import record_passes
 from ilora.model.observing import attention_observed, observed, refuse_unseen_attention
-from ilora.settings import AdapterConfig
-from tests.helpers import view
+from tests.helpers import view, with_random_adapter
 from tests.kernels.helpers import Again
 
 ROWS = [
@@ -29,13 +27,7 @@ ROWS = [
 
 @pytest.fixture
 def engine(tiny_model: Path) -> Engine:
-    base = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(False)
-    model = adapters.attach(base, AdapterConfig(r=4, alpha=8, dropout=0.0), name="fast", seed=1)
-    model.train()
-    torch.manual_seed(3)
-    for parameter in adapters.parameters(model, "fast").values():
-        parameter.data.normal_(std=0.2)
-    return view(model, pad=1).engine
+    return view(with_random_adapter(tiny_model, dropout=0.0), pad=1).engine
 
 
 def sums(engine: Engine) -> dict[str, Tensor]:
