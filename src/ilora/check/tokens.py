@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from ilora.config import Config
 from ilora.data.encoding import Encoder
 from ilora.data.notes import length_notes
+from ilora.data.stored import some
 from ilora.data.task import SPLITS, Row, Task
 from ilora.errors import InputError
 
@@ -114,10 +114,7 @@ def _room(task: Task, encoder: Encoder, max_new_tokens: int | str, *, longest: i
 
 def _lengths(task: Task, encoder: Encoder, split: str) -> list[tuple[int, int]]:
     """Of a split's rows, or of a random part of them."""
-    rows = task.rows.get(split, [])
-    return encoder.lengths(
-        rows if len(rows) <= _MOST_COUNTED else random.Random(f"check/{split}").sample(rows, _MOST_COUNTED)
-    )
+    return encoder.lengths(some(task.rows.get(split, []), _MOST_COUNTED, key=f"check/{split}"))
 
 
 def _scaled(found: int, task: Task, split: str) -> int:
