@@ -244,6 +244,19 @@ def test_the_first_step_of_adamw(tiny_model: Path) -> None:
         torch.testing.assert_close(parameter.detach(), weight - 0.01 * gradient / (gradient.abs() + 1e-8))
 
 
+def test_a_step_that_is_launched_before_its_figures_are_read_is_the_same(tiny_model: Path) -> None:
+    found = []
+    for fused in (False, True):
+        method = make(tiny_model, "ilora", memory_size=4)
+        optimizer = torch.optim.AdamW(method.trainable, fused=fused)
+        for number in range(3):
+            move(method, task_step=number + 1, step=number + 1)
+            step(method, optimizer=optimizer, learning_rate=0.01, max_grad_norm=0.5)
+        found.append(weights(method))
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_weight_decay_only_where_it_is_set(tiny_model: Path, decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
     method = make(tiny_model)
@@ -307,12 +320,14 @@ def infinite_penalty(method: Method, monkeypatch: pytest.MonkeyPatch) -> str:
     return r"the loss is not finite \(inf\)"
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("break_it", [not_a_number, infinite_gradient, infinite_penalty])
 def test_divergence_leaves_weights_and_optimizer_alone(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, break_it: Any
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, break_it: Any, fused: bool
 ) -> None:
+    """fused: as on a GPU, where the step is launched before its figures are read."""
     method = make(tiny_model, "ilora", memory_size=4)
-    optimizer = make_optimizer(method.trainable, TrainingConfig())
+    optimizer = torch.optim.AdamW(method.trainable, fused=fused)
     step(method, optimizer=optimizer)
     before, moments = weights(method), str(optimizer.state_dict()["state"])
     move(method, task_step=3, step=23)

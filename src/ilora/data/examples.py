@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ class Batch:
         """The rows of these numbers (at least one), without the columns that are padding in all of them."""
         examples = [self.examples[number] for number in rows]
         width = max(map(len, examples))
-        chosen = torch.tensor(rows, device=self.input_ids.device)
+        chosen = sent(rows, self.input_ids.device)
         return Batch(
             examples=examples,
             input_ids=self.input_ids[chosen, -width:],
@@ -94,6 +95,14 @@ def by_task(examples: Iterable[Example]) -> dict[str, list[Example]]:
     return groups
 
 
+def sent(values: Any, device: torch.device | str) -> Tensor:
+    """`torch.tensor(values, device=device)`, but a GPU is given it without Python waiting for what it computes."""
+    made = torch.as_tensor(values)
+    if torch.device(device).type == "cuda":
+        made = made.pin_memory()  # from other memory, the copy waits for all that was launched before it
+    return made.to(device, non_blocking=True)
+
+
 def collate(examples: Sequence[Example], *, pad: int, device: torch.device | str = "cpu") -> Batch:
     """Left-padded tensors; labels are the answers' tokens, everything else (prompt, padding) is IGNORED."""
     length = max(len(example) for example in examples)
@@ -105,10 +114,10 @@ def collate(examples: Sequence[Example], *, pad: int, device: torch.device | str
         labels.append([IGNORED] * (gap + len(example.prompt)) + example.answer)
     return Batch(
         examples=list(examples),
-        input_ids=torch.tensor(ids, device=device),
-        attention_mask=torch.tensor(mask, device=device),
-        labels=torch.tensor(labels, device=device),
-        replayed=torch.tensor([example.replayed for example in examples], device=device),
+        input_ids=sent(ids, device),
+        attention_mask=sent(mask, device),
+        labels=sent(labels, device),
+        replayed=sent([example.replayed for example in examples], device),
         keep=max(len(example.answer) for example in examples) + 1,
     )
 

@@ -69,7 +69,7 @@ def perplexity(engine: Engine, windows: list[list[int]]) -> dict[str, Any]:
                 batch = collate([Example("", "", window, [])], pad=engine.pad, device=engine.device)
                 logits = engine.forward(replace(batch, keep=len(window))).answer_logits
                 loss = token_losses(logits, batch.input_ids[:, 1:]).sum()
-                total += torch.stack([loss, torch.tensor(float(len(window) - 1), device=engine.device)])
+                total += torch.stack([loss, loss.new_full((), len(window) - 1)])
     finally:
         engine.model.train(training)
     engine.all_reduce([total])

@@ -13,10 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 from torch.autograd.function import once_differentiable
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -114,8 +116,9 @@ class Recording:
         for place, gradient in zip(self._gradients, gradients, strict=True):
             place.zero_() if gradient is None else place.copy_(gradient)
         self._replay_back()
-        parts = torch.split(self._flat.clone(), [tensor.numel() for tensor in self.wanted])
-        return [part.view_as(tensor).to(tensor.dtype) for part, tensor in zip(parts, self.wanted, strict=True)]
+        parts = _unflatten_dense_tensors(self._flat.clone(), self.wanted)  # type: ignore[no-untyped-call]
+        pairs = zip(parts, self.wanted, strict=True)
+        return [part if part.dtype is tensor.dtype else part.to(tensor.dtype) for part, tensor in pairs]
 
 
 class _Flight:
@@ -213,7 +216,8 @@ class DecoderGraphs:
             tuple((name, tensor.shape, tensor.dtype, tensor.requires_grad) for name, tensor in inputs.items()),
             repr(sorted(rest.items())),
             (packing.rows, packing.length),
-            tuple((parameter.data_ptr(), parameter.requires_grad) for parameter in parameters),
+            tuple(map(Tensor.data_ptr, parameters)),
+            tuple(map(attrgetter("requires_grad"), parameters)),
         )
         self._met[key] += 1
         if key not in self.recordings and self._met[key] > 1:

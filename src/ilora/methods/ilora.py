@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from ilora.data.examples import Batch, Count, Totals
+from ilora.data.examples import Batch, Count, Totals, sent
 from ilora.methods.base import METHODS
 from ilora.methods.fast_slow import FastSlow, FastSlowConfig
 from ilora.model import adapters
@@ -60,7 +60,7 @@ class ILoRA(FastSlow[ILoRAT]):
             target = self.engine.states(old, layers=layers, dropout=False)
         output = self.engine.forward(batch, hidden=layers)
         loss = self.cross_entropy(output, batch, weighed)
-        places = torch.tensor(rows, device=old.labels.device)
+        places = sent(rows, old.labels.device)
         gap = hidden_gap(
             [state[places, -old.input_ids.shape[1] :] for state in output.hidden],
             target,

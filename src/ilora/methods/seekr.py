@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from ilora.data.examples import IGNORED, Batch, Example, Totals
+from ilora.data.examples import IGNORED, Batch, Example, Totals, sent
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS
 from ilora.methods.er import ExperienceReplay, ReplayConfig
@@ -147,7 +147,7 @@ class SEEKR(ExperienceReplay[SEEKRConfig]):
         tokens = attention = torch.zeros((), device=loss.device)
         for task in dict.fromkeys(example.task for example in old.examples):
             rows = [number for number, example in enumerate(old.examples) if example.task == task]
-            part, chosen = old.part(rows), torch.tensor(rows, device=loss.device)
+            part, chosen = old.part(rows), sent(rows, loss.device)
             mine, answers = output.answer_logits[chosen, 1 - part.keep :], part.targets != IGNORED
             if task not in self.teachers:  # in training still, or never learnt: the answers themselves teach
                 tokens = tokens + token_losses(mine, part.targets).sum()

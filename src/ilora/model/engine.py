@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from ilora.data.examples import IGNORED, Batch, Example, collate
+from ilora.data.examples import IGNORED, Batch, Example, collate, sent
 from ilora.kernels.graphs import DecoderGraphs
 from ilora.kernels.losses import token_losses
 from ilora.kernels.packing import Packing
@@ -53,7 +53,7 @@ class Engine:
     merge: `Method.weights` merges adapters into the base's weights.
     adapted: the last so many layers carry the adapter; 0: all.
     below: the states of the layers under them, computed once.
-    base: which model this is.
+    base: which model this is. notices: what to say before the first step.
     graphs: replay the decoder's passes on a GPU. compiled: its layers are compiled (`model/gpu.py` sets both).
     passes: rows that went through the model in training, in this process.
     told: what is told how often each token of a pass stands in its batch (`model/observing.py` sets it).
@@ -70,6 +70,7 @@ class Engine:
     base: BaseModel | None = None
     graphs: DecoderGraphs | None = None
     compiled: bool = False
+    notices: list[str] = field(default_factory=list)
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     told: Callable[[Tensor], None] | None = None
 
@@ -178,7 +179,7 @@ class Engine:
             return -token_losses(self.forward(batch, dropout=False).answer_logits, batch.targets).sum(1)
         width = max(len(row.answer) for row in rows)
         filled = [[*row.answer, *[IGNORED] * (width - len(row.answer))] for row in rows]
-        labels, logits = torch.tensor(filled, device=self.device), read.logits
+        labels, logits = sent(filled, self.device), read.logits
         if width > 1:
             with read.cache_for(width - 1) as cache:
                 logits = torch.cat([logits, self._go_on(read.inputs, rows, labels[:, :-1], cache)], dim=1)

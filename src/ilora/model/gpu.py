@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 
+from ilora.files import cache_folder
 from ilora.kernels.attention import GROUPED
 from ilora.kernels.graphs import CudaRecorder, DecoderGraphs, Recorder
 from ilora.model import adapters
@@ -15,6 +18,7 @@ from ilora.settings import ModelConfig
 
 LARGE = 1_000_000_000  # parameters: from here on kernels take longer than their launches
 FORMS = 64  # compiled forms of a layer, at most: one for each adapter, with and without gradient and dropout
+KEPT = 0.9  # of what a compiled layer would keep for its backward pass; the cheapest of it is computed again
 
 
 def suit_the_device(engine: Engine, config: ModelConfig) -> None:
@@ -30,11 +34,14 @@ def suit_the_device(engine: Engine, config: ModelConfig) -> None:
         record_passes(engine, CudaRecorder())
 
 
-def compile_layers(engine: Engine) -> None:
-    """Fuse the small operations of every layer, at its first pass, by torch.compile."""
+def compile_layers(engine: Engine, backend: str = "inductor") -> None:
+    """Fuse the small operations of every layer, at its first pass, by torch.compile. What it makes is kept on disk."""
     torch._dynamo.config.recompile_limit = FORMS
+    torch._functorch.config.activation_memory_budget = KEPT
+    kept = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "kernels"))
+    engine.notices.append(f"the first steps compile the layers' kernels; they are kept in {kept}")
     for layer in engine.core.get_decoder().layers:  # type: ignore[operator]
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, backend=backend)
     # The first layer then is like the others, whose input has a gradient: one form less to compile.
     engine.core.get_input_embeddings().register_forward_hook(_asks_for_gradient)  # type: ignore[operator]
     engine.compiled = True

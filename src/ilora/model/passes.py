@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
+from ilora.data.examples import sent
 from ilora.kernels.attention import GROUPED, flash_serves
 from ilora.kernels.packing import Packing, Spread, fill
 from ilora.model import adapters
@@ -97,7 +98,7 @@ def pack(inputs: Inputs, core: nn.Module, *, pad: int, noisy: bool, filled: bool
     packing = Packing.of(mask, inputs.names if shared else None, shown=shown)
     if not packing.saves and not filled and not flash:
         return None
-    packing = packing.with_tensors(lambda tensor: tensor.to(weights.device, non_blocking=True))
+    packing = packing.with_tensors(lambda tensor: sent(tensor, weights.device))
     for name in ("input_ids", "inputs_embeds", "position_ids"):
         if name in arguments:
             arguments[name] = packing.pack(arguments[name])
@@ -158,7 +159,7 @@ class Modes:
 
     def __init__(self, model: PeftModel) -> None:
         self.model = model
-        self._listed: tuple[tuple[str, ...], list[nn.Module]] | None = None
+        self._listed: tuple[tuple[str, ...], list[dict[str, Any]]] | None = None
 
     @contextmanager
     def training(self, wanted: bool) -> Iterator[None]:
@@ -167,7 +168,7 @@ class Modes:
             yield
             return
         # `eval()` and `train()` walk over thousands of modules, twice a step: on a GPU longer than the step itself.
-        modules = [vars(module) for module in self._modules() if module.training]
+        modules = [module for module in self._modules() if module["training"]]
         for module in modules:
             module["training"] = False
         try:
@@ -176,9 +177,9 @@ class Modes:
             for module in modules:
                 module["training"] = True
 
-    def _modules(self) -> list[nn.Module]:
-        """Every module of the model; new adapters bring new ones."""
+    def _modules(self) -> list[dict[str, Any]]:
+        """The attributes of every module of the model; new adapters bring new ones."""
         names = tuple(adapters.names(self.model))
         if self._listed is None or self._listed[0] != names:
-            self._listed = names, list(self.model.modules())
+            self._listed = names, [vars(module) for module in self.model.modules()]
         return self._listed[1]

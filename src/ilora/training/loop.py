@@ -22,7 +22,7 @@ from ilora.methods.base import Method
 from ilora.methods.view import Position, RunView
 from ilora.model.sharding import OUT_OF_STEP
 from ilora.training.divergence import diverged
-from ilora.training.optim import schedule
+from ilora.training.optim import leave_if_not_finite, schedule
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,10 @@ def optimizer_step(method: Method[Any], optimizer: torch.optim.Optimizer, exampl
         loss += terms["penalty"]
     method.before_step()
     norm = nn.utils.clip_grad_norm_(parameters, run.training.max_grad_norm or math.inf)
-    # All figures of the step in one reading: a GPU is waited for once.
-    value, length, *numbers = torch.stack([loss, norm.float(), *terms.values()]).tolist()
-    _require_finite("loss", value, position, rate)
-    _require_finite("gradient", length, position, rate)
     for group in optimizer.param_groups:
         group["lr"], group["weight_decay"] = rate, run.training.weight_decay
-    optimizer.step()
+    figures = torch.stack([loss, norm.float(), *terms.values()])
+    value, length, *numbers = _move(optimizer, figures, position, rate)
     method.after_step()
     return StepReport(value, dict(zip(terms, numbers, strict=True)), length, rate, sum(map(len, rows)))
 
@@ -185,6 +182,22 @@ def _sum_over_processes(parameters: Sequence[nn.Parameter], loss: Tensor, run: R
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     run.engine.all_reduce([*gradients, loss, *terms.values()])
     return terms
+
+
+def _move(optimizer: torch.optim.Optimizer, figures: Tensor, position: Position, rate: float) -> list[float]:
+    """Take the step where loss and norm, the first two figures, are finite; returns all figures.
+
+    They are read in one piece, so a GPU is waited for once, and there after the step was launched: it looks itself.
+    """
+    launched = leave_if_not_finite(optimizer, figures[:2])
+    if launched:
+        optimizer.step()
+    numbers: list[float] = figures.tolist()
+    _require_finite("loss", numbers[0], position, rate)
+    _require_finite("gradient", numbers[1], position, rate)
+    if not launched:
+        optimizer.step()
+    return numbers
 
 
 def _require_finite(what: str, value: float, position: Position, rate: float) -> None:

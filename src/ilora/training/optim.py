@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ilora.config import Config
 from ilora.settings import TrainingConfig
@@ -17,6 +17,17 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -
     moved = list(parameters)
     fused = all(parameter.device.type == "cuda" for parameter in moved)
     return torch.optim.AdamW(moved, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+
+
+def leave_if_not_finite(optimizer: torch.optim.Optimizer, figures: Tensor) -> bool:
+    """Have the next step leave the weights alone where a figure is not finite, and not wait for the figures itself.
+
+    Returns False where it cannot: only torch's fused optimizers look at `found_inf`, as they do for a GradScaler.
+    """
+    if not optimizer.defaults.get("fused"):
+        return False
+    optimizer.found_inf = (~figures.isfinite().all()).float()  # type: ignore[attr-defined]
+    return True
 
 
 def made_anew(config: Config, phase: int, *, fresh_start: bool) -> bool:

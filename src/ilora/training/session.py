@@ -71,7 +71,11 @@ class Session:
         display.say(f"{config.method.name}: loading {config.model.name}")
         engine, encoder = load_engine(config, accelerator, given, tasks=len(tasks))
         self.stream = EncodedStream.of(config, tasks, encoder)
-        for line in (*self.stream.templates(config.method.name), *map("warning: {}".format, self.stream.warnings())):
+        for line in (
+            *engine.notices,
+            *self.stream.templates(config.method.name),
+            *map("warning: {}".format, self.stream.warnings()),
+        ):
             display.say(line)
         memory = ReplayMemory(config.method.memory_capacity, seed=config.seed)
         started = config.adapter.start_from is not None
