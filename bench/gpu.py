@@ -97,10 +97,10 @@ def toy(shape: Shape) -> Shape:
     return replace(shape, model=TOY, rows=4, lengths=(low // 8, high // 8), answers=(2, 3))
 
 
-def base_model(shape: Shape) -> Any:
-    """Random weights in bfloat16, made on the device."""
+def base_model(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """Random weights, made on the device."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(dtype)
     torch.manual_seed(0)
     try:
         with DEVICE:

@@ -24,6 +24,7 @@ from ilora.methods.view import RunView
 from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.load import load_model
+from ilora.model.ranking import likelihoods
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig
 from tests.helpers import task_rows
@@ -247,7 +248,7 @@ def test_a_prompt_read_once_gives_the_likelihoods_of_whole_rows(setting: Setting
     prefix = (lambda batch: soft.expand(len(batch.examples), -1, -1)) if form == "soft prompt" else None
     route = (lambda _: names) if form == "routes" else None
     with torch.inference_mode(), engine.prefixed(prefix), engine.routed(route):
-        found = engine.likelihoods(batch([]), [choices] * len(prompts))
+        found = likelihoods(engine, batch([]), [choices] * len(prompts))
         for number, choice in enumerate(choices):
             whole = engine.forward(batch(choice)).logits[:, :-1].log_softmax(-1)
             expected = whole.gather(2, torch.tensor([choice] * len(prompts))[..., None]).sum((1, 2))
@@ -273,7 +274,7 @@ def test_ranking_behind_a_sliding_window(tiny_model: Path, tmp_path: Path) -> No
     prompts = [[20 + row + column for column in range(3 + 2 * row)] for row in range(4)]
     rows = [Example("one", str(number), prompt, []) for number, prompt in enumerate(prompts)]
     with torch.inference_mode():
-        found = engine.likelihoods(collate(rows, pad=0), [choices] * len(prompts))
+        found = likelihoods(engine, collate(rows, pad=0), [choices] * len(prompts))
         for row, prompt in enumerate(prompts):
             for number, choice in enumerate(choices):
                 logits = base(torch.tensor([prompt + choice])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)

@@ -15,6 +15,7 @@ from ilora.kernels.losses import token_losses
 from ilora.kernels.packing import Gather, Packing, Spread
 from ilora.model import adapters
 from ilora.model.engine import Engine
+from ilora.model.ranking import likelihoods
 from ilora.settings import AdapterConfig
 from tests.kernels.helpers import CLOSE, apart, llama
 
@@ -119,7 +120,7 @@ def test_ranking_reads_what_prompts_begin_with_once() -> None:
     rows = batch([(prompt, []) for prompt, _ in SHARED])
     choices = [[[10, 11, 1], [12, 1], [13, 1]]] * len(SHARED)
     with torch.inference_mode():
-        ours, theirs = packed.likelihoods(rows, choices), padded.likelihoods(rows, choices)
+        ours, theirs = likelihoods(packed, rows, choices), likelihoods(padded, rows, choices)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert tokens[0] == 3 + 1 + 2 + 2  # 9 9 and 9 share their first
 

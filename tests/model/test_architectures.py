@@ -22,6 +22,7 @@ from ilora.data.examples import Example, collate
 from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.load import load_model
+from ilora.model.ranking import likelihoods
 from ilora.settings import AdapterConfig, ModelConfig
 from tests.helpers import MakeConfig, difference, run_killed, weights
 
@@ -134,7 +135,7 @@ def test_a_padded_row_is_computed_like_the_row_alone(kind: str, tiny_model: Path
         for row, ours, theirs in zip(ROWS, batched, expected, strict=True):
             torch.testing.assert_close(ours[-len(row.answer) :], theirs, rtol=1e-3, atol=1e-4)
         prompts = [Example(row.task, row.id, row.prompt, []) for row in ROWS]
-        found = engine.likelihoods(collate(prompts, pad=1), [CHOICES] * len(ROWS))
+        found = likelihoods(engine, collate(prompts, pad=1), [CHOICES] * len(ROWS))
         for row, values in zip(ROWS, found, strict=True):
             for choice, value in zip(CHOICES, values.tolist(), strict=True):
                 logits = alone(engine, Example("one", "x", row.prompt, choice)).log_softmax(-1)

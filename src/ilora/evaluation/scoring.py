@@ -20,6 +20,7 @@ from ilora.data.tokens import longest_answer
 from ilora.errors import IloraError, InputError
 from ilora.metrics.metrics import METRICS
 from ilora.model.engine import Engine
+from ilora.model.ranking import likelihoods
 from ilora.model.sharding import OUT_OF_STEP
 
 
@@ -106,6 +107,8 @@ def answer(
     order = sorted(range(len(data.examples)), key=lambda index: -len(data.examples[index].prompt))
     mine = order[accelerator.process_index :: accelerator.num_processes]
     predict = _rank if data.task.scoring == "rank" else _generate
+    if engine.decoding is not None and order:
+        batch_size = max(batch_size, engine.decoding.rows_at_once(_longest(data)))
     training = engine.model.training
     engine.model.eval()
     texts: list[tuple[int, str, dict[str, Any]]] = []
@@ -133,6 +136,12 @@ def answer(
         engine.model.train(training)
     texts = engine.gather(texts)
     return [(text, noted) for _, text, noted in sorted(texts, key=lambda item: item[0])]
+
+
+def _longest(data: EvaluationSet) -> int:
+    """Tokens of a row with its answer, at most."""
+    answers = [len(choice.answer) for row in data.choices for choice in row]
+    return max(len(example.prompt) for example in data.examples) + max(answers, default=data.max_new_tokens)
 
 
 def record(data: EvaluationSet, index: int, text: str) -> dict[str, Any]:
@@ -189,5 +198,5 @@ def _rank(data: EvaluationSet, rows: list[int], engine: Engine, encoder: Encoder
     choices = [data.choices[index] for index in rows]
     prompts = [replace(row[0], answer=[]) for row in choices]
     batch = collate(prompts, pad=encoder.pad, device=engine.device)
-    scores = engine.likelihoods(batch, [[choice.answer for choice in row] for row in choices]).tolist()
+    scores = likelihoods(engine, batch, [[choice.answer for choice in row] for row in choices]).tolist()
     return [data.task.choices[row.index(max(row))] for row in scores]

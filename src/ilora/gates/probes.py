@@ -24,6 +24,7 @@ from ilora.errors import IloraError
 from ilora.evaluation.perplexity import perplexity, read_text
 from ilora.gates.evidence import Probes
 from ilora.model.engine import Engine
+from ilora.model.ranking import likelihoods
 
 ROWS = 25  # in each group
 TEXT = Path(str(files("ilora.gates").joinpath("text.txt")))
@@ -75,7 +76,7 @@ def _scores(group: str, probes: Sequence[Probe], engine: Engine, encoder: Encode
     engine.model.eval()
     try:
         with torch.inference_mode():
-            found = engine.likelihoods(batch, [[choice.answer for choice in row] for row in rows])
+            found = likelihoods(engine, batch, [[choice.answer for choice in row] for row in rows])
     finally:
         engine.model.train(training)
     right = found.double().softmax(dim=1)[:, 0].tolist()

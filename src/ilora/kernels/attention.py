@@ -54,7 +54,7 @@ def grouped_attention(
         return Gather.apply(mixed, packing), None  # type: ignore[no-untyped-call]
     rows, heads, length, size = query.shape
     groups, past = key.shape[1:3]
-    if past > LONG:  # the scores would take more memory than all the rest
+    if past > LONG and length > 1:  # the scores would take more memory than all the rest
         mixed, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling)
         return mixed, None
     folded = query.reshape(rows * groups, heads // groups * length, size)

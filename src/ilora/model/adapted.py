@@ -60,3 +60,9 @@ def weights(model: PeftModel, names: Sequence[str]) -> Iterator[tuple[str, Tenso
         for name in names:
             whole = whole + layer.get_delta_weight(name).float()
         yield path, whole.T if layer.fan_in_fan_out else whole
+
+
+def scalings(model: PeftModel, names: Sequence[str]) -> tuple[float, ...]:
+    """By what every layer multiplies the updates of these adapters."""
+    found = [layer.scaling for _, layer in adapters.adapted(model)]
+    return tuple(float(scaling[name]) for name in names for scaling in found if name in scaling)

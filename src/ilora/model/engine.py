@@ -20,9 +20,9 @@ from transformers import GenerationConfig
 
 from ilora.data.examples import IGNORED, Batch, Example, collate, sent
 from ilora.kernels.graphs import DecoderGraphs
-from ilora.kernels.losses import token_losses
 from ilora.kernels.packing import Packing
 from ilora.model import adapters
+from ilora.model.decoding import Decoding
 from ilora.model.frozen import Below
 from ilora.model.identity import BaseModel
 from ilora.model.passes import (
@@ -54,7 +54,8 @@ class Engine:
     adapted: the last so many layers carry the adapter; 0: all.
     below: the states of the layers under them, computed once.
     base: which model this is. notices: what to say before the first step.
-    graphs: replay the decoder's passes on a GPU. compiled: its layers are compiled (`model/gpu.py` sets both).
+    graphs: replay the decoder's passes on a GPU. decoding: generates answers by replayed steps there. compiled: the
+    decoder's layers are compiled (`model/gpu.py` sets these).
     passes: rows that went through the model in training, in this process.
     told: what is told how often each token of a pass stands in its batch (`model/observing.py` sets it).
     """
@@ -69,6 +70,7 @@ class Engine:
     below: Below | None = None
     base: BaseModel | None = None
     graphs: DecoderGraphs | None = None
+    decoding: Decoding | None = None
     compiled: bool = False
     notices: list[str] = field(default_factory=list)
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
@@ -77,7 +79,7 @@ class Engine:
     def __post_init__(self) -> None:
         signature = inspect.signature(self.core.forward)
         self._slices_logits = "logits_to_keep" in signature.parameters
-        self._takes_positions = "position_ids" in signature.parameters
+        self.takes_positions = "position_ids" in signature.parameters
         self._prefix: Prefix | None = None
         self._route: Route | None = None
         self._modes = Modes(self.model)
@@ -102,6 +104,8 @@ class Engine:
         hidden: also return these layers' outputs, each (rows, length, features), without the soft prompt's columns.
         dropout: False computes as at inference.
         """
+        if self.decoding is not None and torch.is_grad_enabled():
+            self.decoding.make_room()
         inputs = self._inputs(batch)
         packing = self._pack(inputs, dropout=dropout, alone=True)
         if self._slices_logits:
@@ -132,9 +136,12 @@ class Engine:
             yield
 
     @contextmanager
-    def as_written(self) -> Iterator[None]:
-        """Without compiled layers: with a cache of keys and values, each length would be compiled anew."""
-        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+    def as_written(self, *, upper: bool = False) -> Iterator[None]:
+        """Without compiled layers: with a cache of keys and values, each length would be compiled anew.
+
+        upper: without the layers below the adapted ones.
+        """
+        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext(), self._layers(upper):
             yield
 
     def generate(self, batch: Batch, settings: GenerationConfig, *, streamer: Any = None) -> Tensor:
@@ -142,6 +149,9 @@ class Engine:
 
         streamer: a streamer of transformers, told of the tokens of a single row as they come.
         """
+        plain = streamer is None and self._route is None and not self.model.training
+        if self.decoding is not None and plain and self.decoding.serves(settings):
+            return self.decoding.generate(self.read_prompts(batch, whole=True), settings)
         inputs = self._inputs(batch, whole=True).arguments
         inputs.pop("position_ids", None)  # generation counts on from the mask itself
         with self.as_written():
@@ -149,63 +159,20 @@ class Engine:
         # From embeddings, generation returns the new tokens alone.
         return made if "inputs_embeds" in inputs else made[:, batch.input_ids.shape[1] :]
 
-    def likelihoods(self, batch: Batch, choices: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-        """log p(choice | prompt) of every row's choices, (rows, choices), in float32.
-
-        batch: prompts without answers; each is read once for all its choices.
-        choices: token ids, as many choices for each row.
-        """
-        pairs = zip(batch.examples, choices, strict=True)
-        answered = [[replace(row, answer=list(ids)) for ids in found] for row, found in pairs]
-        read = self._read_prompts(batch, whole=not self._known([example for row in answered for example in row]))
-        return torch.stack([self._likelihood(read, rows) for rows in zip(*answered, strict=True)], dim=1)
-
-    def _read_prompts(self, batch: Batch, *, whole: bool) -> ReadPrompts:
+    def read_prompts(self, batch: Batch, *, whole: bool) -> ReadPrompts:
+        """Read prompts without answers once, for several answers. whole: through all layers, as in `_inputs`."""
         inputs = self._inputs(batch, whole=whole)
         padded, packing = replace(inputs, arguments=dict(inputs.arguments)), self._pack(inputs)
         if self._slices_logits:
             inputs.arguments["logits_to_keep"] = packing.columns(1) if packing else 1
-        with self._layers(inputs.upper), self.as_written():
+        with self.as_written(upper=inputs.upper):
             output = self.model(**inputs.arguments, use_cache=True)
         if packing is None:
             return ReadPrompts(padded, output.logits[:, -1:], attention_cache(output))
         spread_cache(output.past_key_values, packing)
         return ReadPrompts(padded, output.logits.view(packing.rows, 1, -1), output.past_key_values)
 
-    def _likelihood(self, read: ReadPrompts, rows: Sequence[Example]) -> Tensor:
-        """log p(answer | prompt) of each row, (rows,): its prompt is read already."""
-        if read.cache is None:  # a recurrent model without a cache to go on from
-            batch = collate(rows, pad=self.pad, device=self.device)
-            return -token_losses(self.forward(batch, dropout=False).answer_logits, batch.targets).sum(1)
-        width = max(len(row.answer) for row in rows)
-        filled = [[*row.answer, *[IGNORED] * (width - len(row.answer))] for row in rows]
-        labels, logits = sent(filled, self.device), read.logits
-        if width > 1:
-            with read.cache_for(width - 1) as cache:
-                logits = torch.cat([logits, self._go_on(read.inputs, rows, labels[:, :-1], cache)], dim=1)
-        return -token_losses(logits, labels).sum(1)
-
-    def _go_on(self, inputs: Inputs, rows: Sequence[Example], tokens: Tensor, cache: Any) -> Tensor:
-        """Logits (rows, columns, vocabulary) after each of the answers' tokens behind what the cache holds.
-
-        inputs: the prompts as they were read, padded. tokens: IGNORED where an answer has no more of them.
-        """
-        width = tokens.shape[1]
-        mask = torch.cat([inputs.arguments["attention_mask"], torch.ones_like(tokens)], dim=1)
-        more: dict[str, Any] = {"attention_mask": mask, "past_key_values": cache}
-        if self.below is not None and inputs.upper:
-            more["inputs_embeds"] = self.below.behind(rows, width, self.device)
-        else:
-            more["input_ids"] = tokens.clamp(min=0)
-        if self._takes_positions:
-            more["position_ids"] = (mask.cumsum(1) - 1)[:, -width:]
-        if "adapter_names" in inputs.arguments:
-            more["adapter_names"] = inputs.arguments["adapter_names"]
-        with self._layers(inputs.upper), self.as_written():
-            logits: Tensor = self.model(**more, use_cache=True).logits
-        return logits
-
-    def _known(self, rows: Sequence[Example]) -> bool:
+    def knows(self, rows: Sequence[Example]) -> bool:
         """Whether the states below are at hand for all of these."""
         return self.below is not None and all(map(self.below.knows, rows))
 
@@ -230,13 +197,13 @@ class Engine:
             soft = -1 - torch.arange(made.soft, device=self.device).expand(len(batch.examples), -1)
             same = prefix.stride(0) == 0  # one prompt, expanded over all rows
             made.names = torch.cat([soft, batch.input_ids], dim=1) if same else None
-        elif self.below is not None and not whole and self._known(batch.examples):
+        elif self.below is not None and not whole and self.knows(batch.examples):
             made.upper = True
             length = batch.input_ids.shape[1]
             inputs["inputs_embeds"] = self.below.states(batch.examples, length=length, device=self.device)
         else:
             inputs["input_ids"] = batch.input_ids
-        if self._takes_positions:
+        if self.takes_positions:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         return made
 

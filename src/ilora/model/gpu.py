@@ -13,6 +13,8 @@ from ilora.files import cache_folder
 from ilora.kernels.attention import GROUPED
 from ilora.kernels.graphs import CudaRecorder, DecoderGraphs, Recorder
 from ilora.model import adapters
+from ilora.model.adapted import scalings
+from ilora.model.decoding import Decoding
 from ilora.model.engine import Engine
 from ilora.settings import ModelConfig
 
@@ -32,6 +34,7 @@ def suit_the_device(engine: Engine, config: ModelConfig) -> None:
         compile_layers(engine)
     if config.graphs == "auto" and on_gpu and packed and not large and not config.gradient_checkpointing:
         record_passes(engine, CudaRecorder())
+        record_answers(engine, CudaRecorder())  # with memory of its own: training may have a pass in flight
 
 
 def compile_layers(engine: Engine, backend: str = "inductor") -> None:
@@ -63,3 +66,16 @@ def record_passes(engine: Engine, recorder: Recorder) -> None:
         return adapters.active_names(model), model.training, id(decoder.layers)
 
     engine.graphs = DecoderGraphs(decoder, recorder, state, parameters)
+
+
+def record_answers(engine: Engine, recorder: Recorder) -> None:
+    """Generate answers by replayed steps from now on, and rank in few passes."""
+    model = engine.model
+
+    def weights() -> tuple[Any, list[Tensor]]:
+        names = adapters.active_names(model)
+        tensors = [part.data for name in names for part in adapters.parameters(model, name).values()]
+        places = tuple((part.data_ptr(), part.shape) for part in tensors)
+        return (names, places, scalings(model, names)), tensors
+
+    engine.decoding = Decoding(engine.core, recorder, weights)
