@@ -47,9 +47,10 @@ versions: .venv-lowest/.ready .venv-newest/.ready
 bench: $(STAMP)
 	$(BIN)/python bench/speed.py
 
-# The same on a GPU: a few minutes on an H100; figures also in bench/gpu.json.
+# The same on a GPU: a few minutes on an H100; figures also in bench/gpu.json and bench/gpu_answers.json.
 bench-gpu: $(STAMP)
 	$(BIN)/python bench/gpu.py
+	$(BIN)/python bench/gpu_answers.py
 
 # What CI runs.
 check: lint test

@@ -1,7 +1,7 @@
 """What answers take on a GPU, ours against transformers and PEFT: random weights, nothing to download.
 
-`python bench/gpu_answers.py` first compares the answers, then prints a table and writes JSON beside it. Without a GPU it
-runs toy sizes: the figures then mean nothing, and the script is checked.
+`python bench/gpu_answers.py` first compares the answers, then prints a table and writes JSON beside it. Without a GPU
+it runs toy sizes: the figures then mean nothing, and the script is checked.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Answers:
         suit_the_device(engine, ModelConfig())
         if engine.decoding is None:  # in float32, or without a GPU
             self.base.set_attn_implementation(GROUPED)
-            record_answers(engine, CudaRecorder() if CARD else Eager())
+            record_answers(engine, CudaRecorder if CARD else Eager)
         try:
             yield engine
         finally:

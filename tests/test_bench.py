@@ -1,4 +1,4 @@
-"""The script behind the figures on a GPU is sound: with toy sizes it runs on a CPU, and both sides compute the same."""
+"""The scripts behind the figures on a GPU are sound: toy sizes run on a CPU, and both sides compute the same."""
 
 from __future__ import annotations
 
@@ -26,3 +26,17 @@ def test_the_gpu_bench_runs_with_toy_sizes(tmp_path: Path, monkeypatch: pytest.M
             assert line["loss"] == pytest.approx(plain["loss"], rel=1e-2)  # bfloat16's
             assert line["norm"] == pytest.approx(plain["norm"], rel=2e-2)
             assert line["seconds"] > 0
+
+
+def test_the_bench_of_answers_runs_with_toy_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "answers.json"
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.setattr(sys, "argv", ["gpu_answers.py", "--rows", "6", "--tokens", "4", "--out", str(out)])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(BENCH / "gpu_answers.py"), run_name="__main__")
+    lines = json.loads(out.read_text(encoding="utf-8"))["lines"]
+    exact = lines["same in float32"]
+    assert (exact["equal_rows"], exact["equal_choices"]) == (1.0, 1.0)
+    assert exact["likelihoods_apart"] < 1e-4
+    assert lines["same in bfloat16"]["equal_first_tokens"] > 0.5
+    assert all(lines[f"{kind}, ours"]["times_plain"] > 0 for kind in ("generate", "rank"))

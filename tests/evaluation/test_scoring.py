@@ -19,15 +19,18 @@ from ilora.data.examples import Batch, Example, collate
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import EvaluationSet, evaluate, prepare
+from ilora.kernels.attention import GROUPED
 from ilora.methods import Method
 from ilora.methods.view import RunView
 from ilora.model import adapters
 from ilora.model.engine import Engine
+from ilora.model.gpu import record_answers
 from ilora.model.load import load_model
 from ilora.model.ranking import likelihoods
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig, DataConfig, MethodConfig, ModelConfig, TrainingConfig
 from tests.helpers import task_rows
+from tests.kernels.helpers import Again
 
 NEW = 10
 CHOICES = ("cat", "green small", "green green", "dog", "black")
@@ -154,6 +157,17 @@ def test_batch_size_changes_nothing(setting: Setting, scoring: str) -> None:
     assert setting.records(data, batch_size=4, advance=advanced.append) == expected
     assert setting.records(data, batch_size=1000) == expected
     assert sum(advanced) == len(ROWS)
+
+
+@pytest.mark.parametrize("scoring", ["generate", "rank"])
+def test_more_rows_go_together_where_answers_are_replayed(setting: Setting, scoring: str) -> None:
+    data = setting.data(Task("one", TASK.rows, choices=TASK.choices, scoring=scoring))
+    expected = setting.records(data, batch_size=4)
+    setting.engine.core.set_attn_implementation(GROUPED)
+    record_answers(setting.engine, Again)
+    advanced: list[int] = []
+    assert setting.records(data, batch_size=4, advance=advanced.append) == expected
+    assert advanced == [len(ROWS)]
 
 
 def test_a_long_prompt_is_cut_to_leave_room_for_the_answer(tiny_model: Path, tmp_path: Path) -> None:

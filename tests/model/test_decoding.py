@@ -28,8 +28,7 @@ PAD = 0
 Around = Callable[[Engine], AbstractContextManager[Any]]
 
 
-@pytest.fixture
-def engine(tiny_model: Path) -> Engine:
+def with_two_adapters(tiny_model: Path) -> Engine:
     model = with_random_adapter(tiny_model, dropout=0.3).eval()
     adapters.add(model, "other", like="fast", seed=3)
     for parameter in adapters.parameters(model, "other").values():
@@ -38,11 +37,16 @@ def engine(tiny_model: Path) -> Engine:
     return Engine(model, Accelerator(), pad=PAD)
 
 
-def prompts(count: int = 9, longest: int = 12) -> Batch:
+@pytest.fixture
+def engine(tiny_model: Path) -> Engine:
+    return with_two_adapters(tiny_model)
+
+
+def prompts(count: int = 9, longest: int = 12, *, device: str = "cpu") -> Batch:
     source = torch.Generator().manual_seed(count)
     lengths = [longest, *torch.randint(1, longest + 1, (count - 1,), generator=source).tolist()]
     rows = [torch.randint(4, 200, (length,), generator=source).tolist() for length in lengths]
-    return collate([Example("one", str(number), row, []) for number, row in enumerate(rows)], pad=PAD)
+    return collate([Example("one", str(number), row, []) for number, row in enumerate(rows)], pad=PAD, device=device)
 
 
 def greedy(new: int, *ends: int, **more: Any) -> GenerationConfig:
@@ -51,7 +55,7 @@ def greedy(new: int, *ends: int, **more: Any) -> GenerationConfig:
 
 def recorded(engine: Engine, **options: Any) -> tuple[Again, Decoding]:
     recorder = Again()
-    record_answers(engine, recorder)
+    record_answers(engine, lambda: recorder)
     assert engine.decoding is not None
     for name, value in options.items():
         setattr(engine.decoding, name, value)
@@ -60,11 +64,12 @@ def recorded(engine: Engine, **options: Any) -> tuple[Again, Decoding]:
 
 def soft(batch: Batch) -> Tensor:
     made = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(2))
-    return made.expand(len(batch.examples), -1, -1)
+    return made.to(batch.input_ids.device).expand(len(batch.examples), -1, -1)
 
 
 def own_soft(batch: Batch) -> Tensor:
-    return torch.randn(len(batch.examples), 2, 32, generator=torch.Generator().manual_seed(2))
+    made = torch.randn(len(batch.examples), 2, 32, generator=torch.Generator().manual_seed(2))
+    return made.to(batch.input_ids.device)
 
 
 CASES: dict[str, Around] = {

@@ -15,6 +15,7 @@ from ilora.data.examples import Example, collate
 from ilora.data.task import Row, Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import answer, answer_text, greedy, prepare
+from ilora.model.gpu import suit_answers
 
 
 class Answerer:
@@ -28,6 +29,7 @@ class Answerer:
         landscape = open_landscape(config, [], [like], split="test")
         self.engine, self.encoder, self._place = landscape.engine, landscape.encoder, landscape.use
         self._layers = like.updates.keys()
+        suit_answers(self.engine, config.model)
         self.use(adapter)
 
     def use(self, adapter: Adapter) -> None:

@@ -1,4 +1,4 @@
-"""Greedy generation whose every step is one recorded computation (`kernels/graphs.py`), for small models on a GPU.
+"""Greedy generation whose every step is one recorded computation (`kernels/graphs.py`), for models on a GPU.
 
 Keys and values lie at fixed places, rows x width, in few shapes; a step reads and writes there and is replayed for each
 token. The shape depends on the rows alone, not on what was recorded before, so a resumed run gives the same bits.
@@ -136,13 +136,14 @@ class Decoding:
     """Generates answers with the active adapters, greedily.
 
     core: the causal language model, whose attention takes a mask of four dimensions.
+    recorder: makes one, with memory of its own, each time that all memory was given back.
     weights: what the step depends on beside its rows, and tensors that a recording reads.
     worth: steps still to come, at least, for which a smaller shape is recorded.
     limit: recordings, at most.
     """
 
     core: nn.Module
-    recorder: Recorder
+    recorder: Callable[[], Recorder]
     weights: Callable[[], tuple[Hashable, list[Tensor]]]
     worth: int = 32
     limit: int = 24
@@ -150,6 +151,7 @@ class Decoding:
     def __post_init__(self) -> None:
         self._shapes: dict[Hashable, tuple[Shape, list[Tensor]]] = {}
         self._memory: list[tuple[Tensor, Tensor]] = []
+        self._recorder: Recorder | None = None
 
     @staticmethod
     def serves(settings: GenerationConfig) -> bool:
@@ -208,7 +210,7 @@ class Decoding:
     def forget(self) -> None:
         """Give back all memory; what is needed is recorded anew."""
         self._shapes.clear()
-        self._memory = []
+        self._memory, self._recorder = [], None
 
     def _shape(self, rows: int, width: int, ends: Tensor, pad: int) -> Shape:
         """The recorded one for at least so many rows."""
@@ -220,7 +222,8 @@ class Decoding:
                 self._shapes.pop(next(iter(self._shapes)))
             with torch.inference_mode(False), torch.no_grad():
                 shape = Shape(self.core, self._memory, rows, width, ends.clone(), pad)
-                shape.record(self.recorder)
+                self._recorder = self._recorder or self.recorder()
+                shape.record(self._recorder)
             self._shapes[key] = shape, tensors  # as long as these live, no others have their addresses
         self._shapes[key] = self._shapes.pop(key)
         return self._shapes[key][0]

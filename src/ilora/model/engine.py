@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from ilora.data.examples import IGNORED, Batch, Example, collate, sent
+from ilora.data.examples import IGNORED, Batch, Example, collate
 from ilora.kernels.graphs import DecoderGraphs
 from ilora.kernels.packing import Packing
 from ilora.model import adapters
@@ -151,7 +151,9 @@ class Engine:
         """
         plain = streamer is None and self._route is None and not self.model.training
         if self.decoding is not None and plain and self.decoding.serves(settings):
-            return self.decoding.generate(self.read_prompts(batch, whole=True), settings)
+            read = self.read_prompts(batch, whole=True)
+            with self.as_written():
+                return self.decoding.generate(read, settings)
         inputs = self._inputs(batch, whole=True).arguments
         inputs.pop("position_ids", None)  # generation counts on from the mask itself
         with self.as_written():

@@ -1,8 +1,9 @@
-"""What suits an engine to a GPU: a large model's kernels are fused, a small one's passes recorded."""
+"""What suits an engine to a GPU: a large model's kernels are fused, a small one's passes recorded, answers replayed."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,14 +28,24 @@ def suit_the_device(engine: Engine, config: ModelConfig) -> None:
     """As `model.kernels` and `model.graphs` say; by themselves they leave a CPU as it is."""
     if engine.sharding is not None:  # its layers wait for their weights, which no recording can
         return
-    packed = engine.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
-    on_gpu = engine.device.type == "cuda"
+    fast = _packed_on_gpu(engine)
     large = sum(parameter.numel() for parameter in engine.core.parameters()) >= LARGE
-    if config.kernels == "compiled" or (config.kernels == "auto" and on_gpu and packed and large):
+    if config.kernels == "compiled" or (config.kernels == "auto" and fast and large):
         compile_layers(engine)
-    if config.graphs == "auto" and on_gpu and packed and not large and not config.gradient_checkpointing:
+    if config.graphs == "auto" and fast and not large and not config.gradient_checkpointing:
         record_passes(engine, CudaRecorder())
-        record_answers(engine, CudaRecorder())  # with memory of its own: training may have a pass in flight
+    suit_answers(engine, config)
+
+
+def suit_answers(engine: Engine, config: ModelConfig) -> None:
+    """As `model.graphs` says, for generation and ranking alone; for models of any size."""
+    if config.graphs == "auto" and engine.sharding is None and _packed_on_gpu(engine):
+        record_answers(engine, CudaRecorder)
+
+
+def _packed_on_gpu(engine: Engine) -> bool:
+    ours = engine.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
+    return ours and engine.device.type == "cuda"
 
 
 def compile_layers(engine: Engine, backend: str = "inductor") -> None:
@@ -68,7 +79,7 @@ def record_passes(engine: Engine, recorder: Recorder) -> None:
     engine.graphs = DecoderGraphs(decoder, recorder, state, parameters)
 
 
-def record_answers(engine: Engine, recorder: Recorder) -> None:
+def record_answers(engine: Engine, recorder: Callable[[], Recorder]) -> None:
     """Generate answers by replayed steps from now on, and rank in few passes."""
     model = engine.model
 

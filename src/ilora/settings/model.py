@@ -39,7 +39,9 @@ class ModelConfig(Section):
         description="of the decoder's layers; compiled: fused by torch.compile (auto: on a GPU, from 1B parameters)",
     )
     graphs: Literal["auto", "off"] = Field(
-        "auto", description="auto: on a GPU, record the passes of a model under 1B parameters as CUDA graphs"
+        "auto",
+        description="auto: on a GPU, record as CUDA graphs the passes of a model under 1B parameters, and the "
+        "steps in which answers are generated",
     )
     liger: bool = Field(False, description="use liger-kernel's fused norms, rotary positions and gated MLPs (on a GPU)")
     trust_remote_code: bool = Field(False, description="run the Python code that comes with a model on the hub")

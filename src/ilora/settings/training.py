@@ -59,7 +59,9 @@ class EvaluationConfig(Section):
     """What is measured after each task."""
 
     split: Literal["eval", "test"] = "test"
-    batch_size: PositiveInt = 32
+    batch_size: PositiveInt = Field(
+        32, description="rows answered together; on a GPU more of them, where `model.graphs` is at work"
+    )
     max_new_tokens: PositiveInt | Literal["auto"] = Field(
         "auto", description="auto: 1.5 times the longest training answer, plus 4, at most 128"
     )
