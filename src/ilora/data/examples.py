@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,13 +106,14 @@ def sent(values: Any, device: torch.device | str) -> Tensor:
 
 def collate(examples: Sequence[Example], *, pad: int, device: torch.device | str = "cpu") -> Batch:
     """Left-padded tensors; labels are the answers' tokens, everything else (prompt, padding) is IGNORED."""
-    length = max(len(example) for example in examples)
-    ids, mask, labels = [], [], []
-    for example in examples:
-        gap = length - len(example)
-        ids.append([pad] * gap + example.prompt + example.answer)
-        mask.append([0] * gap + [1] * len(example))
-        labels.append([IGNORED] * (gap + len(example.prompt)) + example.answer)
+    shape = len(examples), max(len(example) for example in examples)
+    ids, labels = (np.full(shape, filling, dtype=np.int64) for filling in (pad, IGNORED))
+    mask = np.zeros(shape, dtype=np.int64)
+    for number, example in enumerate(examples):
+        begin, end = shape[1] - len(example), shape[1] - len(example.answer)
+        ids[number, begin:end], ids[number, end:] = example.prompt, example.answer
+        mask[number, begin:] = 1
+        labels[number, end:] = ids[number, end:]
     return Batch(
         examples=list(examples),
         input_ids=sent(ids, device),
