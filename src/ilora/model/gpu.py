@@ -28,24 +28,35 @@ def suit_the_device(engine: Engine, config: ModelConfig) -> None:
     """As `model.kernels` and `model.graphs` say; by themselves they leave a CPU as it is."""
     if engine.sharding is not None:  # its layers wait for their weights, which no recording can
         return
-    fast = _packed_on_gpu(engine)
+    fast, still = _packed_on_gpu(engine), _stands_still(engine, config)
     large = sum(parameter.numel() for parameter in engine.core.parameters()) >= LARGE
     if config.kernels == "compiled" or (config.kernels == "auto" and fast and large):
         compile_layers(engine)
-    if config.graphs == "auto" and fast and not large and not config.gradient_checkpointing:
+    if config.graphs == "auto" and fast and still and not large and not config.gradient_checkpointing:
         record_passes(engine, CudaRecorder())
     suit_answers(engine, config)
 
 
 def suit_answers(engine: Engine, config: ModelConfig) -> None:
-    """As `model.graphs` says, for generation and ranking alone; for models of any size."""
-    if config.graphs == "auto" and engine.sharding is None and _packed_on_gpu(engine):
+    """As `model.graphs` says, for generation and ranking alone; for models of any size, unless quantized."""
+    fits = _packed_on_gpu(engine) and _stands_still(engine, config) and config.quantization != "4bit"
+    if config.graphs == "auto" and engine.sharding is None and fits:
         record_answers(engine, CudaRecorder)
 
 
 def _packed_on_gpu(engine: Engine) -> bool:
     ours = engine.core.config._attn_implementation == GROUPED  # type: ignore[union-attr]
     return ours and engine.device.type == "cuda"
+
+
+def _stands_still(engine: Engine, config: ModelConfig) -> bool:
+    """Whether a pass never waits for the device, which no recording can.
+
+    8bit looks for outliers in each layer, and some rotary positions for the longest row.
+    """
+    rotary = getattr(engine.core.get_decoder(), "rotary_emb", None)  # type: ignore[operator]
+    kind = getattr(rotary, "rope_type", "default")
+    return config.quantization != "8bit" and "dynamic" not in kind and kind != "longrope"
 
 
 def compile_layers(engine: Engine, backend: str = "inductor") -> None:
