@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,30 @@ def test_more_rows_go_together_where_answers_are_replayed(setting: Setting, scor
     advanced: list[int] = []
     assert setting.records(data, batch_size=4, advance=advanced.append) == expected
     assert advanced == [len(ROWS)]
+
+
+def test_fewer_rows_go_together_where_memory_ends(setting: Setting) -> None:
+    made: list[Again] = []
+
+    class Full(Again):
+        """Has no room the first time."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+        def warm_up(self, compute: Callable[[], object]) -> None:
+            if len(made) == 1:
+                raise torch.OutOfMemoryError("full")
+            super().warm_up(compute)
+
+    expected = setting.records()
+    setting.engine.core.set_attn_implementation(GROUPED)
+    record_answers(setting.engine, Full)
+    advanced: list[int] = []
+    assert setting.records(advance=advanced.append) == expected
+    assert advanced == [len(ROWS) // 2] * 2
+    assert len(made) == 2  # with memory of its own
 
 
 def test_a_long_prompt_is_cut_to_leave_room_for_the_answer(tiny_model: Path, tmp_path: Path) -> None:

@@ -122,12 +122,12 @@ def answer(
                 except torch.OutOfMemoryError as error:
                     if engine.sharding is not None:
                         raise IloraError(OUT_OF_STEP.format(what="evaluation.batch_size")) from error
-                    if batch_size == 1:
+                    if len(rows) == 1:
                         raise IloraError(
                             f"task '{data.task.name}': out of memory with a single row to answer; a smaller "
                             "data.max_length or model.quantization: 4bit helps"
                         ) from error
-                    batch_size //= 2  # changes no answer
+                    batch_size = len(rows) // 2  # changes no answer
                     continue
                 noted = [notes.get(data.examples[index].id, {}) for index in rows]
                 texts += zip(rows, made, noted, strict=True)

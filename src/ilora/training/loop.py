@@ -141,6 +141,8 @@ def _gradients(method: Method[Any], optimizer: torch.optim.Optimizer, rows: list
         engine.passes.update(counted)  # a step counts once
         if engine.graphs is not None:
             engine.graphs.recordings.clear()  # of shapes that were too large
+        if engine.decoding is not None:
+            engine.decoding.forget()
         if engine.device.type == "cuda":
             torch.cuda.empty_cache()
     longest = max(map(len, rows))
