@@ -12,9 +12,10 @@ from ilora.connectivity import bend
 from ilora.connectivity.bend import row_losses, train_bend
 from ilora.connectivity.landscape import SLOT, Landscape
 from ilora.connectivity.paths import Curve, grid, make_path
-from ilora.data.examples import collate
+from ilora.data.examples import Batch, collate
 from ilora.model import adapters
 from ilora.model.adapters import LowRank
+from ilora.model.passes import Output
 from tests.connectivity.conftest import LAYERS, random_adapter
 
 ENDS = (random_adapter("a", 1, size=0.4), random_adapter("b", 2, size=0.4))
@@ -43,6 +44,26 @@ def test_the_curve_falls_below_the_line(kind: str, where: str, landscape: Landsc
     again = train_bend(line, landscape, rows, steps=2, learning_rate=0.02, batch_size=8, seed=0)
     more = train_bend(line, landscape, rows, steps=2, learning_rate=0.02, batch_size=8, seed=0)
     assert torch.equal(again.controls[1].updates[LAYERS[0]].up, more.controls[1].updates[LAYERS[0]].up)
+
+
+def test_out_of_memory_the_bend_is_trained_in_parts(landscape: Landscape, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = landscape.encoder.encode(landscape.sets[0].task, "train")[:8]
+    path, forward = make_path("bezier", ENDS, space="factors"), landscape.engine.forward
+    settings = {"steps": 1, "learning_rate": 0.02, "batch_size": 8, "seed": 0}
+    sizes = {"points": 2, "batch_size": 8}
+    whole = train_bend(path, landscape, rows, **settings)
+    expected = bend.mean_loss(path, landscape, rows, **sizes)
+
+    def failing(batch: Batch) -> Output:
+        if len(batch.examples) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(batch)
+
+    monkeypatch.setattr(landscape.engine, "forward", failing)
+    parts = train_bend(path, landscape, rows, **settings)
+    assert bend.mean_loss(path, landscape, rows, **sizes) == pytest.approx(expected, rel=1e-5)
+    for layer, update in whole.controls[1].updates.items():
+        torch.testing.assert_close(parts.controls[1].updates[layer].up, update.up, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("where", ["factors", "delta"])

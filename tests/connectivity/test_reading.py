@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,10 +11,11 @@ from ilora.connectivity.landscape import Landscape, RowScores, average, contrast
 from ilora.connectivity.paths import grid, make_path
 from ilora.connectivity.reading import Reading, SharedPrefix, batches, shared_length
 from ilora.connectivity.space import Adapter
-from ilora.data.examples import collate
+from ilora.data.examples import Batch, collate
 from ilora.errors import InputError
 from ilora.evaluation.scoring import evaluate, questions
 from ilora.model.adapters import LowRank
+from ilora.model.engine import Engine
 from tests.connectivity.conftest import random_adapter
 
 POINTS = [make_path("linear", (random_adapter("a", 1), random_adapter("b", 2)), space="delta").at(t) for t in grid(4)]
@@ -65,6 +68,23 @@ def test_many_points_at_once_score_as_one_at_a_time(landscape: Landscape, exact:
         for data in landscape.sets:
             records = evaluate(data, landscape.engine, landscape.encoder, batch_size=3)
             assert scores[data.task.label].scores == [line["score"] for line in records]
+
+
+def test_out_of_memory_fewer_rows_are_read_at_once(landscape: Landscape, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Short(Reading):
+        def __init__(self, engine: Engine, batch: Batch, *rest: Any) -> None:
+            super().__init__(engine, batch, *rest)
+            if len(batch.examples) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    expected, done = landscape.evaluate(POINTS[:2]), list[int]()
+    monkeypatch.setattr("ilora.connectivity.landscape.Reading", Short)
+    found = landscape.evaluate(POINTS[:2], advance=done.append)
+    assert set(done) == {2}  # two points of one row each time
+    for one, other in zip(found, expected, strict=True):
+        for task, scores in other.items():
+            assert one[task].scores == scores.scores
+            assert one[task].losses == pytest.approx(scores.losses, abs=1e-5)
 
 
 def test_progress_counts_every_row_at_every_point(landscape: Landscape) -> None:

@@ -17,6 +17,7 @@ from ilora.data.examples import Batch, Example, Totals
 from ilora.errors import IloraError
 from ilora.methods import METHODS, Method
 from ilora.model import adapters
+from ilora.model.fitting import halve
 from ilora.replay.memory import ReplayMemory
 from ilora.settings import AdapterConfig, TrainingConfig
 from ilora.training.divergence import DivergenceError
@@ -432,7 +433,7 @@ def test_halving_ends_whatever_the_longest_row(tiny_model: Path) -> None:
     rows = [Example("one", "long", [2] * 5000, [1]), *(Example("one", f"{n}", [2] * 100, [1]) for n in range(10))]
     engine.micro_batch_size = "auto"
     for _ in range(20):
-        if not engine.halve_micro_batches(rows):
+        if not halve(engine, rows):
             break
     assert [len(part) for part in engine.split(rows)] == [1] * 11
 

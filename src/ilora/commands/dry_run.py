@@ -14,14 +14,14 @@ from ilora.errors import InputError
 from ilora.overrides import read_overrides
 from ilora.planning.need import GB, Hardware, Need
 from ilora.planning.plan import DryRun, dry_run
-from ilora.present.numbers import duration
+from ilora.present.numbers import duration, size
 
 _BYTES = {
     "base weights": "base",
     "layers of other devices": "gathered",
     "adapter, gradients, AdamW": "adapter",
     "activations": "activations",
-    "logits": "logits",
+    "logits, or gradients of a layer": "momentary",
     "reserved": "reserved",
     "all": "bytes",
 }
@@ -48,20 +48,19 @@ def dry_run_command(
 def lines(found: DryRun, hardware: Hardware) -> list[str]:
     """What holds in every layout."""
     shape, work, config = found.shape, found.work, found.config
-    stored = "" if shape.stored is None else f"; {_size(shape.stored)} in safetensors files"
+    stored = "" if shape.stored is None else f"; {size(shape.stored)} in safetensors files"
     how = "counted" if found.counted else "data.max_length, as the model's folder has no tokenizer to count with"
-    micro = f"micro-batches of {work.micro_batch} rows" + (", recomputed" if work.checkpointing else "")
     layout = found.needs[0].layout
     made = [
         f"model:    {config.model.name}: {shape.parameters:,} parameters, {shape.active:,} of them for a token; "
-        f"{_size(shape.bytes)} in memory{stored}",
-        f"adapter:  {shape.trained:,} trained parameters, {_size(found.adapter_bytes)}",
+        f"{size(shape.bytes)} in memory{stored}",
+        f"adapter:  {shape.trained:,} trained parameters, {size(found.adapter_bytes)}",
         f"rows:     {sum(found.rows.values()):,} in {len(found.rows)} phases; "
         f"{sum(found.steps.values()):,} optimizer steps",
-        f"step:     {work.rows} rows with those that are replayed, {micro}; a row has {work.tokens:,.0f} tokens, "
+        f"step:     {work.rows} rows with those that are replayed; a row has {work.tokens:,.0f} tokens, "
         f"at most {work.longest:,} ({how}), an answer at most {work.answer}",
-        f"disk:     {_size(found.disk_bytes)} for one adapter a task, its snapshots and checkpoints of "
-        f"{_size(found.checkpoint_bytes)}; predictions aside",
+        f"disk:     {size(found.disk_bytes)} for one adapter a task, its snapshots and checkpoints of "
+        f"{size(found.checkpoint_bytes)}; predictions aside",
         f"hardware: {layout.nodes} x {layout.devices} devices of {hardware.memory:g} GB, "
         f"{hardware.rate:g} TFLOP/s each, {hardware.link:g} GB/s within a machine, "
         f"{hardware.network:g} GB/s to others (--hardware)",
@@ -76,12 +75,15 @@ def table(found: DryRun, hardware: Hardware) -> Table:
     made.add_column("model.shard")
     for one in found.needs:
         made.add_column(one.layout.name, justify="right")
+    made.add_row("rows at once", *(f"{one.micro_batch:,}" for one in found.needs))
+    again = ("computed again" if one.checkpointing else "kept" for one in found.needs)
+    made.add_row("activations are", *again, end_section=True)
     for title, name in _BYTES.items():
-        cells = [_size(getattr(one, name)) for one in found.needs]
+        cells = [size(getattr(one, name)) for one in found.needs]
         made.add_row(title, *cells, end_section=name in ("reserved", "bytes"))
     made.add_row("fits", *(_fits(one, hardware) for one in found.needs), end_section=True)
-    made.add_row("weights that arrive, a step", *(_size(one.traffic) for one in found.needs))
-    made.add_row("gradients that arrive, a step", *(_size(one.reduced) for one in found.needs), end_section=True)
+    made.add_row("weights that arrive, a step", *(size(one.traffic) for one in found.needs))
+    made.add_row("gradients that arrive, a step", *(size(one.reduced) for one in found.needs), end_section=True)
     made.add_row("computing, seconds a step", *(f"{one.computing:.3g}" for one in found.needs))
     made.add_row("weights, at the same time", *(f"{one.gathering:.3g}" for one in found.needs))
     made.add_row("gradients", *(f"{one.reducing:.2g}" for one in found.needs))
@@ -92,14 +94,4 @@ def table(found: DryRun, hardware: Hardware) -> Table:
 
 def _fits(one: Need, hardware: Hardware) -> Text:
     left = hardware.memory * GB - one.bytes
-    return Text("yes", style="green") if left >= 0 else Text(f"no, {_size(-round(left))} too much", style="red")
-
-
-def _size(count: int) -> str:
-    """Bytes in a unit that suits them, with three figures."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"
+    return Text("yes", style="green") if left >= 0 else Text(f"no, {size(-round(left))} too much", style="red")

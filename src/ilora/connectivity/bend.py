@@ -21,6 +21,7 @@ from ilora.errors import IloraError
 from ilora.kernels.losses import token_losses
 from ilora.model import adapters
 from ilora.model.adapters import LowRank
+from ilora.model.fitting import in_batches
 
 
 def train_bend(
@@ -65,11 +66,16 @@ def train_bend(
 def mean_loss(path: Curve, landscape: Landscape, examples: Sequence[Example], *, points: int, batch_size: int) -> float:
     """The mean loss over the path and the rows, E_t L(φ(t)), from the midpoints of `points` equal parts; in nats."""
     engine, found = landscape.engine, list[float]()
+
+    def read(rows: Sequence[Example]) -> list[float]:
+        batch = collate(rows, pad=engine.pad, device=engine.device)
+        losses: list[float] = row_losses(engine.forward(batch).logits, batch).tolist()
+        return losses
+
     for number in range(points):
         landscape.use(path.at((number + 0.5) / points))
-        for start in range(0, len(examples), batch_size):
-            batch = collate(examples[start : start + batch_size], pad=engine.pad, device=engine.device)
-            found += row_losses(engine.forward(batch).logits, batch).tolist()
+        for _, losses in in_batches(engine, examples, read, size=batch_size, what="a path"):
+            found += losses
     return statistics.fmean(found)
 
 
@@ -83,12 +89,18 @@ def backward(path: Curve, t: float, landscape: Landscape, rows: Sequence[Example
     """Add dL(φ(t))/d(bend), of the mean loss over the rows, to the gradients of the bend's factors."""
     point = path.at(t)
     landscape.use(point)
-    engine = landscape.engine
-    batch = collate(rows, pad=engine.pad, device=engine.device)
-    loss = row_losses(engine.forward(batch).logits, batch).mean()
-    if not torch.isfinite(loss):
-        raise IloraError(f"the loss is not finite ({float(loss)}) at t = {t:.3f} while the bend is trained")
-    loss.backward()  # type: ignore[no-untyped-call]
+    engine, slot = landscape.engine, list(adapters.parameters(landscape.engine.model, SLOT).values())
+
+    def read(part: Sequence[Example]) -> tuple[Tensor, ...]:
+        batch = collate(part, pad=engine.pad, device=engine.device)
+        loss = row_losses(engine.forward(batch).logits, batch).sum() / len(rows)
+        if not torch.isfinite(loss):
+            raise IloraError(f"the loss is not finite ({float(loss)}) at t = {t:.3f} while the bend is trained")
+        return torch.autograd.grad(loss, slot)
+
+    for _, found in in_batches(engine, rows, read, size=len(rows), what="the bend of a path"):
+        for parameter, gradient in zip(slot, found, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
     gradients = adapters.placed_gradients(engine.model, SLOT)
     pairs = [
         (side, gradient.to(side.device))

@@ -17,13 +17,14 @@ from ilora.connectivity import space
 from ilora.connectivity.reading import Reading, SharedPrefix, batches, shared_length
 from ilora.connectivity.space import Adapter
 from ilora.data.encoding import Encoder
-from ilora.data.examples import IGNORED, Batch, collate
+from ilora.data.examples import IGNORED, collate
 from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.evaluation.scoring import EvaluationSet, answer_text, evaluate, prepare, questions, record
 from ilora.kernels.losses import token_losses
 from ilora.model import adapters
 from ilora.model.engine import Engine
+from ilora.model.fitting import in_batches
 from ilora.model.load import ends, load_model, positions
 from ilora.results.matrix import standard_error
 from ilora.training.processes import joined
@@ -115,7 +116,16 @@ class Landscape:
         whole = exact if data.task.scoring != "rank" else set(range(len(points)))
         scores = [self._score(data, point) if n in whole else [0.0] * count for n, point in enumerate(points)]
         losses = [[0.0] * count for _ in points]
-        for batch, rows, prefixes in self._read(data, points):
+        asked = questions(data, range(count), self.encoder)
+        shared = shared_length([example.prompt for example in asked])
+        own = [replace(example, prompt=example.prompt[shared:]) for example in asked]
+        prefixes = []
+        for point in points:
+            self.use(point)
+            prefixes.append(SharedPrefix(self.engine, asked[0].prompt[:shared]))
+
+        def read(rows: Sequence[int]) -> None:
+            batch = collate([own[index] for index in rows], pad=self.encoder.pad, device=self.engine.device)
             answers = [data.examples[index].answer for index in rows]
             drafts: Sequence[Sequence[int]] = answers
             for number, point in enumerate(points):
@@ -127,7 +137,9 @@ class Landscape:
                     drafts = reading.greedy(drafts, limit=data.max_new_tokens, ends=encoder.ends)
                     for index, ids in zip(rows, drafts, strict=True):
                         scores[number][index] = record(data, index, answer_text(ids, encoder))["score"]
-                advance(len(rows))
+
+        for part in self._parts(data, [len(example) for example in own], read):
+            advance(len(points) * len(part))
         return [RowScores(*pair) for pair in zip(losses, scores, strict=True)]
 
     def _evaluate_whole(self, data: EvaluationSet, point: Adapter, advance: Callable[[int], None]) -> RowScores:
@@ -136,29 +148,25 @@ class Landscape:
         asked = questions(data, range(len(data.examples)), self.encoder)
         rows = [replace(one, answer=full.answer) for one, full in zip(asked, data.examples, strict=True)]
         losses = [0.0] * len(rows)
-        for numbers in batches([len(row) for row in rows], size=self.config.evaluation.batch_size):
+
+        def read(numbers: Sequence[int]) -> None:
             batch = collate([rows[number] for number in numbers], pad=self.encoder.pad, device=self.engine.device)
             found = token_losses(self.engine.forward(batch).answer_logits, batch.targets).sum(1)
             means = found / (batch.targets != IGNORED).sum(1)
             for number, loss in zip(numbers, means.tolist(), strict=True):
                 losses[number] = loss
-            advance(len(numbers))
+
+        for part in self._parts(data, [len(row) for row in rows], read):
+            advance(len(part))
         return RowScores(losses, scores)
 
-    def _read(
-        self, data: EvaluationSet, points: Sequence[Adapter]
-    ) -> Iterator[tuple[Batch, list[int], list[SharedPrefix]]]:
-        """The task's prompts in batches without their prefix, the rows' numbers, and the prefix read at every point."""
-        asked = questions(data, range(len(data.examples)), self.encoder)
-        shared = shared_length([example.prompt for example in asked])
-        prefixes = []
-        for point in points:
-            self.use(point)
-            prefixes.append(SharedPrefix(self.engine, asked[0].prompt[:shared]))
-        own = [replace(example, prompt=example.prompt[shared:]) for example in asked]
-        for rows in batches([len(example) for example in own], size=self.config.evaluation.batch_size):
-            chosen = [own[index] for index in rows]
-            yield collate(chosen, pad=self.encoder.pad, device=self.engine.device), rows, prefixes
+    def _parts(
+        self, data: EvaluationSet, lengths: Sequence[int], read: Callable[[Sequence[int]], None]
+    ) -> Iterator[Sequence[int]]:
+        """Numbers of rows of like length, once they are read together; fewer at once where memory ends."""
+        for rows in batches(lengths, size=self.config.evaluation.batch_size):
+            for part, _ in in_batches(self.engine, rows, read, size=len(rows), what=f"task '{data.task.name}'"):
+                yield part
 
     def _score(self, data: EvaluationSet, point: Adapter) -> list[float]:
         self.use(point)

@@ -23,6 +23,7 @@ from ilora.connectivity.space import Adapter
 from ilora.data.examples import Example, collate
 from ilora.errors import InputError
 from ilora.model.adapters import LowRank
+from ilora.model.fitting import in_batches
 
 LEAST_ROWS = 4  # the debiased form divides by n − 3
 _GROUPS = 10  # of rows, left out in turn for the standard error
@@ -82,15 +83,18 @@ def features(landscape: Landscape, adapter: Adapter, examples: Sequence[Example]
     asked = [Example(example.task, example.id, example.prompt, []) for example in examples]
     prefix = shared_length([example.prompt for example in asked])
     found: list[Tensor] = []
-    for rows in batches([len(example) for example in asked], size=size):
+
+    def means(rows: Sequence[int]) -> Tensor:
         batch = collate([asked[row] for row in rows], pad=engine.pad, device=engine.device)
         mask = (batch.attention_mask.cumsum(1) > prefix)[..., None].float()  # padding stands before the prefix
         hidden = engine.states(batch, layers="all")
-        means = torch.stack([(layer.float() * mask).sum(1) / mask.sum(1) for layer in hidden]).cpu()
-        if not found:
-            found = [torch.empty(len(asked), means.shape[-1]) for _ in means]
-        for layer, values in zip(found, means, strict=True):
-            layer[rows] = values
+        return torch.stack([(layer.float() * mask).sum(1) / mask.sum(1) for layer in hidden]).cpu()
+
+    for like in batches([len(example) for example in asked], size=size):
+        for rows, made in in_batches(engine, like, means, size=len(like), what="similarity"):
+            found = found or [torch.empty(len(asked), made.shape[-1]) for _ in made]
+            for layer, values in zip(found, made, strict=True):
+                layer[list(rows)] = values
     return found
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ilora.data.encoding import Encoder
 from ilora.data.examples import Example, collate
 from ilora.errors import InputError
 from ilora.kernels.losses import token_losses
 from ilora.model.engine import Engine
+from ilora.model.fitting import in_batches
 
 _LEAST = 2  # tokens: the first one is given, not predicted
 _HIGHEST = 700.0  # nearly the largest number whose exp is a float; NaN is not below it
@@ -65,10 +68,7 @@ def perplexity(engine: Engine, windows: list[list[int]]) -> dict[str, Any]:
     try:
         with torch.inference_mode():
             for window in windows[accelerator.process_index :: accelerator.num_processes]:
-                # All of it is prompt: a method that chooses an adapter or prompts by the prompt sees the whole window.
-                batch = collate([Example("", "", window, [])], pad=engine.pad, device=engine.device)
-                logits = engine.forward(replace(batch, keep=len(window))).answer_logits
-                loss = token_losses(logits, batch.input_ids[:, 1:]).sum()
+                loss = _loss(engine, window)
                 total += torch.stack([loss, loss.new_full((), len(window) - 1)])
     finally:
         engine.model.train(training)
@@ -76,3 +76,19 @@ def perplexity(engine: Engine, windows: list[list[int]]) -> dict[str, Any]:
     loss_sum, tokens = total.tolist()
     mean = loss_sum / tokens
     return {"perplexity": math.exp(mean) if mean < _HIGHEST else None, "tokens": int(tokens)}
+
+
+def _loss(engine: Engine, window: list[int]) -> Tensor:
+    """Σ -log p of every token after the first; logits of fewer columns at once where memory ends."""
+    # All of it is prompt: a method that chooses an adapter or prompts by the prompt sees the whole window.
+    batch = replace(collate([Example("", "", window, [])], pad=engine.pad, device=engine.device), keep=len(window))
+    asked = range(len(window) - 1)
+
+    def losses(columns: Sequence[int]) -> Tensor:
+        part = slice(columns[0], columns[-1] + 1)
+        whole = len(columns) == len(asked)
+        logits = engine.forward(batch).answer_logits if whole else engine.forward(batch, part=part).logits
+        return token_losses(logits, batch.input_ids[:, 1:][:, part]).sum()
+
+    parts = in_batches(engine, asked, losses, size=len(asked), what="evaluation.perplexity_file")
+    return torch.stack([made for _, made in parts]).sum()

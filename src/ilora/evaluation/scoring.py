@@ -17,11 +17,11 @@ from ilora.data.encoding import Encoder
 from ilora.data.examples import Example, collate
 from ilora.data.task import Task
 from ilora.data.tokens import longest_answer
-from ilora.errors import IloraError, InputError
+from ilora.errors import InputError
 from ilora.metrics.metrics import METRICS
 from ilora.model.engine import Engine
+from ilora.model.fitting import in_batches
 from ilora.model.ranking import likelihoods
-from ilora.model.sharding import OUT_OF_STEP
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def answer(
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[tuple[str, dict[str, Any]]]:
     """The predicted text and the notes of every row, in their order, without a score. Arguments as in `evaluate`."""
-    notes, accelerator = {} if notes is None else notes, engine.accelerator
+    noted, accelerator = {} if notes is None else notes, engine.accelerator
     encoder = encoder.of(data.task)
     order = sorted(range(len(data.examples)), key=lambda index: -len(data.examples[index].prompt))
     mine = order[accelerator.process_index :: accelerator.num_processes]
@@ -110,32 +110,24 @@ def answer(
     if engine.decoding is not None and order:
         batch_size = max(batch_size, engine.decoding.rows_at_once(_longest(data)))
     training = engine.model.training
+
+    def predicted(rows: Sequence[int]) -> list[str]:
+        noted.clear()
+        return predict(data, rows, engine, encoder)
+
     engine.model.eval()
     texts: list[tuple[int, str, dict[str, Any]]] = []
     try:
         with torch.inference_mode():
-            while len(texts) < len(mine):
-                rows = mine[len(texts) : len(texts) + batch_size]
-                notes.clear()
-                try:
-                    made = predict(data, rows, engine, encoder)
-                except torch.OutOfMemoryError as error:
-                    if engine.sharding is not None:
-                        raise IloraError(OUT_OF_STEP.format(what="evaluation.batch_size")) from error
-                    if len(rows) == 1:
-                        raise IloraError(
-                            f"task '{data.task.name}': out of memory with a single row to answer; a smaller "
-                            "data.max_length or model.quantization: 4bit helps"
-                        ) from error
-                    batch_size = len(rows) // 2  # changes no answer
-                    continue
-                noted = [notes.get(data.examples[index].id, {}) for index in rows]
-                texts += zip(rows, made, noted, strict=True)
+            task = f"task '{data.task.name}'"
+            for rows, made in in_batches(engine, mine, predicted, size=batch_size, what=task):
+                found = [noted.get(data.examples[index].id, {}) for index in rows]
+                texts += zip(rows, made, found, strict=True)
                 advance(len(rows) * accelerator.num_processes)
     finally:
         engine.model.train(training)
     texts = engine.gather(texts)
-    return [(text, noted) for _, text, noted in sorted(texts, key=lambda item: item[0])]
+    return [(text, own) for _, text, own in sorted(texts, key=lambda item: item[0])]
 
 
 def _longest(data: EvaluationSet) -> int:
@@ -157,7 +149,7 @@ def record(data: EvaluationSet, index: int, text: str) -> dict[str, Any]:
     }
 
 
-def _generate(data: EvaluationSet, rows: list[int], engine: Engine, encoder: Encoder) -> list[str]:
+def _generate(data: EvaluationSet, rows: Sequence[int], engine: Engine, encoder: Encoder) -> list[str]:
     """Greedy continuation of each prompt up to end-of-text or the task's token limit."""
     batch = collate(questions(data, rows, encoder), pad=encoder.pad, device=engine.device)
     made = engine.generate(batch, greedy(encoder, data.max_new_tokens))
@@ -193,7 +185,7 @@ def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
     return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
 
 
-def _rank(data: EvaluationSet, rows: list[int], engine: Engine, encoder: Encoder) -> list[str]:
+def _rank(data: EvaluationSet, rows: Sequence[int], engine: Engine, encoder: Encoder) -> list[str]:
     """For each row the choice of the highest total log-likelihood, end-of-text included (first one on a tie)."""
     choices = [data.choices[index] for index in rows]
     prompts = [replace(row[0], answer=[]) for row in choices]

@@ -15,15 +15,17 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ilora.config import Config
 from ilora.data.encoding import Encoder
-from ilora.data.examples import collate
+from ilora.data.examples import Example, collate
 from ilora.data.task import Row, Task
 from ilora.errors import IloraError
 from ilora.evaluation.perplexity import perplexity, read_text
 from ilora.gates.evidence import Probes
 from ilora.model.engine import Engine
+from ilora.model.fitting import in_batches
 from ilora.model.ranking import likelihoods
 
 ROWS = 25  # in each group
@@ -71,12 +73,17 @@ def _scores(group: str, probes: Sequence[Probe], engine: Engine, encoder: Encode
         encoder.choices(Task(group, {"test": [Row(one.prompt, one.choices[0])]}, choices=one.choices), "test")[0]
         for one in probes
     ]
-    batch = collate([replace(row[0], answer=[]) for row in rows], pad=encoder.pad, device=engine.device)
+
+    def measured(part: Sequence[list[Example]]) -> Tensor:
+        batch = collate([replace(row[0], answer=[]) for row in part], pad=encoder.pad, device=engine.device)
+        return likelihoods(engine, batch, [[choice.answer for choice in row] for row in part])
+
     training = engine.model.training
     engine.model.eval()
     try:
         with torch.inference_mode():
-            found = likelihoods(engine, batch, [[choice.answer for choice in row] for row in rows])
+            parts = in_batches(engine, rows, measured, size=len(rows), what=f"probes of {group}")
+            found = torch.cat([made for _, made in parts])
     finally:
         engine.model.train(training)
     right = found.double().softmax(dim=1)[:, 0].tolist()

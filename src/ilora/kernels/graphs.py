@@ -206,6 +206,11 @@ class DecoderGraphs:
         finally:
             self.decoder.forward = self
 
+    def remove(self) -> None:
+        """Give the decoder its own `forward` back."""
+        self.decoder.forward = self._forward
+        self.recordings.clear()
+
     def _recording(
         self, inputs: dict[str, Tensor], rest: dict[str, Any], packing: Packing, parameters: Sequence[nn.Parameter]
     ) -> Recording | None:

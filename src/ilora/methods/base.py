@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, get_args
 
@@ -23,6 +24,7 @@ from ilora.kernels.losses import token_losses
 from ilora.methods.view import Position, RunView
 from ilora.model import adapters
 from ilora.model.engine import Engine
+from ilora.model.fitting import fitted
 from ilora.model.passes import Output
 from ilora.registry import Registry
 from ilora.replay.memory import ReplayMemory
@@ -212,6 +214,12 @@ class Method(Generic[ConfigT]):
         Computed at the present weights without dropout; leaves `.grad` as it is.
         """
         rows = [replace(example, replayed=False) for example in examples]
+        total = fitted(self.engine, self.engine.mine(rows), partial(self._gradient, rows))
+        self.engine.all_reduce([total])
+        return total
+
+    def _gradient(self, rows: Sequence[Example]) -> Tensor:
+        """This process's part of `gradient`."""
         totals, total = Totals.of(rows), None
         for batch in self.engine.micro_batches(rows):
             per_row, count, _ = self._per_row(self.engine.forward(batch, dropout=False), batch, totals)
@@ -221,7 +229,6 @@ class Method(Generic[ConfigT]):
             self.engine.passes["backward"] += len(batch.examples)
         if total is None:  # fewer rows than processes
             total = torch.cat([torch.zeros_like(parameter).flatten() for parameter in self.trainable])
-        self.engine.all_reduce([total])
         return total
 
     def _per_row(self, output: Output, batch: Batch, totals: Totals) -> tuple[Tensor, int, int]:

@@ -20,6 +20,7 @@ from ilora.data.task import task_label
 from ilora.methods.base import METHODS
 from ilora.methods.er import ExperienceReplay, ReplayConfig
 from ilora.methods.view import RunView
+from ilora.model.fitting import fitted
 from ilora.settings import PositiveInt
 
 
@@ -65,8 +66,8 @@ class DERpp(ExperienceReplay[DERppConfig]):
         """Logits of these rows and of no others."""
         kept = {example.id: example for example in examples}
         new = [example for key, example in kept.items() if key not in self.logits]
-        for rows in self.engine.split(new):
-            self._store(rows)
+        if new:
+            fitted(self.engine, new, lambda: [self._store(rows) for rows in self.engine.split(new)])
         for table in (self.logits, self.entries):
             for gone in table.keys() - kept.keys():
                 del table[gone]

@@ -11,15 +11,19 @@ Online: strength / 2 · decay · F (θ - θ*)² with one F and the newest anchor
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ilora.data.examples import Example
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS, Method
 from ilora.methods.view import RunView
+from ilora.model.fitting import fitted
 from ilora.settings import Fraction, MethodConfig, PositiveInt
 
 
@@ -87,16 +91,20 @@ class EWC(Method[EWCConfig]):
         """The diagonal empirical Fisher information of the task's rows at the present weights, per parameter."""
         size = min(self.config.fisher_rows, len(self.rows))
         rows = random.Random(f"{self.position.seed}/fisher/{self.position.task}").sample(self.rows, size)
+        # Squares of single rows' gradients, not of a batch's mean.
+        total = fitted(self.engine, self.engine.mine(rows), partial(self._squares, rows), size=1)
+        self.engine.all_reduce(total)
+        return total
+
+    def _squares(self, rows: Sequence[Example]) -> list[Tensor]:
+        """Of the rows of this process: the sum of their squared gradients over the number of all rows."""
         total = [torch.zeros_like(weight) for weight in self.trainable]
-        for batch in self.engine.micro_batches(
-            rows, size=1
-        ):  # squares of single rows' gradients, not of a batch's mean
+        for batch in self.engine.micro_batches(rows, size=1):
             logits = self.engine.forward(batch, dropout=False).answer_logits
             loss = token_losses(logits, batch.targets).sum()
             for mean, gradient in zip(total, torch.autograd.grad(loss, self.trainable), strict=True):
-                mean += gradient.square() / size
+                mean += gradient.square() / len(rows)
             self.engine.passes["backward"] += 1
-        self.engine.all_reduce(total)
         return total
 
     def state_dict(self) -> dict[str, Any]:

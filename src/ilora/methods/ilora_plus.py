@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,7 @@ from ilora.methods.ilora import ILoRA, ILoRAConfig
 from ilora.methods.lwf import distillation
 from ilora.methods.view import RunView
 from ilora.model import adapters
+from ilora.model.fitting import fitted
 from ilora.replay.memory import MOST
 from ilora.replay.rehearsal import Frame, pseudo_rows
 from ilora.settings import Fraction
@@ -212,10 +214,14 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
         found = []
         with adapters.active(self.engine.model, "slow"):
             for rows in by_task(self.memory.examples).values():
-                total = torch.zeros((), device=self.engine.device)
-                for batch in self.engine.micro_batches(rows):
-                    logits = self.engine.forward(batch, dropout=False).answer_logits
-                    total += token_losses(logits, batch.targets).sum() / Totals.of(rows).current.labels
-                found.append(total)
+                found.append(fitted(self.engine, self.engine.mine(rows), partial(self._mean_loss, rows)))
         self.engine.all_reduce(found)
         return float(torch.stack(found).mean())
+
+    def _mean_loss(self, rows: Sequence[Example]) -> torch.Tensor:
+        """This process's share of the rows' mean cross-entropy."""
+        total = torch.zeros((), device=self.engine.device)
+        for batch in self.engine.micro_batches(rows):
+            logits = self.engine.forward(batch, dropout=False).answer_logits
+            total += token_losses(logits, batch.targets).sum() / Totals.of(rows).current.labels
+        return total

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from ilora.data.examples import Batch
+from ilora.data.examples import Batch, Example
 from ilora.methods.base import METHODS
 from ilora.methods.individual import Individual
 from ilora.methods.view import RunView
+from ilora.model.fitting import fitted
 from ilora.settings import MethodConfig, PositiveInt
 
 
@@ -58,11 +60,17 @@ class Router(Individual[RouterConfig]):
         super().end_task()
         size = min(self.config.prototype_rows, len(self.rows))
         rows = random.Random(f"{self.position.seed}/prototype/{self.position.task}").sample(self.rows, size)
+        total = fitted(self.engine, self.engine.mine(rows), partial(self._sum_of_features, rows))
+        self.engine.all_reduce([total])
+        self.prototypes[f"task-{self.position.task_index:04d}"] = total / size
+
+    @torch.no_grad()
+    def _sum_of_features(self, rows: Sequence[Example]) -> Tensor:
+        """(features,), over the rows of this process."""
         total = torch.zeros(self.engine.model.config.hidden_size, device=self.engine.device)
         for batch in self.engine.micro_batches(rows):
             total += self.engine.features(batch).sum(0)
-        self.engine.all_reduce([total])
-        self.prototypes[f"task-{self.position.task_index:04d}"] = total / size
+        return total
 
     @contextmanager
     def inference(self, task: str, variant: str) -> Iterator[None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from ilora.methods.er import ExperienceReplay, ReplayConfig
 from ilora.methods.lwf import distillation
 from ilora.methods.view import RunView
 from ilora.model import adapters
+from ilora.model.fitting import fitted
 from ilora.model.observing import attention_observed, refuse_unseen_attention
 from ilora.settings import Fraction
 
@@ -90,6 +92,14 @@ class SEEKR(ExperienceReplay[SEEKRConfig]):
 
     def value(self, rows: Sequence[Example], *, before: str | None) -> Tensor:
         """F · S of each head, (adapted layers, heads). before: the adapter before the task; None: the base model."""
+        total = fitted(self.engine, self.engine.mine(rows), partial(self._changes, rows, before), size=1)
+        self.engine.all_reduce([total])
+        change, slope = total / len(rows)
+        value: Tensor = change * torch.nan_to_num(slope / slope.sum(1, keepdim=True))
+        return value
+
+    def _changes(self, rows: Sequence[Example], before: str | None) -> Tensor:
+        """Σ of F and of S over the rows of this process, (2, adapted layers, heads)."""
         total = None
         for batch in self.engine.micro_batches(rows, size=1):  # squares of single rows' gradients
             with torch.no_grad(), adapters.active(self.engine.model, before):
@@ -106,10 +116,7 @@ class SEEKR(ExperienceReplay[SEEKRConfig]):
         if total is None:  # fewer rows than processes
             layers, heads = self._size()
             total = torch.zeros(2, layers, heads, device=self.engine.device)
-        self.engine.all_reduce([total])
-        change, slope = total / len(rows)
-        value: Tensor = change * torch.nan_to_num(slope / slope.sum(1, keepdim=True))
-        return value
+        return total
 
     def choose(self, importance: Tensor) -> Heads:
         """The best heads in the best layers: `[layer, head, head, ...]` of each layer that has any."""

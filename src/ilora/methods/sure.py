@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from ilora.data.examples import Example
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS
 from ilora.methods.fast_slow import FastSlow, FastSlowConfig
+from ilora.model.fitting import fitted
 
 
 class SuReConfig(FastSlowConfig):
@@ -90,6 +92,12 @@ class SuRe(FastSlow[SuReConfig]):
         asked, size = list(rows), None
         if self.config.surprise_of == "row":  # every token but the first is asked for; one row's logits at a time
             asked, size = [replace(row, prompt=row.prompt[:1], answer=row.prompt[1:] + row.answer) for row in rows], 1
+        found = fitted(self.engine, self.engine.mine(asked), partial(self._means, asked, size), size=size)
+        self.engine.all_reduce([found])
+        return found
+
+    def _means(self, asked: Sequence[Example], size: int | None) -> Tensor:
+        """(rows,): of the rows of this process; 0 of the others."""
         place = {row.id: number for number, row in enumerate(asked)}
         found = torch.zeros(len(asked), device=self.engine.device)
         for batch in self.engine.micro_batches(asked, size=size):
@@ -97,5 +105,4 @@ class SuRe(FastSlow[SuReConfig]):
             losses = token_losses(logits, batch.targets, count=batch.label_count).sum(1)
             for example, loss in zip(batch.examples, losses, strict=True):
                 found[place[example.id]] = loss / len(example.answer)
-        self.engine.all_reduce([found])
         return found

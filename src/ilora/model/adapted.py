@@ -13,6 +13,7 @@ from torch import Tensor
 from ilora.data.examples import Example
 from ilora.model import adapters
 from ilora.model.engine import Engine
+from ilora.model.fitting import fitted
 from ilora.model.observing import observed
 from ilora.model.sharding import whole_of
 
@@ -36,14 +37,19 @@ def input_moments(engine: Engine, rows: Sequence[Example]) -> dict[str, Tensor]:
     moments = {path: torch.zeros(layer.in_features, layer.in_features) for path, layer in found.items()}
     moments = {path: moment.to(engine.device) for path, moment in moments.items()}
 
+    def anew() -> None:
+        for moment in moments.values():
+            moment.zero_()
+        for batch in engine.micro_batches(rows):
+            with observed(engine, add):
+                engine.states(batch, dropout=False)
+
     def add(path: str, x: Tensor, _: Tensor, counts: Tensor) -> None:
         if path in moments:
             tokens, times = x[counts > 0].float(), counts[counts > 0, None]
             moments[path].addmm_((tokens * times).T, tokens)
 
-    for batch in engine.micro_batches(rows):
-        with observed(engine, add):
-            engine.states(batch, dropout=False)
+    fitted(engine, engine.mine(rows), anew)
     for moment in moments.values():  # one message each: all together would be held twice
         engine.all_reduce([moment])
     return moments

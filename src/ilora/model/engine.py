@@ -50,8 +50,8 @@ class Engine:
     pad: the token id that fills short rows.
     micro_batch_size: rows in a forward pass of training, at most; "auto": counted in tokens instead.
     micro_batch_tokens: tokens in such a pass, padding included; None: no limit.
-    merge: `Method.weights` merges adapters into the base's weights.
-    adapted: the last so many layers carry the adapter; 0: all.
+    recomputes: gradient checkpointing is on. may_recompute: it may be, where memory ends (`model/fitting.py`).
+    merge: `Method.weights` merges adapters into the base's weights. adapted: the last so many layers carry one; 0: all.
     below: the states of the layers under them, computed once.
     base: which model this is. notices: what to say before the first step.
     graphs: replay the decoder's passes on a GPU. decoding: generates answers by replayed steps there. compiled: the
@@ -65,6 +65,8 @@ class Engine:
     pad: int
     micro_batch_size: int | Literal["auto"] = 8
     micro_batch_tokens: int | None = None
+    may_recompute: bool = False
+    recomputes: bool = False
     merge: bool = False
     adapted: int = 0
     below: Below | None = None
@@ -98,23 +100,27 @@ class Engine:
 
     # -- computing ------------------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch, *, hidden: Layers | None = None, dropout: bool = True) -> Output:
+    def forward(
+        self, batch: Batch, *, hidden: Layers | None = None, dropout: bool = True, part: slice | None = None
+    ) -> Output:
         """Run the model with the active adapter, and the soft prompt or the routes that are set.
 
         hidden: also return these layers' outputs, each (rows, length, features), without the soft prompt's columns.
-        dropout: False computes as at inference.
+        dropout: False computes as at inference. part: of the trailing columns, those whose logits are made.
         """
         if self.decoding is not None and torch.is_grad_enabled():
             self.decoding.make_room()
         inputs = self._inputs(batch)
         packing = self._pack(inputs, dropout=dropout, alone=True)
         if self._slices_logits:
-            inputs.arguments["logits_to_keep"] = packing.columns(batch.keep) if packing else batch.keep
+            inputs.arguments["logits_to_keep"] = _kept(batch, packing, part)
         decoder = self.core.get_decoder() if hidden == "last" else None  # type: ignore[operator]
         with self._modes.training(dropout), outputs_of(decoder) as seen, self._layers(inputs.upper):
             result = self.model(**inputs.arguments, use_cache=False, output_hidden_states=hidden == "all")
         layers = self._adapted(result.hidden_states) if hidden == "all" else tuple(seen)
-        logits = result.logits.view(len(batch.examples), batch.keep, -1) if packing else result.logits[:, -batch.keep :]
+        shape = (len(batch.examples), -1, result.logits.shape[-1])
+        logits = result.logits.view(shape) if packing else result.logits[:, -batch.keep :]
+        logits = logits if part is None or self._slices_logits else logits[:, part]
         return Output(logits, rows_of(layers, packing, inputs.soft))
 
     def states(self, batch: Batch, *, layers: Layers = "last", dropout: bool = True) -> tuple[Tensor, ...]:
@@ -260,10 +266,11 @@ class Engine:
 
     def micro_batches(self, rows: Sequence[Example], *, size: int | None = None) -> Iterator[Batch]:
         """This process's part of the rows in micro-batches, longest first (little padding, the memory's peak first)."""
-        for part in self.split(self._mine(rows), size=size):
+        for part in self.split(self.mine(rows), size=size):
             yield collate(part, pad=self.pad, device=self.device)
 
-    def _mine(self, rows: Sequence[Example]) -> list[Example]:
+    def mine(self, rows: Sequence[Example]) -> list[Example]:
+        """This process's part of a step's rows, longest first."""
         return sorted(rows, key=len, reverse=True)[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def split(self, rows: Sequence[Example], *, size: int | None = None) -> Iterator[Sequence[Example]]:
@@ -277,19 +284,6 @@ class Engine:
                 count = min(size, max(1, self.micro_batch_tokens // longest))
             yield rows[start : start + count]
             start += count
-
-    def halve_micro_batches(self, rows: Sequence[Example]) -> bool:
-        """After a pass over this step's rows ran out of memory; False where single rows are the micro-batches."""
-        parts = list(self.split(self._mine(rows)))
-        most = max(map(len, parts))
-        if most == 1:
-            return False
-        if self.micro_batch_size == "auto":
-            several = [len(part) * max(map(len, part)) for part in parts if len(part) > 1]  # one row cannot be halved
-            self.micro_batch_tokens = min(max(several), self.micro_batch_tokens or max(several)) // 2
-        else:
-            self.micro_batch_size = most // 2
-        return True
 
     def rejoin(self) -> None:
         """Before processes exchange anything: help those that are still computing, where the base lies in parts."""
@@ -316,3 +310,11 @@ class Engine:
         """Compute once what stays the same of rows that a method made (`keep_below`); forget the last such rows."""
         if self.below is not None:
             self.below.prepare_passing(rows)
+
+
+def _kept(batch: Batch, packing: Packing | None, part: slice | None) -> int | Tensor:
+    """Which columns' logits the model makes; of packed rows, which tokens'."""
+    if packing is not None:
+        columns = packing.columns(batch.keep)
+        return columns if part is None else columns.view(len(batch.examples), -1)[:, part].flatten()
+    return batch.keep if part is None else torch.arange(-batch.keep, 0, device=batch.input_ids.device)[part]

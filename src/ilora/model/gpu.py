@@ -32,7 +32,7 @@ def suit_the_device(engine: Engine, config: ModelConfig) -> None:
     large = sum(parameter.numel() for parameter in engine.core.parameters()) >= LARGE
     if config.kernels == "compiled" or (config.kernels == "auto" and fast and large):
         compile_layers(engine)
-    if config.graphs == "auto" and fast and still and not large and not config.gradient_checkpointing:
+    if config.graphs == "auto" and fast and still and not large and config.gradient_checkpointing is not True:
         record_passes(engine, CudaRecorder())
     suit_answers(engine, config)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import Field
 
+from ilora.model.memory import ADAM, Device, Part, kept_bytes, momentary_bytes, rows_that_fit
 from ilora.planning.shape import Shape
 from ilora.section import Section
 
 GB, TERA = 10**9, 10**12
-_ADAM = 16  # bytes of a trained value: itself, its gradient, two moments, in float32
 
 
 class Hardware(Section):
@@ -28,17 +29,18 @@ class Hardware(Section):
 class Work:
     """What a step computes.
 
-    rows: of a step, replayed ones included, over all devices. micro_batch: rows of a device that are computed at once.
+    rows: of a step, replayed ones included, over all devices. micro_batch: rows of a device that are computed at once;
+        None: as many as fit.
     tokens: of a row, on average. longest: tokens of a row, at most. answer: tokens of an answer, at most.
-    checkpointing: whether activations are computed again in the backward pass.
+    checkpointing: whether activations are computed again in the backward pass; None: where not even one row fits else.
     """
 
     rows: int
-    micro_batch: int
+    micro_batch: int | None
     tokens: float
     longest: int
     answer: int
-    checkpointing: bool
+    checkpointing: bool | None
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,20 @@ class Need:
     """Of one layout, for each device; bytes and seconds.
 
     base: the weights that it keeps. gathered: layers of others that are there for a while. adapter: the trained values,
-    their gradients and moments. activations: kept for the backward pass. logits: of the answers' columns.
+    their gradients and moments. activations: kept for the backward pass. momentary: beside them, for a while.
     traffic: bytes that come in for weights in a step. reduced: bytes of the gradients' sum that come in.
     computing, gathering, reducing: seconds of a step.
+    micro_batch: rows that are computed at once. checkpointing: whether activations are computed again.
     """
 
     layout: Layout
+    micro_batch: int
+    checkpointing: bool
     base: int
     gathered: int
     adapter: int
     activations: int
-    logits: int
+    momentary: int
     reserved: int
     traffic: int
     reduced: int
@@ -82,7 +87,7 @@ class Need:
     @property
     def bytes(self) -> int:
         """All of a device's memory that is in use at once."""
-        return self.base + self.gathered + self.adapter + self.activations + self.logits + self.reserved
+        return self.base + self.gathered + self.adapter + self.activations + self.momentary + self.reserved
 
     @property
     def seconds(self) -> float:
@@ -102,62 +107,59 @@ def layouts(shard: str | None, *, devices: int, nodes: int) -> list[Layout]:
 
 def need(shape: Shape, work: Work, layout: Layout, hardware: Hardware) -> Need:
     """The needs of a step in one layout."""
-    passes = math.ceil(math.ceil(work.rows / layout.all) / work.micro_batch)
-    at_once = min(work.micro_batch, math.ceil(work.rows / layout.all))
+    mine = math.ceil(work.rows / layout.all)
     others = 1 - 1 / layout.shards
-    traffic = round(2 * passes * shape.bytes * others)  # of forward and backward, of each micro-batch
     reduced = round(2 * 4 * shape.trained * (1 - 1 / layout.all))
     largest = sorted(shape.layers)[-2:]  # one that is computed, one that arrives
-    tokens = work.tokens * math.ceil(work.rows / layout.all)
+    base, gathered = math.ceil(shape.bytes / layout.shards), round((shape.root + sum(largest)) * others)
+    adapter, reserved = ADAM * shape.trained, round(hardware.reserved * GB)
+    room = hardware.memory * GB - base - gathered - adapter - reserved
+    at_once, again = _division(shape, work, room, mine)
+    passes, part = math.ceil(mine / at_once), Part.like(at_once, work.longest, work.answer)
+    traffic = round(2 * passes * shape.bytes * others)  # of forward and backward, of each micro-batch
+    done = operations(shape, work, checkpointing=again) * work.tokens * mine
     return Need(
         layout=layout,
-        base=math.ceil(shape.bytes / layout.shards),
-        gathered=round((shape.root + sum(largest)) * others),
-        adapter=_ADAM * shape.trained,
-        activations=activation_bytes(shape, at_once * work.longest, checkpointing=work.checkpointing),
-        logits=logit_bytes(shape, at_once * work.answer),
-        reserved=round(hardware.reserved * GB),
+        micro_batch=at_once,
+        checkpointing=again,
+        base=base,
+        gathered=gathered,
+        adapter=adapter,
+        activations=kept_bytes(shape.sizes, part, Device(), checkpointing=again),
+        momentary=momentary_bytes(shape.sizes, part, Device(), checkpointing=again),
+        reserved=reserved,
         traffic=traffic,
         reduced=reduced,
-        computing=operations(shape, work) * tokens / (hardware.rate * TERA),
+        computing=done / (hardware.rate * TERA),
         gathering=traffic / _bandwidth(hardware, layout, across=layout.shards > layout.devices),
         reducing=reduced / _bandwidth(hardware, layout, across=layout.nodes > 1),
     )
 
 
-def activation_bytes(shape: Shape, tokens: int, *, checkpointing: bool) -> int:
-    """What the layers keep of so many tokens for the backward pass.
+def _division(shape: Shape, work: Work, room: float, mine: int) -> tuple[int, bool]:
+    """Of a device's `mine` rows, those computed at once, and whether activations are computed again: as in a run.
 
-    A frozen matrix keeps nothing of its own, yet what stands at its other end (queries, keys, values, the mixed values;
-    gate, up and their product) is kept by attention and activation: for each token as many values as the matrix has,
-    over the model's width. A norm keeps its input in float32, an adapter its input. With checkpointing, each layer
-    keeps its input, and one layer at a time all of it. Layers below the first adapter keep nothing.
+    room: bytes that weights, adapter and optimizer leave.
     """
-    each = [
-        tokens * (shape.element * (matrix // shape.hidden + inputs) + 4 * norms)
-        for matrix, norms, inputs in zip(shape.matrices, shape.norms, shape.inputs, strict=True)
-    ][shape.first :]
-    if checkpointing:
-        return tokens * shape.element * shape.hidden * len(each) + max(each, default=0)
-    return sum(each)
+    find = partial(rows_that_fit, shape.sizes, Device(), room, length=work.longest, answer=work.answer)
+    again = work.checkpointing if work.checkpointing is not None else find(checkpointing=False) == 0
+    most = find(checkpointing=again) if work.micro_batch is None else work.micro_batch
+    return max(1, min(most, mine)), again
 
 
-def logit_bytes(shape: Shape, columns: int) -> int:
-    """Logits of so many columns, their copy in float32, and the gradients of both."""
-    return columns * shape.vocabulary * 2 * (shape.element + 4)
-
-
-def operations(shape: Shape, work: Work) -> float:
+def operations(shape: Shape, work: Work, *, checkpointing: bool) -> float:
     """Floating-point operations of a token: products with frozen weights forward and back to their inputs, attention
     within the row (half of it, as it is causal), the adapter with its gradients, the head where there is an answer.
     """
-    above = sum(shape.matrices[shape.first :])
-    again = 1 if work.checkpointing else 0
-    attention = 2 * work.tokens * shape.heads
-    layers, upper = len(shape.matrices), len(shape.matrices) - shape.first
-    head = 4 * shape.hidden * shape.vocabulary * work.answer / max(work.tokens, 1)
+    sizes = shape.sizes
+    matrices = [layer.matrices for layer in sizes.layers]
+    above = sum(matrices[sizes.first :])
+    again = 1 if checkpointing else 0
+    attention = 2 * work.tokens * sizes.queries
+    layers, upper = len(matrices), len(matrices) - sizes.first
+    head = 4 * sizes.hidden * sizes.vocabulary * work.answer / max(work.tokens, 1)
     return (
-        2 * sum(shape.matrices) + 2 * above * (1 + again)
+        2 * sum(matrices) + 2 * above * (1 + again)
         + attention * (layers + upper * (2 + again)) + 2 * shape.trained * (3 + again) + head
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from ilora.model.names import local_folder
 from ilora.planning.need import Hardware, Need, Work, layouts, need
 from ilora.planning.shape import Shape, read_shape
 from ilora.stream import load_tasks
-from ilora.training.loading import TOKENS_ON_GPU
+from ilora.training.room import step_rows
 
 _COUNTED = 1_000  # rows of a task whose tokens are counted
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -73,14 +73,14 @@ def dry_run(
     order = phases(tasks, config.stream)
     rows = {phase.label: sum(len(task.rows["train"]) for task in phase.tasks) for phase in order}
     steps = {phase.label: _steps(config.at(phase.index), rows[phase.label]) for phase in order}
-    micro = config.training.micro_batch_size
+    micro, again = config.training.micro_batch_size, config.model.gradient_checkpointing
     work = Work(
-        rows=math.ceil(config.training.global_batch_size * _share(config, len(order))),
-        micro_batch=max(1, TOKENS_ON_GPU // longest) if micro == "auto" else micro,
+        rows=step_rows(config, len(order)),
+        micro_batch=None if micro == "auto" else micro,
         tokens=tokens,
         longest=longest,
         answer=answer,
-        checkpointing=config.model.gradient_checkpointing,
+        checkpointing=None if again == "auto" else again,
     )
     found = layouts(shard, devices=devices, nodes=nodes)
     needs = [need(shape, work, layout, hardware or Hardware()) for layout in found]
@@ -91,13 +91,6 @@ def _steps(config: Config, rows: int) -> int:
     training = config.training
     steps = math.ceil(rows / training.global_batch_size) * training.epochs
     return steps if training.max_steps is None else min(steps, training.max_steps)
-
-
-def _share(config: Config, order: int) -> float:
-    """Rows of a step over its new ones: from the second task on, replayed and pseudo rows come on top."""
-    if order < 2:
-        return 1.0
-    return 1.0 + float(config.method.memory_capacity > 0) + float(getattr(config.method, "pseudo_share", 0.0))
 
 
 def _lengths(config: Config, tasks: list[Task]) -> tuple[float, int, int, bool]:

@@ -103,6 +103,16 @@ def duration(seconds: object) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def size(amount: int) -> str:
+    """Bytes in a unit that suits them, with three figures."""
+    value, unit = float(amount), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
+
+
 def count(amount: object) -> str:
     """A whole number with separators; an en dash where there is no number."""
     found = number(amount)

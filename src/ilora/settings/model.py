@@ -22,8 +22,10 @@ class ModelConfig(Section):
         "auto", description="auto: our own for short bfloat16 rows on a CPU, where it is faster; sdpa elsewhere"
     )
     dropout: bool = Field(False, description="keep the base model's own dropout in training (GPT-2, OPT and others)")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time"
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        "auto",
+        description="recompute activations in the backward pass: less memory, more time, the same result; auto: where "
+        "not even one row fits without",
     )
     quantization: Literal["none", "8bit", "4bit"] = Field(
         "none", description="of the frozen weights, with bitsandbytes; 4bit: NF4 with double quantization (QLoRA)"

@@ -15,10 +15,12 @@ from ilora.errors import InputError
 from ilora.files import cache_folder
 from ilora.model import adapters
 from ilora.model.engine import Engine
+from ilora.model.fitting import checkpoint
 from ilora.model.frozen import Below
 from ilora.model.gpu import suit_the_device
 from ilora.model.identity import BaseModel
 from ilora.model.load import GivenModel, ends, load_model, positions, prepare_model
+from ilora.model.memory import TOKENS_ON_GPU
 from ilora.model.sharded import layout_of
 from ilora.model.sharding import sharding_of
 from ilora.progress import Display
@@ -26,7 +28,6 @@ from ilora.settings import LEAST_LENGTH
 from ilora.training.interrupt import StopRequest
 
 TOKENS_ON_CPU = 4096  # in a micro-batch of `auto`: more are not faster there
-TOKENS_ON_GPU = 65536  # a bound for passes over a whole memory; what does not fit is halved
 
 
 def load_engine(
@@ -58,6 +59,7 @@ def load_engine(
         accelerator=accelerator,
         pad=encoder.pad,
         micro_batch_size=config.training.micro_batch_size,
+        may_recompute=config.model.gradient_checkpointing == "auto",
         merge=config.evaluation.merge,
         adapted=config.adapter.layers or 0,
         base=identity,
@@ -69,8 +71,8 @@ def load_engine(
             f"evaluation.merge: {', '.join(shared)} has an adapter and shares its weights with another layer, "
             "which the merged adapter would change too; leave out evaluation.merge or that layer"
         )
-    if config.model.gradient_checkpointing:
-        engine.core.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    if config.model.gradient_checkpointing is True:
+        checkpoint(engine)
     suit_the_device(engine, config.model)
     engine.model.train()
     return engine, encoder

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from ilora.data.examples import Example, Totals
 from ilora.data.stored import shuffled
-from ilora.errors import IloraError
 from ilora.methods.base import Method
 from ilora.methods.view import Position, RunView
-from ilora.model.sharding import OUT_OF_STEP
+from ilora.model.fitting import fitted
 from ilora.training.divergence import diverged
 from ilora.training.optim import leave_if_not_finite, schedule
 
@@ -123,33 +122,16 @@ def optimizer_step(method: Method[Any], optimizer: torch.optim.Optimizer, exampl
 def _gradients(method: Method[Any], optimizer: torch.optim.Optimizer, rows: list[Example]) -> Tensor:
     """Add up the gradients of this process's rows; returns its share of the loss.
 
-    Out of memory, it begins again with micro-batches of half the size, which changes nothing else. Raises IloraError
-    where not even one row fits.
+    Out of memory, it begins again in smaller parts, which changes nothing else. Raises IloraError where not even one
+    row fits.
     """
-    run, engine, full = method.run, method.engine, True
-    while full:
+
+    def anew() -> Tensor:
         optimizer.zero_grad()
-        run.terms.clear()
-        counted = dict(engine.passes)
-        try:
-            return _passes(method, rows)
-        except torch.OutOfMemoryError as error:
-            if engine.sharding is not None:
-                raise IloraError(OUT_OF_STEP.format(what="training.micro_batch_size")) from error
-            full = engine.halve_micro_batches(rows)
-            reason = str(error).partition("\n")[0]
-        engine.passes.update(counted)  # a step counts once
-        if engine.graphs is not None:
-            engine.graphs.recordings.clear()  # of shapes that were too large
-        if engine.decoding is not None:
-            engine.decoding.forget()
-        if engine.device.type == "cuda":
-            torch.cuda.empty_cache()
-    longest = max(map(len, rows))
-    raise IloraError(
-        f"out of memory with single rows of up to {longest} tokens ({reason}); set model.gradient_checkpointing: true, "
-        "a smaller data.max_length, or model.quantization: 4bit"
-    )
+        method.run.terms.clear()
+        return _passes(method, rows)
+
+    return fitted(method.engine, method.engine.mine(rows), anew)
 
 
 def _passes(method: Method[Any], rows: list[Example]) -> Tensor:

@@ -34,6 +34,7 @@ from ilora.training.loading import keep_states_below, load_engine
 from ilora.training.loop import Plan, StepReport, optimizer_step
 from ilora.training.optim import made_anew, make_optimizer
 from ilora.training.peak import peak_memory, reset_peak_memory
+from ilora.training.room import prepare_memory, telling_of_halves
 from ilora.training.state import Progress, State
 from ilora.training.summary import summarise_run
 from ilora.training.validation import steps_taken, validation_loss
@@ -167,6 +168,8 @@ class Session:
         self.accelerator.wait_for_everyone()
         self.folder.go_back(self.state.counters.steps, list(damaged))
         if found is None:
+            if self.method.trains:
+                prepare_memory(self.method, self.config, self.stream, self.path, self.display)
             self.folder.clear(self.answers_of_base)
             self._save_checkpoint()  # so that configuration and data are compared from the first resume on
 
@@ -261,7 +264,8 @@ class Session:
     def _training_time(self) -> Iterator[None]:
         """What a method does at a task's ends, and the validation loss, are part of the training time."""
         began = time.perf_counter()
-        yield
+        with telling_of_halves(self.method.engine, self.display):
+            yield
         self.state.counters.train_seconds += time.perf_counter() - began
 
     def _step(self, examples: list[Example], held_out: Sequence[Example]) -> str:
@@ -269,10 +273,9 @@ class Session:
 
         held_out: the rows for the validation loss, where it is measured.
         """
-        began, before = time.perf_counter(), self._division
-        report = optimizer_step(self.method, self.state.optimizer, examples)
-        if self._division != before:
-            self.display.warn(f"out of memory: micro-batches of {before}; going on with {self._division}")
+        began = time.perf_counter()
+        with telling_of_halves(self.method.engine, self.display):
+            report = optimizer_step(self.method, self.state.optimizer, examples)
         counters, position = self.state.counters, self.method.position
         loss = report.terms.get("ce", report.loss)
         self.watch.check(loss, self.method.trainable, position, report.learning_rate)
@@ -299,15 +302,6 @@ class Session:
     def _validation_note(self) -> str:
         losses = self.state.progress.validation
         return f"  validation {losses[-1]:.3f}" if losses else ""
-
-    @property
-    def _division(self) -> str:
-        """How a step is divided, in words."""
-        engine = self.method.engine
-        if engine.micro_batch_size == "auto":
-            tokens = engine.micro_batch_tokens
-            return "the whole step" if tokens is None else f"{tokens} tokens"
-        return f"{engine.micro_batch_size} rows"
 
     def _log(self, report: StepReport, seconds: float, measured: dict[str, float]) -> None:
         position, peak = self.method.position, peak_memory(self.accelerator.device)

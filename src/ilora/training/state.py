@@ -19,6 +19,7 @@ from ilora.data.task import Task, phases
 from ilora.errors import InputError
 from ilora.methods.base import Method
 from ilora.model import adapters
+from ilora.model.fitting import recompute
 from ilora.training.beginning import refuse_other_start
 from ilora.training.checkpoint import Checkpoint, split_tensors
 from ilora.training.divergence import DivergenceError
@@ -133,16 +134,19 @@ class State:
         """How steps are divided, after all that ran out of memory: the smallest over processes, which all then take."""
         engine = self.method.engine
         rows = 0 if engine.micro_batch_size == "auto" else engine.micro_batch_size
-        now = torch.tensor([[rows, engine.micro_batch_tokens or _NO_LIMIT]], device=engine.device)
-        rows, tokens = engine.accelerator.gather(now).amin(0).tolist()
-        self.divide(rows, tokens)
-        return {"rows": rows, "tokens": tokens}
+        kept = 0 if engine.recomputes else 1
+        now = torch.tensor([[rows, engine.micro_batch_tokens or _NO_LIMIT, kept]], device=engine.device)
+        rows, tokens, kept = engine.accelerator.gather(now).amin(0).tolist()
+        self.divide(rows, tokens, checkpointing=not kept)
+        return {"rows": rows, "tokens": tokens, "checkpointing": not kept}
 
-    def divide(self, rows: int, tokens: int) -> None:
+    def divide(self, rows: int, tokens: int, *, checkpointing: bool = False) -> None:
         """Inverse of `micro_batches`."""
         engine = self.method.engine
         engine.micro_batch_size = rows or "auto"
         engine.micro_batch_tokens = None if tokens == _NO_LIMIT else tokens
+        if checkpointing:
+            recompute(engine)
 
     def count_passes(self) -> None:
         """Take the rows that all processes have passed through the model since the last call into the counters."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ilora.data.encoding import Encoder
 from ilora.data.examples import Example
@@ -13,6 +14,8 @@ from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import Method
+from ilora.model.engine import Engine
+from ilora.model.fitting import fitted
 from ilora.stopping import StopWhen
 from ilora.training.processes import agreed
 
@@ -40,15 +43,21 @@ def validation_loss(method: Method[Any], rows: Sequence[Example]) -> float:
     The same in every process; no random state is read or changed.
     """
     engine = method.engine
-    total = torch.zeros(2, device=engine.device)
     with method.in_training():
-        for batch in engine.micro_batches(rows):
-            logits = engine.forward(batch, dropout=False).answer_logits
-            loss = token_losses(logits, batch.targets, count=batch.label_count).sum()
-            total += torch.stack([loss, loss.new_tensor(float(batch.label_count))])
+        total = fitted(engine, engine.mine(rows), lambda: _losses(engine, rows))
     engine.all_reduce([total])
     loss_sum, tokens = total.tolist()
     return agreed(engine.accelerator, float(loss_sum / tokens))
+
+
+def _losses(engine: Engine, rows: Sequence[Example]) -> Tensor:
+    """(2,): the sum of the losses over answer tokens of this process's rows, and their number."""
+    total = torch.zeros(2, device=engine.device)
+    for batch in engine.micro_batches(rows):
+        logits = engine.forward(batch, dropout=False).answer_logits
+        loss = token_losses(logits, batch.targets, count=batch.label_count).sum()
+        total += torch.stack([loss, loss.new_tensor(float(batch.label_count))])
+    return total
 
 
 def steps_taken(rule: StopWhen | None, losses: Sequence[float], *, taken: int, planned: int) -> dict[str, Any]:
