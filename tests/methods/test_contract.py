@@ -55,6 +55,7 @@ NEUTRAL = {
     "gem": ({"memory_size": 0}, SEQUENTIAL),
     "agem": ({"memory_size": 0}, SEQUENTIAL),
     "wise_ft": ({"t": 1}, SEQUENTIAL),
+    "forever": ({"memory_size": 20, "days": []}, SEQUENTIAL),
     "sure": ({"memory_size": 20, "memory_policy": "reservoir"}, REPLAY),
     "migu": ({"threshold": 0}, SEQUENTIAL),
     "seekr": ({"memory_size": 20, "strength": 0, "logit_share": 0}, REPLAY),
@@ -175,7 +176,7 @@ def test_cost_is_reported(name: str, whole_run: WholeRun) -> None:
     held = {"zero_shot": 0, "l2p": 0, "progressive_prompts": 0, "individual": 3, "router": 3, "seekr": 4}
     held |= dict.fromkeys(SUMMED, 3)
     assert stored.get("adapters", 0) == one * held.get(
-        name, len(whole_run(name).results["variants"]) + (name in ("lwf", "ilora+"))
+        name, len(whole_run(name).results["variants"]) + (name in ("lwf", "ilora+", "forever", "sdft"))
     )
     assert (stored["memory"] > 0) == ("memory_size" in method.Config.model_fields)
     extra = {"l2p": {"prompts"}, "progressive_prompts": {"prompts"}, "router": {"prototype"}}

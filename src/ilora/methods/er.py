@@ -64,12 +64,19 @@ class ExperienceReplay(Method[ReplayT]):
 
     def extend_batch(self, examples: list[Example]) -> list[Example]:
         """As many replayed rows as current ones, as far as the memory goes."""
-        memory = self.memory
-        without = self.position.current_tasks if self.config.replay_from == "earlier_tasks" else frozenset()
-        replayed = memory.draw(len(examples), key=f"{self.position.step}", without=without)
+        replayed = self.replayed(len(examples))
         if self.position.epoch == 0 and self.config.memory_policy == "reservoir":
-            memory.offer(examples)
+            self.memory.offer(examples)
         return examples + replayed
+
+    def replayed(self, count: int) -> list[Example]:
+        """The rows that this step replays, at most `count`."""
+        return self.memory.draw(count, key=f"{self.position.step}", without=self.not_replayed)
+
+    @property
+    def not_replayed(self) -> frozenset[str]:
+        """Tasks whose rows are not drawn."""
+        return self.position.current_tasks if self.config.replay_from == "earlier_tasks" else frozenset()
 
     def end_task(self) -> None:
         """Fill the balanced memory."""

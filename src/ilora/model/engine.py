@@ -150,10 +150,11 @@ class Engine:
         with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext(), self._layers(upper):
             yield
 
-    def generate(self, batch: Batch, settings: GenerationConfig, *, streamer: Any = None) -> Tensor:
+    def generate(self, batch: Batch, settings: GenerationConfig, **more: Any) -> Tensor:
         """New token ids (rows, up to max_new_tokens), with the active adapter, soft prompt or routes.
 
-        streamer: a streamer of transformers, told of the tokens of a single row as they come.
+        more: what else transformers takes: a `streamer`, told of the tokens of a single row as they come, or a
+        `logits_processor`.
         """
         plain = streamer is None and self._route is None and not self.model.training
         if self.decoding is not None and plain and self.decoding.serves(settings):
@@ -163,7 +164,7 @@ class Engine:
         inputs = self._inputs(batch, whole=True).arguments
         inputs.pop("position_ids", None)  # generation counts on from the mask itself
         with self.as_written():
-            made: Tensor = self.model.generate(**inputs, generation_config=settings, streamer=streamer)
+            made: Tensor = self.model.generate(**inputs, generation_config=settings, **more)
         # From embeddings, generation returns the new tokens alone.
         return made if "inputs_embeds" in inputs else made[:, batch.input_ids.shape[1] :]
 
