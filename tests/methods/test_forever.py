@@ -146,7 +146,9 @@ def test_in_a_run_reviews_are_rare_and_replay_earlier_tasks(
     monkeypatch.setattr(FOREVER, "replayed", replayed)
     after_each_step(monkeypatch, look)
     settings = {"name": "forever", "memory_size": 8, "memory_policy": "balanced", "days": [1, 4], "replay_epochs": 1}
-    trained(make_config(*FEW_SCORES, "evaluation.max_new_tokens=2", "training.epochs=3", method=settings), tmp_path / "r")
+    trained(
+        make_config(*FEW_SCORES, "evaluation.max_new_tokens=2", "training.epochs=3", method=settings), tmp_path / "r"
+    )
     # Nine steps a task, of which one warms up; days of one step; eight rows fit into one step.
     assert {key: seen[key] for key in seen} == {"one in two": 16, "one in three": 8, "two in three": 8}
     assert sum(count > 0 for count in dues) == 4

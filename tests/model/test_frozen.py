@@ -43,7 +43,7 @@ def scores(result: RunResult) -> dict[str, Any]:
 
 # Each calls the model in a way of its own; the others do as one of these.
 CALLS = ["derpp", "ewc", "gem", "ilora", "ilora+", "individual", "inflora", "l2p", "lwf", "migu", "olora"]
-CALLS += ["progressive_prompts", "router", "seekr", "sure"]
+CALLS += ["progressive_prompts", "router", "sdft", "seekr", "sure"]
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -12,7 +12,6 @@ when the task is 1, 2, 4, 7, 15 and 30 days old, the firmer, the faster the weig
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 

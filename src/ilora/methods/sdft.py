@@ -1,8 +1,8 @@
 """SDFT, self-distillation fine-tuning: Shenfeld et al. 2026, "Self-distillation enables continual learning"
 (arXiv 2601.19897).
 
-The model answers a training question itself, and learns from itself as it is when it has been shown the demonstration c,
-the row's own answer. What is trained on are texts of its own, from which it need not move far:
+The model answers a training question itself, and learns from itself as it is when it has been shown the demonstration
+c, the row's own answer. What it is trained on are texts of its own, from which it need not move far:
 
     y ~ p(· | x),    L = mean_t KL(p(· | x, y_<t) ‖ p_teacher(· | x, c, y_<t)),    teacher <- (1 - α) teacher + α fast
 """
@@ -48,9 +48,9 @@ class SDFT(Method[SDFTConfig]):
     adapter (`keep_below`) do not serve these passes. Stored: one more adapter.
     Differs: the teacher reads x, c, x, as if the question had been answered and asked again (the paper has a sentence
     around c, which asks a tuned model for an answer of its own; a method sees tokens, not texts). It begins each task
-    as the student; with α 0 it stays so. Read were the abstract, two of the released scripts' successors and
-    descriptions of the algorithm, not the paper's text; they have α between 0 and 0.05. It learns only what the model can do when it is shown how: a
-    model that does not use its context learns nothing.
+    as the student. The paper's text could not be read. Read were its abstract, the documentation of TRL's trainer, a
+    copy of a released script and descriptions of the algorithm; their α is 0 (a teacher that stays) to 0.05. A model
+    that does not use what stands in its context learns nothing.
     """
 
     title = "SDFT"
@@ -78,7 +78,9 @@ class SDFT(Method[SDFTConfig]):
         ends = self._ends(examples)
         questions = [replace(row, answer=[]) for row in examples]
         with self._answering():
-            mine = [pair for batch in self.engine.micro_batches(questions) for pair in self._answer(batch, longest, ends)]
+            mine = [
+                pair for batch in self.engine.micro_batches(questions) for pair in self._answer(batch, longest, ends)
+            ]
         answers = dict(self.engine.gather(mine))
         self.taught = {row.id: self._demonstrated(row, longest) for row in examples}
         return [replace(row, answer=answers[row.id]) for row in examples]
@@ -104,7 +106,11 @@ class SDFT(Method[SDFTConfig]):
         """Each row's id and the answer that was drawn for it, with its end where it has come to one."""
         drawn = Drawn([self.position.key("answer", self.position.step, row.id) for row in batch.examples])
         settings = GenerationConfig(
-            do_sample=False, max_new_tokens=longest, eos_token_id=list(ends), pad_token_id=self.engine.pad, use_cache=True
+            do_sample=False,
+            max_new_tokens=longest,
+            eos_token_id=list(ends),
+            pad_token_id=self.engine.pad,
+            use_cache=True,
         )
         made = self.engine.generate(batch, settings, logits_processor=LogitsProcessorList([drawn])).tolist()
         return [(row.id, until(ids, ends)) for row, ids in zip(batch.examples, made, strict=True)]
@@ -130,13 +136,13 @@ class SDFT(Method[SDFTConfig]):
         return gap
 
 
-class Drawn(LogitsProcessor):
+class Drawn(LogitsProcessor):  # type: ignore[misc]  # transformers gives it no type
     """Makes the likeliest token a drawn one: Gumbel noise on each row's logits, from a generator of the row's own."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.sources = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """log p + noise, (rows, vocabulary): its maximum is at token v with probability p_v."""
         del input_ids
         even = torch.stack([torch.rand(scores.shape[1], generator=source) for source in self.sources])
