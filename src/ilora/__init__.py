@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ilora.commands.predict import predict
     from ilora.commands.releases import forget, history, promote, rollback
     from ilora.commands.sweep import sweep
+    from ilora.commands.tune import tune
     from ilora.data.examples import Batch, Example, Totals
     from ilora.data.task import Row, Task
     from ilora.methods.base import METHODS, Method
@@ -59,6 +60,7 @@ __all__ = [
     "rollback",
     "run",
     "sweep",
+    "tune",
 ]
 
 _LATE = {
@@ -70,6 +72,7 @@ _LATE = {
     "connect": "commands.connect",
     "predict": "commands.predict",
     "sweep": "commands.sweep",
+    "tune": "commands.tune",
     "gate": "commands.gate",
     "read_gate": "commands.gate",
     "forget": "commands.releases",

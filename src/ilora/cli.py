@@ -175,6 +175,44 @@ def sweep_command(
         _fail("interrupted; the same command goes on", 130)
 
 
+@app.command("tune")
+def tune_command(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="Whose methods to tune; see docs/sweeps.md.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The tuning's folder (default: sweeps/<name>-tuning).")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="How many runs at a time; they share the cores.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="The address of a Ray cluster, or `local`.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Tune only labels that match, such as 'er*'. May be given several times."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be tried and how long it may take, and start nothing.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find each method's best settings, on rows, orders and seeds that are not reported. Called again, finish."""
+    from ilora.progress import first_line
+    from ilora.sweeps.plan import read_sweep
+
+    read_sweep(file, overrides or ())
+    first_line(quiet=quiet)
+    from ilora.commands.tune import tune
+
+    chosen: dict[str, Any] = {
+        "out": out,
+        "processes": processes,
+        "ray": ray,
+        "only": only or (),
+        "dry_run": dry_run,
+        "quiet": quiet,
+    }
+    try:
+        tune(file, overrides or (), **chosen)
+    except KeyboardInterrupt:  # here, because typer would end without a word
+        _fail("interrupted; the same command goes on", 130)
+
+
 @app.command()
 def connect(
     context: typer.Context,

@@ -59,13 +59,13 @@ def sweep(
         with book.alone():
             book.begin(asked.model_dump(mode="json"))
             execute(book, chosen, executor(processes, ray), display=display)
-        _refuse_failures(chosen)
+        refuse_failures(chosen)
         done = f"{book.count('done')} of {len(book.entries)} runs done"
         display.say(f"{done}: {book.path}; `ilora compare {book.path}` shows them side by side")
     return book
 
 
-def _refuse_failures(entries: Sequence[Entry]) -> None:
+def refuse_failures(entries: Sequence[Entry]) -> None:
     """Raises RunsFailed, which names the runs that failed."""
     failed = [entry for entry in entries if entry.state == "failed"]
     if failed:

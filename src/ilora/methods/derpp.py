@@ -21,11 +21,13 @@ from ilora.methods.base import METHODS
 from ilora.methods.er import ExperienceReplay, ReplayConfig
 from ilora.methods.view import RunView
 from ilora.model.fitting import fitted
-from ilora.settings import PositiveInt
+from ilora.settings import Log, PositiveInt
 
 
 class DERppConfig(ReplayConfig):
     """Replay, and the logit term."""
+
+    search = ReplayConfig.search | {"strength": Log(0.01, 1)}
 
     strength: float = Field(0.1, ge=0, description="weight of the logit term")
     stored_logits: PositiveInt | None = Field(

@@ -24,11 +24,13 @@ from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS, Method
 from ilora.methods.view import RunView
 from ilora.model.fitting import fitted
-from ilora.settings import Fraction, MethodConfig, PositiveInt
+from ilora.settings import Fraction, Log, MethodConfig, PositiveInt
 
 
 class EWCConfig(MethodConfig):
     """The penalty."""
+
+    search = MethodConfig.search | {"strength": Log(1, 10_000)}
 
     strength: float = Field(100.0, ge=0, description="weight of the penalty")
     fisher: Literal["per_task", "online"] = Field("per_task", description="online: one anchor only, the newest")

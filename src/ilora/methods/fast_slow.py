@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,10 +10,13 @@ from typing_extensions import TypeVar
 
 from ilora.methods.er import ExperienceReplay, ReplayConfig
 from ilora.model import adapters
+from ilora.settings import Log, Scale
 
 
 class FastSlowConfig(ReplayConfig):
     """Replay, and the moving average."""
+
+    search = ReplayConfig.search | {"ema_half_life_share": Log(0.02, 2)}
 
     ema_decay: float | None = Field(None, ge=0, le=1, description="λ, the factor on the old slow weights")
     ema_half_life_steps: float | None = Field(None, gt=0, description="λ = ½^(1 / steps)")
@@ -22,6 +26,12 @@ class FastSlowConfig(ReplayConfig):
     ema_warmup: bool = Field(False, description="λ_k = min(λ, 1 - 1/(k+1)) at the run's k-th step")
     next_task_from: Literal["fast", "slow"] = Field("fast", description="the adapter with which the next task begins")
     inference: Literal["slow", "fast"] = Field("slow", description="the adapter that answers; both are evaluated")
+
+    @classmethod
+    def to_search(cls, given: Collection[str]) -> dict[str, Scale]:
+        """The half-life is not searched where the decay is given in another way."""
+        other = {"ema_decay", "ema_half_life_steps"} & set(given)
+        return super().to_search([*given, "ema_half_life_share"] if other else given)
 
     @model_validator(mode="before")
     @classmethod

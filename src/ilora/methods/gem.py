@@ -17,10 +17,13 @@ from torch import Tensor
 
 from ilora.methods.base import METHODS
 from ilora.methods.projection import GradientProjection, ProjectionConfig
+from ilora.settings import Linear
 
 
 class GEMConfig(ProjectionConfig):
     """The quadratic program."""
+
+    search = ProjectionConfig.search | {"margin": Linear(0, 1)}
 
     margin: float = Field(
         0.0, ge=0, description="lower bound of the dual variables; a larger one protects the old tasks more"

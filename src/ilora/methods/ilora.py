@@ -20,10 +20,13 @@ from ilora.data.examples import Batch, Count, Totals, sent
 from ilora.methods.base import METHODS
 from ilora.methods.fast_slow import FastSlow, FastSlowConfig
 from ilora.model import adapters
+from ilora.settings import Log
 
 
 class ILoRAConfig(FastSlowConfig):
     """Replay, interpolation and consistency."""
+
+    search = FastSlowConfig.search | {"strength": Log(0.1, 10)}
 
     strength: float = Field(1.0, ge=0, description="γ, the weight of the consistency term")
     consistency_layers: Literal["last", "all"] = Field("last", description="all: the mean over every layer's output")

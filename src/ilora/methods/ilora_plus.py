@@ -28,6 +28,7 @@ from ilora.data.examples import IGNORED, Batch, Example, Totals, by_task
 from ilora.data.stored import some
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS
+from ilora.methods.fast_slow import FastSlowConfig
 from ilora.methods.ilora import ILoRA, ILoRAConfig
 from ilora.methods.lwf import distillation
 from ilora.methods.view import RunView
@@ -35,13 +36,15 @@ from ilora.model import adapters
 from ilora.model.fitting import fitted
 from ilora.replay.memory import MOST
 from ilora.replay.rehearsal import Frame, pseudo_rows
-from ilora.settings import Fraction
+from ilora.settings import Fraction, Log
 
 OLD = "old"  # the answering adapter as the task found it
 
 
 class ILoRAPlusConfig(ILoRAConfig):
     """I-LoRA's, with another start of a task; the rehearsal; the interpolation."""
+
+    search = FastSlowConfig.search | {"pseudo_strength": Log(0.1, 5)}
 
     next_task_from: Literal["fast", "slow"] = Field("slow", description="the adapter with which the next task begins")
     inference: Literal["slow"] = Field("slow", description="the adapter that answers; both are evaluated")

@@ -24,11 +24,13 @@ from ilora.methods.summed import SummedAdapters
 from ilora.methods.view import RunView
 from ilora.model import adapters
 from ilora.model.adapted import A_OF, input_moments
-from ilora.settings import Fraction, MethodConfig, PositiveInt
+from ilora.settings import Choices, Fraction, MethodConfig, PositiveInt
 
 
 class InfLoRAConfig(MethodConfig):
     """The subspace of earlier inputs."""
+
+    search = MethodConfig.search | {"threshold": Choices((0.8, 0.9, 0.95, 0.98, 0.995))}
 
     threshold: Fraction = Field(
         0.95, description="ε: the share of a task's input energy that later tasks leave alone, in every layer"

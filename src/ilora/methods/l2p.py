@@ -24,11 +24,13 @@ from ilora.data.examples import Batch, Totals
 from ilora.methods.base import METHODS
 from ilora.methods.prompts import PromptConfig, PromptMethod, fill
 from ilora.methods.view import RunView
-from ilora.settings import PositiveInt
+from ilora.settings import Log, PositiveInt
 
 
 class L2PConfig(PromptConfig):
     """The pool; sizes as in the released settings."""
+
+    search = PromptConfig.search | {"strength": Log(0.05, 5)}
 
     strength: float = Field(0.5, ge=0, description="weight of the term that pulls keys towards queries")
     pool_size: PositiveInt = Field(10, description="prompts in the pool")

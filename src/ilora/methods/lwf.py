@@ -15,11 +15,13 @@ from torch.nn import functional
 from ilora.data.examples import IGNORED, Batch, Totals
 from ilora.methods.base import METHODS, Method
 from ilora.model import adapters
-from ilora.settings import MethodConfig
+from ilora.settings import Log, MethodConfig
 
 
 class LwFConfig(MethodConfig):
     """The distillation term."""
+
+    search = MethodConfig.search | {"strength": Log(0.1, 10)}
 
     strength: float = Field(1.0, ge=0, description="weight of the distillation term")
     temperature: float = Field(2.0, gt=0, description="τ, as in the paper")

@@ -18,13 +18,15 @@ from ilora.methods.base import METHODS, Method
 from ilora.methods.view import RunView
 from ilora.model import adapters
 from ilora.model.observing import observed
-from ilora.settings import MethodConfig
+from ilora.settings import Linear, MethodConfig
 
 DOWN = "lora_A"
 
 
 class MIGUConfig(MethodConfig):
     """The mask."""
+
+    search = MethodConfig.search | {"threshold": Linear(0.3, 0.9)}
 
     threshold: float = Field(0.7, ge=0, lt=1, description="share of each layer's outputs whose weights get no gradient")
 

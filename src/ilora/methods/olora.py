@@ -19,11 +19,13 @@ from ilora.methods.subspace import off
 from ilora.methods.summed import SummedAdapters
 from ilora.methods.view import RunView
 from ilora.model import adapters
-from ilora.settings import MethodConfig
+from ilora.settings import Log, MethodConfig
 
 
 class OLoRAConfig(MethodConfig):
     """The orthogonality term."""
+
+    search = MethodConfig.search | {"strength": Log(0.05, 5)}
 
     strength: float = Field(0.5, ge=0, description="weight of the orthogonality term; 0.5 as in the released code")
     project: Literal["none", "gradient", "update"] = Field(

@@ -21,11 +21,13 @@ from ilora.methods.summed import SummedAdapters
 from ilora.methods.view import RunView
 from ilora.model import adapters
 from ilora.model.adapted import A_OF, B_OF, weights
-from ilora.settings import MethodConfig
+from ilora.settings import Linear, MethodConfig
 
 
 class OSFTConfig(MethodConfig):
     """The protected part of each matrix."""
+
+    search = MethodConfig.search | {"protected_rank": Linear(0.1, 0.9)}
 
     protected_rank: float = Field(
         0.5, ge=0, lt=1, description="share of a matrix's singular directions, the leading ones, that stay as they are"

@@ -28,13 +28,15 @@ from ilora.methods.view import RunView
 from ilora.model import adapters
 from ilora.model.fitting import fitted
 from ilora.model.observing import attention_observed, refuse_unseen_attention
-from ilora.settings import Fraction
+from ilora.settings import Fraction, Linear, Log
 
 Heads = list[list[int]]  # of each chosen layer its number among the adapted ones, then its heads
 
 
 class SEEKRConfig(ReplayConfig):
     """Replay, and the two distillations."""
+
+    search = ReplayConfig.search | {"strength": Log(1, 100), "logit_share": Linear(0.1, 0.9)}
 
     strength: float = Field(10.0, ge=0, description="γ, weight of the attention term")
     logit_share: Fraction = Field(0.5, description="α, the teacher's share in what the next tokens are held to")

@@ -13,11 +13,13 @@ from pydantic import Field
 
 from ilora.methods.base import METHODS, Method
 from ilora.model import adapters
-from ilora.settings import Fraction, MethodConfig
+from ilora.settings import Fraction, Linear, MethodConfig
 
 
 class WiseFTConfig(MethodConfig):
     """The interpolation."""
+
+    search = MethodConfig.search | {"t": Linear(0.1, 0.9)}
 
     t: Fraction = Field(0.5, description="0: the previous minimum, 1: the new one (sequential fine-tuning)")
     next_task_from: Literal["merged", "fast"] = Field(

@@ -21,6 +21,7 @@ from collections.abc import Collection, Sequence
 from ilora.errors import InputError
 
 Scores = Sequence[Sequence[float | None]]
+LEAST_LEARNT = 0.9  # of what `individual` learns; a method that learns less was not trained
 ALL = -1  # in `trained`: a stage that trained all tasks at once
 
 
@@ -64,6 +65,16 @@ def forward_transfer(scores: Scores, zero_shot: Sequence[float | None] | None) -
 def plasticity(scores: Scores) -> float | None:
     """The mean of R[i][i], each task's score right after its own training, in [0, 1]."""
     return mean_of_all([_cell(scores, i, i) for i in range(len(scores))])
+
+
+def learnt_share(own: Sequence[float | None], alone: Sequence[float | None]) -> float | None:
+    """What a method learnt of its tasks, as a share of what an adapter of its own learns of each (`individual`).
+
+    own, alone: the plasticity of their runs, over the same orders and seeds. None where one is not defined (joint
+    training), or where nothing was learnt alone.
+    """
+    learnt, best = mean_of_all(own), mean_of_all(alone)
+    return None if learnt is None or not best else learnt / best
 
 
 def summarise(

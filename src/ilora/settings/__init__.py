@@ -5,22 +5,28 @@ from ilora.settings.data import Columns, DataConfig, LimitConfig, SplitConfig, T
 from ilora.settings.fields import LEAST_LENGTH, Fraction, Name, Place, PositiveInt, method_label
 from ilora.settings.method import DEFAULT_METHOD, MethodConfig
 from ilora.settings.model import ModelConfig
+from ilora.settings.search import Around, Choices, Linear, Log, Scale
 from ilora.settings.training import EvaluationConfig, TrainingConfig
 
 __all__ = [
     "DEFAULT_METHOD",
     "LEAST_LENGTH",
     "AdapterConfig",
+    "Around",
+    "Choices",
     "Columns",
     "DataConfig",
     "EvaluationConfig",
     "Fraction",
     "LimitConfig",
+    "Linear",
+    "Log",
     "MethodConfig",
     "ModelConfig",
     "Name",
     "Place",
     "PositiveInt",
+    "Scale",
     "SplitConfig",
     "TaskConfig",
     "TrainingConfig",

@@ -71,9 +71,16 @@ class Book:
 
     def __init__(self, path: Path, jobs: Sequence[Job]) -> None:
         self.path = path
-        self.entries = [Entry(job, path / job.folder) for job in jobs]
-        for entry in self.entries:
-            entry.look()
+        self.entries: list[Entry] = []
+        for job in jobs:
+            self.add(job)
+
+    def add(self, job: Job) -> Entry:
+        """One run more, in the state in which its folder is."""
+        entry = Entry(job, self.path / job.folder)
+        entry.look()
+        self.entries.append(entry)
+        return entry
 
     def refuse_changes(self) -> None:
         """Raises InputError where a run was begun with other settings than the sweep now asks for."""
@@ -162,6 +169,12 @@ def last_words(log: Path) -> str:
     """The last line of a log, for a table."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     return lines[-1][:300] if lines else "it said nothing"
+
+
+def last_message(log: Path) -> str:
+    """What the command said last, to its end: an error with its notes. Empty where it said nothing."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return f"\n{text}".rpartition("\nilora: ")[2] if "ilora: " in text else ""
 
 
 def _results(path: Path) -> dict[str, Any] | None:

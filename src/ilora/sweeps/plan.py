@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,9 +22,9 @@ from ilora.places import NAMES, PLACES, anchored, place_of
 from ilora.section import Section
 from ilora.settings import PositiveInt, method_label
 from ilora.stream import load_tasks, resolve
+from ilora.sweeps.presets import filled, read_presets, refuse_tuned
+from ilora.sweeps.tuning import SPLIT, Seed, TuneConfig
 from ilora.words import translated
-
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _seeds(value: Any) -> Any:
@@ -45,6 +46,10 @@ class SweepConfig(Section):
     seeds: Annotated[list[Seed], BeforeValidator(_seeds)] = Field([0], min_length=1, description="a list, or how many")
     settings: dict[str, list[Any]] = Field(
         {}, description="dotted key: values, every combination; a method without a `method.` key runs once without it"
+    )
+    tune: TuneConfig | None = Field(None, description="how `ilora tune` looks for the methods' best settings")
+    presets: Path | None = Field(
+        None, description="presets.yaml of `ilora tune`: settings of each method that this file does not give"
     )
 
     @field_validator("methods", mode="before")
@@ -125,6 +130,8 @@ def read_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
     values["config"] = config
     apply_overrides(config, overrides)
     values["config"] = anchored(config, path, [override.partition("=")[0].strip() for override in overrides])
+    if isinstance(tune := values.get("tune"), dict) and isinstance(tune.get("config"), dict):
+        values["tune"] = {**tune, "config": anchored(translated(tune["config"]), path)}
     try:
         return SweepConfig(**values)
     except ValidationError as error:
@@ -138,30 +145,63 @@ def expand(sweep: SweepConfig, file: Path) -> list[Job]:
 
     Raises InputError for settings that no run can have, a task that is not in the stream, and two runs of one name.
     """
-    shared = _shared(sweep, file.parent)
-    methods = {label: anchored(entry, file) for label, entry in sweep.methods.items()}
-    names = _task_names(shared)
+    shared = shared_settings(sweep, file)
+    entries = {label: anchored(entry, file) for label, entry in sweep.methods.items()}
+    orders = orders_of(sweep, task_names(shared))
+    if sweep.presets is not None:
+        if shared.get("evaluation", {}).get("split") == SPLIT:
+            raise InputError(f"{file}: evaluation.split is {SPLIT}, on which its presets were chosen; report test")
+        place = file.parent / sweep.presets
+        presets = read_presets(place)
+        refuse_tuned(presets, orders, sweep.seeds, place)
+        entries = filled(entries, presets, place)
     jobs = []
-    for seed, (number, order) in itertools.product(sweep.seeds, enumerate(_orders(sweep, names), 1)):
-        for label, entry in methods.items():
-            for settings in _grid(sweep, label, _merged(shared, entry)):
-                values = _merged(_merged(shared, entry), {"seed": seed, "contrast": []})
-                for key, value in settings.items():
-                    _place(values, key, _seen(key, value, file))
-                values["data"]["tasks"] = _ordered(values["data"].get("tasks") or names, order)
-                jobs.append(Job(label, number, seed, _config(values, label), settings))
+    for seed, (number, order) in itertools.product(sweep.seeds, enumerate(orders, 1)):
+        for label, entry in entries.items():
+            values = merged(shared, entry)
+            values["data"]["tasks"] = values["data"].get("tasks") or shared["data"]["tasks"]
+            for settings in _grid(sweep, label, values):
+                jobs.append(job(values, label, number, order, seed, settings, file))
     _refuse_twins(jobs)
     return jobs
 
 
-def _shared(sweep: SweepConfig, home: Path) -> dict[str, Any]:
+def job(
+    values: Mapping[str, Any],
+    label: str,
+    number: int,
+    order: list[str],
+    seed: int,
+    settings: Mapping[str, Any],
+    file: Path,
+) -> Job:
+    """One run. values: of all runs of the label; settings: dotted, of this one, which its folder's name tells.
+
+    Raises InputError for settings that no run can have.
+    """
+    values = merged(values, {"seed": seed, "contrast": []})
+    for key, value in settings.items():
+        _place(values, key, _seen(key, value, file))
+    values["data"]["tasks"] = _ordered(values["data"]["tasks"], order)
+    return Job(label, number, seed, config_of(values, label), dict(settings))
+
+
+def shared_settings(sweep: SweepConfig, file: Path) -> dict[str, Any]:
+    """What all runs have: the base's settings and the file's own, the data found and the tasks by name."""
+    from ilora.evaluation.scoring import refuse_no_split  # imports torch, which reading a file must not
+
+    home = file.parent
     base = translated(read_yaml(home / sweep.base)) if sweep.base else {}
     if sweep.base:  # its places count from its own folder; the sweep file's own, which replace them, are seen from here
         base = anchored(base, home / sweep.base, list(_dotted(sweep.config)))
-    values = _merged({"training": {"trajectory": 0}}, _merged(base, translated(sweep.config)))
+    values = merged({"training": {"trajectory": 0}}, merged(base, translated(sweep.config)))
     values["method"] = "sequential"  # a base file's own method and contrast have no part in a sweep
     values["contrast"] = []
-    resolved = resolve(config := load_config(values), load_tasks(config.data))  # absolute paths, tasks by name
+    config = load_config(values)
+    tasks = load_tasks(config.data)
+    for task in tasks:
+        refuse_no_split(task, config.evaluation.split)
+    resolved = resolve(config, tasks)  # absolute paths, tasks by name
     values["data"] = resolved.dump()["data"]
     values["model"] = resolved.dump()["model"]
     return values
@@ -172,18 +212,19 @@ def _dotted(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
         yield from _dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else [f"{above}{key}"]
 
 
-def _task_names(shared: Mapping[str, Any]) -> list[Any]:
-    return list(shared["data"]["tasks"])
+def task_names(shared: Mapping[str, Any]) -> list[str]:
+    """Of the stream, in the order given."""
+    return [task["name"] for task in shared["data"]["tasks"]]
 
 
-def _orders(sweep: SweepConfig, tasks: list[Any]) -> list[list[str]]:
-    names = [task["name"] for task in tasks]
+def orders_of(sweep: SweepConfig, names: list[str]) -> list[list[str]]:
+    """The orders of the tasks that a sweep's runs have. Raises InputError for one that is none."""
     if isinstance(sweep.orders, int):
         made = [names]
         source = random.Random("orders")
         while len(made) < sweep.orders:
             order = source.sample(names, len(names))
-            if order in made and len(made) < _permutations(len(names)):
+            if order in made and len(made) < math.factorial(len(names)):
                 continue
             if order in made:
                 raise InputError(f"orders: {sweep.orders} asked for, {len(names)} tasks have only {len(made)}")
@@ -195,13 +236,6 @@ def _orders(sweep: SweepConfig, tasks: list[Any]) -> list[list[str]]:
     return sweep.orders
 
 
-def _permutations(count: int) -> int:
-    total = 1
-    for factor in range(2, count + 1):
-        total *= factor
-    return total
-
-
 def _ordered(tasks: list[Any], order: list[str]) -> list[Any]:
     by_name = {task["name"]: task for task in tasks}
     return [by_name[name] for name in order]
@@ -209,27 +243,28 @@ def _ordered(tasks: list[Any], order: list[str]) -> list[Any]:
 
 def _grid(sweep: SweepConfig, label: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Combinations of the settings that this method has."""
-    known = type(_config(values, label).method).model_fields
+    known = type(config_of(values, label).method).model_fields
     of_method = {key: key.removeprefix("method.") for key in sweep.settings if key.startswith("method.")}
     chosen = {k: v for k, v in sweep.settings.items() if k not in of_method or of_method[k] in known}
     for combination in itertools.product(*chosen.values()):
         yield dict(zip(chosen, combination, strict=True))
 
 
-def _config(values: Mapping[str, Any], label: str) -> Config:
+def config_of(values: Mapping[str, Any], label: str) -> Config:
+    """The settings of a label's run. Raises InputError, which names the label."""
     try:
         return load_config(values)
     except InputError as error:
         raise InputError(f"methods.{label}: {error}") from None
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`below` with the values of `above`, section by section. `method` is replaced as a whole."""
     made: dict[str, Any] = deepcopy(dict(below))
     for key, value in above.items():
         inner = made.get(key)
         whole = key == "method" or not (isinstance(inner, Mapping) and isinstance(value, Mapping))
-        made[key] = deepcopy(value) if whole else _merged(inner, value)  # type: ignore[arg-type]
+        made[key] = deepcopy(value) if whole else merged(inner, value)  # type: ignore[arg-type]
     return made
 
 

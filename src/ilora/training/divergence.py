@@ -12,6 +12,7 @@ from ilora.errors import IloraError
 from ilora.methods.view import Position
 
 PATIENCE = 20  # steps in a row
+SAID = "training has diverged"  # in every message of it, by which the log of a run tells
 LARGEST = 1e3  # a trained LoRA factor's or soft prompt's largest entry is a few units
 
 
@@ -23,7 +24,7 @@ def diverged(what: str, position: Position, rate: float) -> DivergenceError:
     """The error to raise. what: a clause, such as "the loss is not finite"; rate: the step's learning rate."""
     return DivergenceError(
         f"{what} at task '{position.task}', step {position.task_step} of {position.task_steps} "
-        f"(step {position.step} of the run, learning rate {rate:g}): training has diverged, and a resume would "
+        f"(step {position.step} of the run, learning rate {rate:g}): {SAID}, and a resume would "
         "compute the same again. Start a new run with a lower training.learning_rate; a longer "
         "training.warmup_ratio or a lower training.max_grad_norm helps, too"
     )

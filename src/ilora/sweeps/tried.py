@@ -1,0 +1,205 @@
+"""A tuning's folder: where its trials stand, read from their runs, and tried.json with every value that was tried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ilora.errors import InputError
+from ilora.files import write_atomic
+from ilora.results.matrix import ALL, LEAST_LEARNT, learnt_share, mean_of_all, summarise
+from ilora.results.reader import matrix, read_results
+from ilora.sweeps.book import Book, Entry, last_message
+from ilora.sweeps.halving import Outcome, Score, Standing, mean_op, scores, standing
+from ilora.sweeps.presets import Presets
+from ilora.sweeps.trials import Candidate, Settings, TunePlan
+from ilora.training.divergence import SAID
+
+SCHEMA = 1
+NAME = "tried.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best trial of a label. share: what it learnt, of what `individual` learns; None where that is not known."""
+
+    candidate: Candidate
+    trial: int
+    scores: Sequence[Score]
+    share: float | None
+
+    @property
+    def settings(self) -> Settings:
+        """The best ones."""
+        return self.candidate.trials[self.trial]
+
+    @property
+    def op(self) -> float:
+        """The mean over its runs."""
+        return mean_op(list(self.scores))
+
+    @property
+    def learnt(self) -> float | None:
+        """The mean over its runs."""
+        return mean_of_all([score.learnt for score in self.scores])
+
+    @property
+    def not_trained(self) -> bool:
+        """Whether it learnt too little to be ranked."""
+        return self.share is not None and self.share < LEAST_LEARNT
+
+
+class Tuning:
+    """What is known of a tuning: nothing but its plan and its runs' folders, so that a kill loses nothing."""
+
+    def __init__(self, plan: TunePlan, path: Path) -> None:
+        self.plan, self.path = plan, path
+        self.book = Book(path, [])
+        self._entries: dict[tuple[str, int, int], Entry] = {}
+        self.standings: dict[str, Standing] = {}
+        self.look()
+
+    def look(self) -> None:
+        """Go up each label's rungs as far as its runs reach. A run joins the book when a rung asks for it."""
+        for candidate in self.plan.candidates:
+            found = standing(len(candidate.trials), self.plan.tune, partial(self.outcome, candidate))
+            self.standings[candidate.label] = found
+
+    def entry(self, candidate: Candidate, trial: int, run: int) -> Entry:
+        """A run of a trial."""
+        key = (candidate.label, trial, run)
+        if key not in self._entries:
+            self._entries[key] = self.book.add(self.plan.job(candidate, trial, run))
+        return self._entries[key]
+
+    def outcome(self, candidate: Candidate, trial: int, run: int) -> Outcome:
+        """Of a run: its scores, "diverged" by its log, or None where it is to be made or was interrupted."""
+        return outcome_of(self.entry(candidate, trial, run))
+
+    def open(self, labels: Sequence[str]) -> list[Entry]:
+        """The runs of these labels to make now."""
+        return [
+            self.entry(candidate, trial, run)
+            for candidate in self.plan.candidates
+            if candidate.label in labels
+            for trial, run in self.standings[candidate.label].open
+        ]
+
+    def found(self) -> list[Found]:
+        """The best trial of each label that is tuned to its end, the best label first, those not trained last."""
+        runs, best = self.plan.tune.runs[-1], {}
+        for candidate in self.plan.candidates:
+            trial = self.standings[candidate.label].best
+            if trial is not None:
+                best[candidate.label] = (candidate, trial, scores(partial(self.outcome, candidate), trial, runs))
+        alone = next((made for candidate, _, made in best.values() if candidate.method == "individual"), [])
+        learnt = [score.learnt for score in alone]
+        made = [
+            Found(candidate, trial, own, learnt_share([score.learnt for score in own], learnt))
+            for candidate, trial, own in best.values()
+        ]
+        return sorted(made, key=lambda one: (one.not_trained, -one.op))
+
+    def presets(self) -> Presets:
+        """The best settings of the labels that are tuned to their end."""
+        best = {one.candidate.label: one for one in self.found()}
+        methods = {
+            candidate.label: {
+                "name": candidate.method,
+                **{key.removeprefix("method."): value for key, value in best[candidate.label].settings.items()},
+            }
+            for candidate in self.plan.candidates
+            if candidate.label in best
+        }
+        return Presets(tuned_on=self.plan.tuned_on, methods=methods)
+
+    # -- tried.json ----------------------------------------------------------------------------------------------------
+
+    def refuse_changes(self) -> None:
+        """Raises InputError where what was tried before is not part of the plan: no tried value gets lost."""
+        file = self.path / NAME
+        if not file.is_file():
+            return
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+            tried = {one["label"]: [trial["settings"] for trial in one["trials"]] for one in before["methods"]}
+            tuned_on, rungs = before["tuned_on"], before["runs"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file}: cannot be read ({error!r}); the runs beside it are kept, remove it") from None
+        now = {candidate.label: candidate.trials for candidate in self.plan.candidates}
+        changed = [label for label, trials in tried.items() if now.get(label, [])[: len(trials)] != trials]
+        changed += ["runs"] if rungs != self.plan.tune.runs else []
+        changed += ["orders and seeds"] if tuned_on != self.plan.tuned_on.model_dump(mode="json") else []
+        if changed:
+            raise InputError(
+                f"{file}: was begun with other {', '.join(changed)}; a changed tuning needs another --out (methods and "
+                "trials may be added)"
+            )
+
+    def write(self) -> None:
+        """tried.json, and presets.yaml with what is found by now."""
+        content = {
+            "schema": SCHEMA,
+            "tuned_on": self.plan.tuned_on.model_dump(mode="json"),
+            "runs": self.plan.tune.runs,
+            "methods": self.tried(),
+        }
+        write_atomic(self.path / NAME, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        self.presets().write(self.path)
+
+    def tried(self) -> list[dict[str, Any]]:
+        """Every trial of every label with the runs that it had; scores 0..1."""
+        found = {one.candidate.label: one for one in self.found()}
+        return [
+            {
+                "label": candidate.label,
+                "method": candidate.method,
+                "complete": self.standings[candidate.label].complete,
+                "best": found[candidate.label].trial if candidate.label in found else None,
+                "learnt_share": found[candidate.label].share if candidate.label in found else None,
+                "not_trained": candidate.label in found and found[candidate.label].not_trained,
+                "trials": [self._trial(candidate, number) for number in range(len(candidate.trials))],
+            }
+            for candidate in self.plan.candidates
+        ]
+
+    def _trial(self, candidate: Candidate, number: int) -> dict[str, Any]:
+        """Its settings, the last rung that it reached, its runs so far and their means."""
+        rungs = self.standings[candidate.label].rungs
+        runs = [
+            entry for (label, trial, _), entry in self._entries.items() if (label, trial) == (candidate.label, number)
+        ]
+        outcomes = [outcome_of(entry) for entry in runs]
+        known = [outcome for outcome in outcomes if isinstance(outcome, Score)]
+        return {
+            "number": number,
+            "settings": candidate.trials[number],
+            "rung": sum(number in rung for rung in rungs),
+            "diverged": "diverged" in outcomes,
+            "OP": mean_op(known) if known else None,
+            "learnt": mean_of_all([score.learnt for score in known]),
+            "runs": [_run(entry, outcome) for entry, outcome in zip(runs, outcomes, strict=True)],
+        }
+
+
+def _run(entry: Entry, outcome: Outcome) -> Mapping[str, Any]:
+    made = {"order": entry.job.order, "seed": entry.job.seed, "folder": entry.job.folder.as_posix()}
+    if isinstance(outcome, Score):
+        return {**made, "state": "done", "OP": outcome.op, "learnt": outcome.learnt}
+    return {**made, "state": outcome or "waiting"}
+
+
+def outcome_of(entry: Entry) -> Outcome:
+    """Of a run, from its folder and its log: only a divergence is an answer, every other failure is tried again."""
+    if entry.state != "done":
+        return "diverged" if SAID in last_message(entry.log) else None
+    results = read_results(entry.path)
+    rows = matrix(results, results["answers_with"])
+    found = summarise(rows, trained=[ALL] * len(rows) if results.get("stream") == "joint" else None)
+    if found["OP"] is None:
+        raise InputError(f"{entry.path / 'results.json'}: a task has no score after the last one")
+    return Score(found["OP"], found["plasticity"])
