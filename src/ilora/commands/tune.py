@@ -128,13 +128,11 @@ def _as_number(text: str) -> tuple[float, str]:
 
 def _estimated(tuning: Tuning, labels: Sequence[str], processes: int, display: Display) -> str:
     """How many runs there are, at most, and how long they may take: as long as each label's first ones."""
-    plan, seconds, total = tuning.plan, 0.0, 0
-    for candidate in plan.candidates:
-        if candidate.label in labels:
-            first = tuning.entry(candidate, 0, 0)
-            runs = most_runs(len(candidate.trials), plan.tune)
-            total += runs
-            seconds += runs * estimates([first], say=display.say)[0]
+    plan = tuning.plan
+    chosen = [candidate for candidate in plan.candidates if candidate.label in labels]
+    runs = [most_runs(len(candidate.trials), plan.tune) for candidate in chosen]
+    each = estimates([tuning.entry(candidate, 0, 0) for candidate in chosen], say=display.say)
+    seconds, total = sum(count * time for count, time in zip(runs, each, strict=True)), sum(runs)
     done = tuning.book.count("done")
     return (
         f"{total} runs at most ({done} done), each rung {plan.tune.runs} runs of a trial, the best 1 of "

@@ -9,11 +9,12 @@ from ilora.comparison.budget import budget, cost
 from ilora.comparison.differences import against_baseline, rank, values_of
 from ilora.comparison.gather import Gathered
 from ilora.comparison.items import measures
+from ilora.comparison.learning import Learnt, alone_of, is_untrained, learnt_beside, share_of
 from ilora.comparison.lines import Line, find_baseline, lines_of
 from ilora.comparison.run import Run
 from ilora.comparison.statistics import LEAST_PAIRS, LEVEL, mean_interval
 from ilora.present.numbers import plain
-from ilora.results.matrix import mean_of_all, overall_performance
+from ilora.results.matrix import LEAST_LEARNT, mean_of_all, overall_performance
 from ilora.results.reader import SUMMARY, learning_row, matrix
 
 SCHEMA = 1
@@ -34,9 +35,12 @@ def compare_runs(gathered: Gathered, baseline: str | None = None) -> dict[str, A
     sizes = [len(first.items.ids[label]) for label in first.order]
     values = {line.name: values_of(line, first.order) for line in lines}
     others = {line.name: values[line.name] for line in lines[1:]}
-    against = against_baseline(values[chosen.name], others, sizes)
-    ranking = rank(lines, values, sizes)
-    alone = next((line for line in lines if line.first_run.results.get("method") == "individual"), None)
+    alone = alone_of(lines)
+    learnt = {line.name: learnt_beside(line, alone) for line in lines}
+    shares = {name: share_of(pairs) for name, pairs in learnt.items()}
+    untrained = {name for name, share in shares.items() if is_untrained(share)}
+    against = against_baseline(chosen.name, values[chosen.name], others, sizes, untrained)
+    ranking = rank([line for line in lines if line.name not in untrained], values, sizes)
     return {
         "schema": SCHEMA,
         "model": plain(first.results.get("model", "?")),
@@ -47,9 +51,11 @@ def compare_runs(gathered: Gathered, baseline: str | None = None) -> dict[str, A
         "baseline": chosen.name,
         "level": LEVEL,
         "least_pairs": LEAST_PAIRS,
+        "least_learnt": LEAST_LEARNT,
         "rows": [
-            _row(line, chosen, orders, ranking.letters[line.name], against.get(line.name))
-            | {"intransigence": _intransigence(line, alone)}
+            _row(line, chosen, orders, ranking.letters.get(line.name, ""), against.get(line.name))
+            | {"intransigence": _intransigence(learnt[line.name])}
+            | {"learnt_share": shares[line.name], "not_trained": line.name in untrained}
             for line in lines
         ],
         "pairs": ranking.pairs,
@@ -109,20 +115,12 @@ def _measures(line: Line) -> dict[str, Any]:
     return {key: _interval([run[key] for run in found]) for key in SUMMARY}
 
 
-def _intransigence(line: Line, alone: Line | None) -> dict[str, Any] | None:
+def _intransigence(learnt: Learnt) -> dict[str, Any] | None:
     """How much less a row learns of each task than an adapter of its own does (Chaudhry et al. 2018).
 
-    alone: the row of `individual`; over the orders and seeds that both have. It tells a method that forgot nothing
-    because it learnt nothing.
+    It tells a method that forgot nothing because it learnt nothing.
     """
-    if alone is None:
-        return None
-    common = [pairing for pairing in line.runs if pairing in alone.runs]
-    found = []
-    for pairing in common:
-        own, best = (measures(one.runs[pairing], one.variant)["plasticity"] for one in (line, alone))
-        found.append(None if own is None or best is None else best - own)
-    return _interval(found)
+    return _interval([None if own is None or best is None else best - own for own, best in learnt])
 
 
 def _scores_of_task(line: Line, label: str) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from ilora.comparison.statistics import LEVEL, Difference, Floats, difference, h
 from ilora.results.reader import SUMMARY
 
 TOO_FEW = "too few pairs"  # the verdict on a difference of fewer than LEAST_PAIRS
+NOT_TRAINED = "not trained"  # the verdict on a row that learnt too little (learning.py)
+NOTHING_TO_BEAT = "baseline not trained"
 Values = dict[Pairing, dict[str, Floats]]
 """What every item adds to every measure, run by run."""
 
@@ -53,26 +55,38 @@ def mean_difference(contrast: Contrast, sizes: Sequence[int]) -> Difference:
 
 
 def against_baseline(
-    baseline: Values, others: Mapping[str, Values], sizes: Sequence[int]
+    base: str, baseline: Values, others: Mapping[str, Values], sizes: Sequence[int], untrained: Collection[str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Every other row minus the baseline, by row and measure; the p-values of a measure are adjusted together."""
+    """Every other row minus the baseline, by row and measure; the p-values of a measure are adjusted together.
+
+    base: the baseline's name. untrained: the names of rows that get no verdict, and no p.
+    """
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in others}
     for key in SUMMARY:
         made = {name: contrast_of(values, baseline, key) for name, values in others.items()}
         contrasts = {name: contrast for name, contrast in made.items() if contrast is not None}
-        means = [mean_difference(contrast, sizes) for contrast in contrasts.values()]
+        reasons = {
+            name: NOT_TRAINED if name in untrained else NOTHING_TO_BEAT if base in untrained else "" for name in made
+        }
+        means = [_unjudged(mean_difference(contrast, sizes), reasons[name]) for name, contrast in contrasts.items()]
         adjusted = holm([mean.p for mean in means])
         for (name, contrast), mean, p in zip(contrasts.items(), means, adjusted, strict=True):
-            entry = _entry(mean, p, lower_is_better=key == "forgetting")
+            entry = _entry(mean, p, lower_is_better=key == "forgetting", without=reasons[name] or TOO_FEW)
             found[name][key] = entry | {"within_orders": contrast.within_orders}
     return found
 
 
-def _entry(found: Difference, adjusted: float | None, *, lower_is_better: bool) -> dict[str, Any]:
+def _unjudged(found: Difference, reason: str) -> Difference:
+    """The difference without its p where there is a reason for it."""
+    return replace(found, p=None) if reason else found
+
+
+def _entry(found: Difference, adjusted: float | None, *, lower_is_better: bool, without: str) -> dict[str, Any]:
+    """without: the verdict where there is no p."""
     better = (found.mean < 0) == lower_is_better
     verdict = ("better" if better else "worse") if found.distinguishable else "not distinguishable"
     if found.p is None:
-        verdict = TOO_FEW
+        verdict = without
     return {
         "mean": found.mean,
         "low": found.low,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ilora.comparison.differences import TOO_FEW
+from ilora.comparison.differences import NOT_TRAINED, NOTHING_TO_BEAT, TOO_FEW
 from ilora.comparison.pictures import pictures
-from ilora.comparison.tables import Comparison, few_pairs, grids, notes, scope
+from ilora.comparison.tables import Comparison, few_pairs, grids, notes, scope, too_little_learnt
 from ilora.present.figures import as_svg
 from ilora.present.page import own_drawing, render_page
 
@@ -43,9 +43,13 @@ def headline(comparison: Comparison) -> tuple[str, str]:
     few = sum(op["verdict"] == TOO_FEW for _, op in found)
     if few == len(found):
         return f"Too few pairs of runs for a verdict against {base}.", few_pairs(comparison)
-    unclear = len(found) - len(by["better"]) - len(by["worse"]) - few
+    untrained = sum(op["verdict"] in (NOT_TRAINED, NOTHING_TO_BEAT) for _, op in found)
+    if untrained == len(found):
+        return f"No verdict against {base}.", too_little_learnt(comparison)
+    unclear = len(found) - len(by["better"]) - len(by["worse"]) - few - untrained
     parts = [f"{len(by['better'])} above {base}", f"{len(by['worse'])} below", f"{unclear} not distinguishable"]
     parts += [f"{few} with too few pairs"] if few else []
+    parts += [f"{untrained} not trained"] if untrained else []
     sentence = "Final score (OP), paired by order, seed and test item, with Holm's adjustment over the rows. "
     for verdict, words in (("better", "Above"), ("worse", "Below")):
         if by[verdict]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ilora.comparison.budget import size
-from ilora.comparison.differences import TOO_FEW
+from ilora.comparison.differences import NOT_TRAINED, TOO_FEW
 from ilora.present.numbers import duration, plain, points
 from ilora.results.reader import SUMMARY
 
@@ -97,7 +97,7 @@ def main_grid(comparison: Comparison) -> Grid:
             _name(row),
             *(spread(row["measures"][key]) for key in SUMMARY),
             *([spread(row["intransigence"])] if known else []),
-            GridCell(row["letters"], style="letters"),
+            GridCell(NOT_TRAINED, style="muted") if row["not_trained"] else GridCell(row["letters"], style="letters"),
             _verdict(row["difference"], "OP"),
             GridCell(str(len(row["runs"])), len(row["runs"])),
             GridCell(duration(seconds), seconds),
@@ -153,7 +153,7 @@ def difference_grid(comparison: Comparison) -> Grid:
     note = (
         f"Row minus {base}, in points, with its 95 % interval over pairs of runs (same order and seed) and over test "
         "items; with one pair, over items only. 'by order': pairs vary around the mean of their order, which has "
-        "several seeds. Muted: the interval contains 0, so it does not show which is higher, or the pairs are too few. "
+        "several seeds. Muted: the interval contains 0, so it does not show which is higher, or there is no verdict. "
         "Bold: still different after Holm's adjustment over the rows of its column. For forgetting, lower is better."
     )
     return Grid("differences", f"Against {base}", note, head, tuple(rows), frozenset({0, 2 + len(shown)}))
@@ -242,6 +242,8 @@ def notes(comparison: Comparison) -> list[str]:
     differences: Sequence[Any] = [row["difference"] for row in comparison["rows"] if row["difference"]]
     if any(found["OP"]["verdict"] == TOO_FEW for found in differences if "OP" in found):
         lines.append(few_pairs(comparison))
+    if any(row["not_trained"] for row in comparison["rows"]):
+        lines.append(too_little_learnt(comparison))
     return lines
 
 
@@ -251,6 +253,18 @@ def few_pairs(comparison: Comparison) -> str:
         f"Differences over fewer than {comparison['least_pairs']} pairs of runs (same order and seed) have no verdict: "
         "so few runs do not show what other seeds and orders would give. The interval of a single pair is over test "
         "items alone."
+    )
+
+
+def too_little_learnt(comparison: Comparison) -> str:
+    """Which rows were not trained, and what follows from it."""
+    shown = [f"{row['name']} ({row['learnt_share']:.0%})" for row in comparison["rows"] if row["not_trained"]]
+    follows = "They have no group and no verdict"
+    if any(row["not_trained"] and row["difference"] is None for row in comparison["rows"]):
+        follows += ", and neither have differences from the baseline, which is one of them"
+    return (
+        f"Not trained: {', '.join(shown)}. What they learnt of each task just after its training is below "
+        f"{comparison['least_learnt']:.0%} of what an adapter of its own learns (`individual`). {follows}."
     )
 
 
