@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ilora.comparison.items import measures
-from ilora.comparison.lines import Line
+from ilora.comparison.lines import Line, Pairing
 from ilora.results.matrix import LEAST_LEARNT, learnt_share
 
 Learnt = list[tuple[float | None, float | None]]
@@ -22,8 +22,11 @@ def learnt_beside(line: Line, alone: Line | None) -> Learnt:
     if alone is None:
         return []
     common = [pairing for pairing in line.runs if pairing in alone.runs]
-    own, best = ([measures(one.runs[pairing], one.variant)["plasticity"] for pairing in common] for one in (line, alone))
-    return list(zip(own, best, strict=True))
+    return [(_learnt(line, pairing), _learnt(alone, pairing)) for pairing in common]
+
+
+def _learnt(line: Line, pairing: Pairing) -> float | None:
+    return measures(line.runs[pairing], line.variant)["plasticity"]
 
 
 def share_of(learnt: Learnt) -> float | None:

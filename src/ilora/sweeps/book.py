@@ -95,12 +95,15 @@ class Book:
                     )
 
     def begin(self, sweep: dict[str, Any]) -> None:
-        """Write the sweep and its runs' configurations; remove folders of runs killed before they had one."""
+        """Write the sweep and its runs' configurations; remove folders of runs killed before they had one.
+
+        A configuration that is there already is the same: `refuse_changes` has seen to it.
+        """
         write_atomic(self.path / "sweep.yaml", yaml.safe_dump(sweep, sort_keys=False, allow_unicode=True))
         for entry in self.entries:
-            write_atomic(
-                entry.config_file, yaml.safe_dump(entry.job.config.dump(), sort_keys=False, allow_unicode=True)
-            )
+            if not entry.config_file.is_file():
+                text = yaml.safe_dump(entry.job.config.dump(), sort_keys=False, allow_unicode=True)
+                write_atomic(entry.config_file, text)
             if entry.path.is_dir() and not (entry.path / "config.yaml").is_file():
                 shutil.rmtree(entry.path)
         self.write()

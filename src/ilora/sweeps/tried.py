@@ -68,6 +68,11 @@ class Tuning:
         for candidate in self.plan.candidates:
             found = standing(len(candidate.trials), self.plan.tune, partial(self.outcome, candidate))
             self.standings[candidate.label] = found
+        labels = [candidate.label for candidate in self.plan.candidates]
+        self._entries = dict(
+            sorted(self._entries.items(), key=lambda item: (item[0][2], labels.index(item[0][0]), item[0][1]))
+        )
+        self.book.entries = list(self._entries.values())  # in the same order whenever it was stopped
 
     def entry(self, candidate: Candidate, trial: int, run: int) -> Entry:
         """A run of a trial."""
