@@ -28,7 +28,7 @@ def test_the_names_stay_functions_whatever_is_imported() -> None:
     """A subpackage of the same name would take the function's place."""
     for module in ("comparison.page", "sweeps.sweep", "connectivity.connect", "evaluation.scoring", "runner"):
         importlib.import_module(f"ilora.{module}")
-    assert all(map(callable, (ilora.compare, ilora.sweep, ilora.connect, ilora.evaluate, ilora.run)))
+    assert all(map(callable, (ilora.compare, ilora.sweep, ilora.tune, ilora.connect, ilora.evaluate, ilora.run)))
 
 
 def test_importing_is_light() -> None:

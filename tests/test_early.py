@@ -99,6 +99,7 @@ REFUSED = {
     "data check typo.yaml": "training.epoch: unknown key",
     "sweep none.yaml": "none.yaml: no such configuration file",
     "sweep sweep.yaml": "methods",
+    "tune sweep.yaml": "methods",
     "compare none": "none: no such folder",
 }
 

@@ -13,7 +13,7 @@ import yaml
 from ilora import InputError, run
 from ilora.commands import tune as command
 from ilora.commands.sweep import RunsFailed
-from ilora.commands.tune import tune
+from ilora.commands.tune import NothingFound, tune
 from ilora.config import Config, load_config
 from ilora.results.schema import SCHEMA
 from ilora.sweeps.book import Entry
@@ -200,9 +200,15 @@ def test_a_trial_that_diverges_is_out_and_other_failures_are_tried_again(
     tune(file, out=out, quiet=True)
     assert [trial["diverged"] for trial in tried(out)["sequential"]["trials"]] == [False, False, True, False]
     assert tried(out)["sequential"]["best"] == 0
+    before = [(out / name).read_bytes() for name in RESULTS]
     again = use(monkeypatch, learnt)
     tune(file, out=out, quiet=True)
     assert again.started == []
+    assert [(out / name).read_bytes() for name in RESULTS] == before
+    use(monkeypatch, lambda _: -1, says=SAID)
+    with pytest.raises(NothingFound, match="every trial diverged: sequential"):
+        tune(file, out=tmp_path / "dead", quiet=True)
+    assert yaml.safe_load((tmp_path / "dead" / "presets.yaml").read_text(encoding="utf-8"))["methods"] == {}
 
 
 def test_only_some_labels_now_more_later_and_no_tried_value_is_lost(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import yaml
 
 from ilora import InputError, run
 from ilora.commands.compare import compare
+from ilora.comparison.comparison import compare_runs
 from ilora.comparison.gather import gather
+from ilora.comparison.page import headline
+from ilora.comparison.tables import notes
 from tests.comparison.fake_runs import Method, write_run, write_sweep
 from tests.helpers import MakeConfig
 
@@ -241,3 +245,45 @@ def test_intransigence_is_what_an_adapter_of_its_own_learns_more(tmp_path: Path)
     assert row(found, "individual")["intransigence"]["mean"] == 0
     assert row(found, "er")["intransigence"]["mean"] == pytest.approx(own[0] - own[1])
     assert "intransigence" in (folder / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_row_that_learnt_too_little_has_no_verdict_and_no_group(tmp_path: Path) -> None:
+    methods = {
+        "sequential": Method(level=0.7, loss=0.2),
+        "individual": Method(level=0.7, loss=0.0),
+        "gem": Method(level=0.4, loss=0.0),
+        "er": Method(level=0.7, loss=0.0, variants={"slow": 0.0, "fast": -0.3}),
+        "joint": Method(level=0.9),
+    }
+    for name, chances in methods.items():
+        for seed in range(3):
+            joint = name == "joint"
+            write_run(
+                tmp_path / f"{name}{seed}", "sequential" if joint else name, chances, seed=seed, items=200, joint=joint
+            )
+    gathered = gather([tmp_path])
+    found = compare_runs(gathered)
+    assert {row["name"] for row in found["rows"] if row["not_trained"]} == {"gem", "er (fast)"}
+    for name in ("gem", "er (fast)"):
+        here = row(found, name)
+        learnt = [row(found, one)["measures"]["plasticity"]["mean"] for one in (name, "individual")]
+        assert here["learnt_share"] == pytest.approx(learnt[0] / learnt[1])
+        assert (here["letters"], here["difference"]["OP"]["verdict"]) == ("", "not trained")
+        assert here["difference"]["OP"]["p"] is here["difference"]["OP"]["p_holm"] is None
+    assert row(found, "joint")["learnt_share"] is None
+    assert {row(found, name)["difference"]["OP"]["verdict"] for name in ("joint", "er (slow)")} == {"better"}
+    assert not any({"gem", "er (fast)"} & set(pair["rows"]) for pair in found["pairs"])
+    (said,) = (line for line in notes(found) if line.startswith("Not trained: "))
+    assert "gem (" in said
+    assert "er (fast) (" in said
+    assert headline(found)[0].endswith("2 not trained.")
+
+    without = compare_runs(replace(gathered, runs=[run for run in gathered.runs if run.own_label != "individual"]))
+    assert not any(row["not_trained"] for row in without["rows"])  # nobody knows
+    assert row(without, "gem")["difference"]["OP"]["verdict"] != "not trained"
+    against = compare_runs(gathered, "gem")
+    assert {row["difference"]["OP"]["verdict"] for row in against["rows"][1:]} == {
+        "baseline not trained",
+        "not trained",
+    }
+    assert headline(against)[0] == "No verdict against gem."

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ilora.commands.sweep import executor, refuse_failures
-from ilora.errors import InputError
+from ilora.errors import IloraError, InputError
 from ilora.files import write_atomic
 from ilora.present.numbers import markdown, plain, points
 from ilora.progress import Display
@@ -45,8 +45,9 @@ def tune(
     in `sweep`. only: shell patterns of the labels to tune now. dry_run: print what would be tried and how long it may
     take, and start nothing.
     Returns what was found; it is in tried.json, tried.md and presets.yaml of the folder, too. Raises InputError with
-    nothing started, and RunsFailed where runs failed in another way than by diverging. After a KeyboardInterrupt or a
-    kill the same call goes on, and ends with the same result.
+    nothing started, RunsFailed where runs failed in another way than by diverging, and NothingFound, with all else
+    done, where all trials of a label diverged. After a KeyboardInterrupt or a kill the same call goes on, and ends
+    with the same result.
     """
     if not 1 <= processes <= (os.cpu_count() or 1):
         raise InputError(f"--processes {processes}: allowed are 1 to {os.cpu_count()}, the cores of this machine")
@@ -58,7 +59,7 @@ def tune(
     labels = matching(plan, only)
     with Display(quiet=quiet) as display:
         if dry_run:
-            display.console.print(_plan_table(plan))
+            display.console.print(_plan_table(plan, labels))
             display.say(_estimated(tuning, labels, processes, display))
             return tuning
         with tuning.book.alone():
@@ -66,7 +67,22 @@ def tune(
         display.console.print(_found_table(tuning.found()))
         for line in _notes(tuning):
             display.say(line)
+    refuse_dead(tuning, labels)
     return tuning
+
+
+class NothingFound(IloraError):
+    """Every trial of a method has diverged."""
+
+
+def refuse_dead(tuning: Tuning, labels: Sequence[str]) -> None:
+    """Raises NothingFound, which names the labels that have no settings with which they train."""
+    dead = [label for label in labels if tuning.standings[label].complete and tuning.standings[label].best is None]
+    if dead:
+        raise NothingFound(
+            f"every trial diverged: {_listed(dead)}; lower training.learning_rate, around which it is searched, and "
+            "give another --out"
+        )
 
 
 def matching(plan: TunePlan, patterns: Sequence[str]) -> list[str]:
@@ -105,11 +121,11 @@ def _write(tuning: Tuning) -> None:
 # -- what is shown -------------------------------------------------------------------------------------------------
 
 
-def _plan_table(plan: TunePlan) -> Table:
+def _plan_table(plan: TunePlan, labels: Sequence[str]) -> Table:
     table = Table(title="to be tried, beside each method's own settings", box=None)
     for head in ("label", "trials", "settings"):
         table.add_column(head, justify="right" if head == "trials" else "left", overflow="fold")
-    for candidate in plan.candidates:
+    for candidate in (one for one in plan.candidates if one.label in labels):
         tried = {
             key.removeprefix("method."): sorted({str(trial[key]) for trial in candidate.trials}, key=_as_number)
             for key in candidate.trials[0]
@@ -164,7 +180,6 @@ def _found_table(found: Sequence[Found]) -> Table:
 def _notes(tuning: Tuning) -> list[str]:
     """What a reader must know beside the table, and what comes next."""
     found, lines = tuning.found(), []
-    names = {one.candidate.label for one in found}
     if untrained := [one.candidate.label for one in found if one.not_trained]:
         lines.append(
             f"{NOT_TRAINED}, so not ranked: {_listed(untrained)}: learnt (the mean of R[i, i]) is below "
@@ -173,10 +188,8 @@ def _notes(tuning: Tuning) -> list[str]:
     if not any(one.candidate.method == "individual" for one in found):
         lines.append("no tuned `individual` in the file: which methods were trained is not known")
     standings = tuning.standings.items()
-    if dead := [label for label, one in standings if one.complete and label not in names]:
-        lines.append(
-            f"every trial diverged: {_listed(dead)}; lower training.learning_rate, around which it is searched"
-        )
+    if dead := [label for label, one in standings if one.complete and one.best is None]:
+        lines.append(f"every trial diverged: {_listed(dead)}")
     if left := [label for label, one in standings if not one.complete]:
         lines.append(f"not tuned to the end yet: {_listed(left)}")
     lines.append("these scores chose the settings, so they are too high: report other seeds and orders, on test rows")

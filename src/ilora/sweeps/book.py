@@ -51,6 +51,10 @@ class Entry:
             self.state, self.error = "done", ""
             self.seconds = float(cost["train_seconds"] + cost["evaluation_seconds"])
 
+    def fail(self, error: str) -> None:
+        """Note that it ended without being done."""
+        self.state, self.error = "failed", error
+
     @property
     def position(self) -> tuple[int, str]:
         """How many tasks are finished, and the step in progress, from the last line of its metrics."""
@@ -169,7 +173,9 @@ def busy(path: Path) -> bool:
 
 
 def last_words(log: Path) -> str:
-    """The last line of a log, for a table."""
+    """The error that the command ended with, or the last line of a log, for a table."""
+    if message := last_message(log):
+        return message.splitlines()[0][:300]
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     return lines[-1][:300] if lines else "it said nothing"
 

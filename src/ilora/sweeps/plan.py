@@ -159,7 +159,6 @@ def expand(sweep: SweepConfig, file: Path) -> list[Job]:
     for seed, (number, order) in itertools.product(sweep.seeds, enumerate(orders, 1)):
         for label, entry in entries.items():
             values = merged(shared, entry)
-            values["data"]["tasks"] = values["data"].get("tasks") or shared["data"]["tasks"]
             for settings in _grid(sweep, label, values):
                 jobs.append(job(values, label, number, order, seed, settings, file))
     _refuse_twins(jobs)

@@ -55,8 +55,7 @@ def execute(book: Book, chosen: Sequence[Entry], executor: Executor, *, display:
 
 
 def _note_end(entry: Entry, code: int) -> None:
-    entry.state = "failed"
-    entry.error = "interrupted" if code == _INTERRUPTED else f"exit code {code}: {last_words(entry.log)}"
+    entry.fail("interrupted" if code == _INTERRUPTED else f"exit code {code}: {last_words(entry.log)}")
     entry.look()
 
 

@@ -13,7 +13,7 @@ from ilora.errors import InputError
 from ilora.files import write_atomic
 from ilora.results.matrix import ALL, LEAST_LEARNT, learnt_share, mean_of_all, summarise
 from ilora.results.reader import matrix, read_results
-from ilora.sweeps.book import Book, Entry, last_message
+from ilora.sweeps.book import Book, Entry, last_message, last_words
 from ilora.sweeps.halving import Outcome, Score, Standing, mean_op, scores, standing
 from ilora.sweeps.presets import Presets
 from ilora.sweeps.trials import Candidate, Settings, TunePlan
@@ -59,7 +59,8 @@ class Tuning:
     def __init__(self, plan: TunePlan, path: Path) -> None:
         self.plan, self.path = plan, path
         self.book = Book(path, [])
-        self._entries: dict[tuple[str, int, int], Entry] = {}
+        self._entries: dict[tuple[str, int, int], Entry] = {}  # by label, trial and run
+        self._outcomes: dict[tuple[str, int, int], Outcome] = {}
         self.standings: dict[str, Standing] = {}
         self.look()
 
@@ -68,22 +69,26 @@ class Tuning:
         for candidate in self.plan.candidates:
             found = standing(len(candidate.trials), self.plan.tune, partial(self.outcome, candidate))
             self.standings[candidate.label] = found
-        labels = [candidate.label for candidate in self.plan.candidates]
-        self._entries = dict(
-            sorted(self._entries.items(), key=lambda item: (item[0][2], labels.index(item[0][0]), item[0][1]))
-        )
-        self.book.entries = list(self._entries.values())  # in the same order whenever it was stopped
+        places = {candidate.label: place for place, candidate in enumerate(self.plan.candidates)}
+        in_order = sorted(self._entries, key=lambda key: (key[2], places[key[0]], key[1]))
+        self.book.entries = [self._entries[key] for key in in_order]  # the same wherever it was stopped
 
     def entry(self, candidate: Candidate, trial: int, run: int) -> Entry:
         """A run of a trial."""
         key = (candidate.label, trial, run)
         if key not in self._entries:
-            self._entries[key] = self.book.add(self.plan.job(candidate, trial, run))
+            entry = self.book.add(self.plan.job(candidate, trial, run))
+            if entry.state != "done" and _diverged(entry):
+                entry.fail(f"exit code 1: {last_words(entry.log)}")
+            self._entries[key] = entry
         return self._entries[key]
 
     def outcome(self, candidate: Candidate, trial: int, run: int) -> Outcome:
-        """Of a run: its scores, "diverged" by its log, or None where it is to be made or was interrupted."""
-        return outcome_of(self.entry(candidate, trial, run))
+        """Of a run: its scores, "diverged" by its log, or None where it is to be made or to be finished."""
+        key = (candidate.label, trial, run)
+        if self._outcomes.get(key) is None:
+            self._outcomes[key] = _outcome(self.entry(candidate, trial, run))
+        return self._outcomes[key]
 
     def open(self, labels: Sequence[str]) -> list[Entry]:
         """The runs of these labels to make now."""
@@ -175,19 +180,17 @@ class Tuning:
     def _trial(self, candidate: Candidate, number: int) -> dict[str, Any]:
         """Its settings, the last rung that it reached, its runs so far and their means."""
         rungs = self.standings[candidate.label].rungs
-        runs = [
-            entry for (label, trial, _), entry in self._entries.items() if (label, trial) == (candidate.label, number)
-        ]
-        outcomes = [outcome_of(entry) for entry in runs]
-        known = [outcome for outcome in outcomes if isinstance(outcome, Score)]
+        runs = [run for label, trial, run in self._entries if (label, trial) == (candidate.label, number)]
+        outcomes = {run: self.outcome(candidate, number, run) for run in sorted(runs)}
+        known = [outcome for outcome in outcomes.values() if isinstance(outcome, Score)]
         return {
             "number": number,
             "settings": candidate.trials[number],
             "rung": sum(number in rung for rung in rungs),
-            "diverged": "diverged" in outcomes,
+            "diverged": "diverged" in outcomes.values(),
             "OP": mean_op(known) if known else None,
             "learnt": mean_of_all([score.learnt for score in known]),
-            "runs": [_run(entry, outcome) for entry, outcome in zip(runs, outcomes, strict=True)],
+            "runs": [_run(self.entry(candidate, number, run), outcome) for run, outcome in outcomes.items()],
         }
 
 
@@ -198,10 +201,14 @@ def _run(entry: Entry, outcome: Outcome) -> Mapping[str, Any]:
     return {**made, "state": outcome or "waiting"}
 
 
-def outcome_of(entry: Entry) -> Outcome:
+def _diverged(entry: Entry) -> bool:
+    return SAID in last_message(entry.log)
+
+
+def _outcome(entry: Entry) -> Outcome:
     """Of a run, from its folder and its log: only a divergence is an answer, every other failure is tried again."""
     if entry.state != "done":
-        return "diverged" if SAID in last_message(entry.log) else None
+        return "diverged" if entry.state == "failed" and _diverged(entry) else None
     results = read_results(entry.path)
     rows = matrix(results, results["answers_with"])
     found = summarise(rows, trained=[ALL] * len(rows) if results.get("stream") == "joint" else None)
