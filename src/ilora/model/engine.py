@@ -156,7 +156,7 @@ class Engine:
         more: what else transformers takes: a `streamer`, told of the tokens of a single row as they come, or a
         `logits_processor`.
         """
-        plain = streamer is None and self._route is None and not self.model.training
+        plain = not more and self._route is None and not self.model.training
         if self.decoding is not None and plain and self.decoding.serves(settings):
             read = self.read_prompts(batch, whole=True)
             with self.as_written():
