@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import Field
 
-from ilora.config import Config, load_config
+from ilora.config import Config, load_config, read_yaml
 from ilora.errors import InputError
 from ilora.methods import METHODS, Method
 from ilora.settings import MethodConfig
@@ -303,6 +303,16 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path.write_text("seed: 1\ndata: {benchmark: mini8}\nseed: 2\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"twice\.yaml.*'seed' stands twice(.|\n)*line 3"):
         load_config(path)
+
+
+def test_each_reading_of_a_file_is_its_own_and_of_what_it_says_now(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("data: {tasks: [one]}", encoding="utf-8")
+    first = read_yaml(path)
+    first["data"]["tasks"].append("two")
+    assert read_yaml(path) == {"data": {"tasks": ["one"]}}
+    path.write_text("data: {tasks: [six]}", encoding="utf-8")  # of the same size
+    assert read_yaml(path) == {"data": {"tasks": ["six"]}}
 
 
 def test_a_method_setting_alone_is_the_default_methods() -> None:

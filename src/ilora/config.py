@@ -27,6 +27,7 @@ from pydantic import (
 from ilora.changes import changed, for_method, standing, why_not
 from ilora.data.tables import SUFFIXES
 from ilora.errors import InputError
+from ilora.files import from_yaml
 from ilora.keeping import KeepConfig
 from ilora.overrides import apply_overrides
 from ilora.places import anchored
@@ -236,27 +237,12 @@ def _run_name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:64] or "run"
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, where YAML would silently take the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node.value, str) and key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key_node.value}' stands twice", key_node.start_mark
-                )
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """A file's mapping. Raises InputError where there is none, or a key stands twice."""
     if not path.is_file():
         raise InputError(f"{path}: no such configuration file")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        values = from_yaml(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

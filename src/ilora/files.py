@@ -1,4 +1,4 @@
-"""Locks on folders, and writing that a kill or a power cut leaves whole: the old content or the new one."""
+"""Locks on folders, YAML, and writing that a kill or a power cut leaves whole: the old content or the new one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from ilora.errors import IloraError, InputError
 
@@ -135,3 +140,29 @@ def locked(folder: Path, *, what: str) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(f"{folder}: another process is working on this {what}") from None
         yield
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, where YAML would silently take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node.value, str) and key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key_node.value}' stands twice", key_node.start_mark
+                )
+            if isinstance(key_node.value, str):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def from_yaml(text: str) -> Any:
+    """What YAML says. Raises yaml.YAMLError, also where a key stands twice, ValueError or RecursionError."""
+    return deepcopy(_read_once(text))
+
+
+@lru_cache(maxsize=32)
+def _read_once(text: str) -> Any:
+    """A command reads a configuration several times, and for one with all its settings PyYAML takes 20 ms."""
+    return yaml.load(text, _Loader)

@@ -16,6 +16,7 @@ from ilora.comparison.run import CellScores, Items, Run, used_results, used_sett
 from ilora.comparison.schema import FinishedResults
 from ilora.data.task import Phase, Task
 from ilora.errors import InputError
+from ilora.files import from_yaml
 from ilora.present.numbers import number, plain
 from ilora.results.matrix import still_scored
 from ilora.results.reader import Results, read_results, refuse_no_place, retired, task_labels
@@ -91,7 +92,7 @@ def _still_scored(results: Results) -> tuple[Results, list[str]]:
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = from_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):

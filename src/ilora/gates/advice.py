@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ilora.errors import InputError
+from ilora.files import from_yaml
 from ilora.gates.judge import Check
 from ilora.present.numbers import plain
 from ilora.results.reader import Results, deleted, read_text, task_labels
@@ -108,7 +109,7 @@ def _method(run: Path) -> Mapping[str, Any]:
     """The method's section of config.yaml, which is written out in full."""
     file = run / "config.yaml"
     try:
-        content = yaml.safe_load(read_text(file))
+        content = from_yaml(read_text(file))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: not valid YAML: {error}") from None
     method = content.get("method") if isinstance(content, dict) else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ilora.files import from_yaml
 from ilora.present.numbers import number, plain
 from ilora.results.reader import Results, method_title
 
@@ -67,7 +68,7 @@ def _figure(value: float | None) -> str:
 def text_name(config: str) -> str:
     """The file name of the text, as the configuration has it."""
     try:
-        path = yaml.safe_load(config)["evaluation"]["perplexity_file"]
+        path = from_yaml(config)["evaluation"]["perplexity_file"]
     except (yaml.YAMLError, KeyError, TypeError):
         path = None
     return plain(Path(str(path)).name, 60) if path else "a text"

@@ -11,7 +11,7 @@ import yaml
 
 from ilora.data.notes import reading_words
 from ilora.errors import InputError
-from ilora.files import write_atomic
+from ilora.files import from_yaml, write_atomic
 from ilora.present.numbers import clip, number, plain, points
 from ilora.present.page import own_drawing, render_page
 from ilora.report.connectivity import connectivity
@@ -166,7 +166,7 @@ def _unreadable(runs: Sequence[Results]) -> list[tuple[str, list[str]]]:
 def _in_order(folders: list[Path], config: str) -> list[Path]:
     """Contrast runs in the order of the configuration; by name where it does not list them."""
     try:
-        values = yaml.safe_load(config)
+        values = from_yaml(config)
     except yaml.YAMLError:
         values = None  # an edited file: the page shows its text as it is
     listed = values.get("contrast") or [] if isinstance(values, dict) else []
