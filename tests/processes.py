@@ -5,6 +5,7 @@ Nearly all of them are forked from a copy of the tests' own process, which has i
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import multiprocessing
@@ -28,11 +29,13 @@ import pytest
 import torch
 import typer.main
 import yaml
+from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from ilora.cli import main
+from ilora.cli import PATIENCE, main
 from ilora.config import Config
 
+TINY = 2**20  # bytes of a model that is kept in memory
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["ilora.runner"])
 
@@ -91,12 +94,30 @@ def ilora_process(*arguments: object, **environment: str) -> Done:
 def leave_out_slow(patch: pytest.MonkeyPatch) -> None:
     """Leave out what takes longer than a tiny run: report.html, PEFT's model cards, the confirmation of each file.
 
-    And the command's parameters are read from its functions once, not for each `ilora ...`.
+    And once for all are read: the command's parameters from its functions, a tiny model from its folder.
     """
     patch.setattr("ilora.runner.write_report", lambda _path: None)
     patch.setattr("peft.PeftModel.create_or_update_model_card", lambda *_: None)
     patch.setattr("os.fsync", lambda _file: None)
     patch.setattr("typer.main.get_command", functools.cache(typer.main.get_command))
+    patch.setattr("transformers.AutoModelForCausalLM.from_pretrained", _read_once(AutoModelForCausalLM.from_pretrained))
+
+
+def _read_once(load: Callable[..., Any]) -> Callable[..., Any]:
+    """`from_pretrained` that reads the files of a folder once as long as they stay the same, and returns copies."""
+    made: dict[str, Any] = {}
+
+    def copy_of(source: str | Path, **options: Any) -> Any:
+        files = [(file.name, file.stat()) for file in Path(source).glob("*")]
+        if not 0 < sum(state.st_size for _, state in files) < TINY or "distributed_config" in options:
+            return load(source, **options)
+        versions = sorted((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in files)
+        key = repr((source, versions, sorted(options.items())))
+        if key not in made:
+            made[key] = load(source, **options)
+        return copy.deepcopy(made[key])
+
+    return copy_of
 
 
 Moment = Callable[[Path], bool]
@@ -169,9 +190,12 @@ def _go_on(command: Sequence[str], environment: dict[str, str] | None, prepare: 
         os._exit(code)
 
 
-def _commands(commands: Sequence[Sequence[str]], log: Path, environment: dict[str, str], broken: str | None) -> None:
+def _commands(
+    commands: Sequence[Sequence[str]], log: Path, environment: dict[str, str], broken: str | None, patience: float
+) -> None:
     """`ilora ...`, one after the other."""
     with _apart(log, environment) as patch:
+        patch.setattr("ilora.cli.PATIENCE", patience)
         if broken is not None:
             patch.setattr(broken, _break)
         for number, arguments in enumerate(commands, 1):
@@ -199,11 +223,19 @@ def ilora_fork(*arguments: object, log: Path, broken: str | None = None, **envir
 
 
 def ilora_forks(
-    commands: Sequence[Sequence[object]], *, log: Path, broken: str | None = None, **environment: str
+    commands: Sequence[Sequence[object]],
+    *,
+    log: Path,
+    broken: str | None = None,
+    patience: float = PATIENCE,
+    **environment: str,
 ) -> BaseProcess:
-    """Several commands, one after the other, in one process; the first that fails ends it."""
+    """Several commands, one after the other, in one process; the first that fails ends it.
+
+    patience: how long, in seconds, another process than the first waits before it says what it met.
+    """
     lines = [[*map(str, arguments)] for arguments in commands]
-    process = forks.Process(target=_commands, args=(lines, log, environment, broken), daemon=True)
+    process = forks.Process(target=_commands, args=(lines, log, environment, broken, patience), daemon=True)
     process.start()
     return process
 

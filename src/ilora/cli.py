@@ -459,10 +459,13 @@ def _with_notes(message: str, error: BaseException) -> str:
     return "\n".join([message, *getattr(error, "__notes__", [])])
 
 
+PATIENCE = 5.0  # seconds in which a launcher ends the other processes
+
+
 def _fail(message: str, code: int) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         # Of several processes that met the same problem the first one says so, and the launcher then ends the others.
         # One that is still there met it alone.
-        time.sleep(5)
+        time.sleep(PATIENCE)
     print(f"ilora: {message}", file=sys.stderr)
     sys.exit(code)

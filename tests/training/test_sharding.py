@@ -1,6 +1,6 @@
 """The base in parts over two and four processes: the same run as with a whole one, from the same checkpoints.
 
-`test_processes.py` runs every method in parts.
+`test_processes.py` runs methods in parts.
 """
 
 from __future__ import annotations
@@ -43,12 +43,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 IDS = torch.tensor([[5, 6, 7, 8]])
 RANKED = ["data.tasks=[{name: one, metric: accuracy, choices: [cat, dog, owl, fox], scoring: rank}, two]"]
 WAYS: dict[str, list[str]] = {
-    "checkpointing": ["model.gradient_checkpointing=true"],
+    "checkpointing, output head": ["model.gradient_checkpointing=true", "adapter.target_modules=[q_proj, lm_head]"],
     "ranking": RANKED,
     "states below": [*RANKED, "adapter.layers=1", "adapter.keep_below=true"],
-    "merged": ["evaluation.merge=true"],
-    "output head": ["adapter.target_modules=[q_proj, lm_head]"],
-    "perplexity": [],
+    "merged, perplexity": ["evaluation.merge=true"],
     "mixture of experts": [],
     "tied head": [],
 }
@@ -62,7 +60,7 @@ def way(name: str, make_config: MakeConfig, tiny_model: Path, folder: Path) -> C
     if name == "tied head":
         sections["model"] = {"name": str(write("gemma3", tiny_model, folder / "tied")), "dtype": "float32"}
     made = uneven(make_config, **sections).dump()
-    if name == "perplexity":
+    if name == "merged, perplexity":
         text = folder / "text.txt"
         text.write_text("one small old red : fox. " * 12, encoding="utf-8")
         made["evaluation"]["perplexity_file"] = str(text)
@@ -85,7 +83,7 @@ def ways(make_config: MakeConfig, tiny_model: Path, tmp_path_factory: pytest.Tem
 def test_in_parts_as_whole(name: str, ways: Path, tmp_path: Path) -> None:
     one = run(load_config(ways / f"{name}.yaml"), tmp_path / "one", quiet=True)
     assert_equal(one.path, ways / name)
-    if name == "perplexity":
+    if name == "merged, perplexity":
         files = [perplexity_file(path, "02-two") for path in (one.path, ways / name)]
         first, second = (json.loads(file.read_text())["slow"] for file in files)
         assert first["tokens"] == second["tokens"]
