@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
@@ -45,10 +46,17 @@ def tiny_run(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _quick(sketched: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_report(sketched: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No report after each command; `report` is for the tests that look at it."""
     if "report" not in request.fixturenames:
         monkeypatch.setattr("ilora.commands.connect.write_report", lambda _run: None)
+
+
+@pytest.fixture
+def blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of this test have no axes: to make these takes matplotlib longer than the tiny model to compute."""
+    whole = pictures.drawings
+    monkeypatch.setattr(pictures, "drawings", lambda result: dict.fromkeys(whole(result), Figure))
 
 
 def load(folder: Path, pattern: str) -> dict[str, Any]:
@@ -88,6 +96,7 @@ def test_the_ends_of_a_path_answer_as_the_run_did(
         assert any(answers[one, task] != answers[two, task] for task in ("one", "two"))  # exchanged, they would show
 
 
+@pytest.mark.usefixtures("blank")
 def test_the_ends_of_a_path_score_as_the_run_did(tiny_run: Path, ilora: Command) -> None:
     code, out, err = ilora("connect", tiny_run, "--points", 3, "--paths", "factors,spherical,bezier:delta",
                            "--bend-steps", 3)  # fmt: skip
@@ -159,7 +168,7 @@ def test_pictures_and_pages_are_written_and_hold_no_live_text(
     assert early["along"] == similar["along"]
 
 
-@pytest.mark.usefixtures("report")
+@pytest.mark.usefixtures("report", "blank")
 def test_what_is_there_is_kept_and_never_overwritten(
     tiny_run: Path, ilora: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +205,7 @@ def test_what_a_result_depends_on(change: str, finished: Path) -> None:
     assert sources.Origins(source.config).of(source.pairs[0].ends, tasks[:1], {}) != before
 
 
+@pytest.mark.usefixtures("blank")
 def test_after_a_task_is_added_all_pairs_go_on(tiny_run: Path, ilora: Command, data: Path) -> None:
     command = ("connect", tiny_run, "--pairs", "all", "--points", 2, "--paths", "delta", "--similarity", "--quiet")
     assert ilora(*command)[0] == 0
@@ -316,6 +326,7 @@ def test_labels_of_one_command_are_told_apart(tmp_path: Path) -> None:
     assert len({sources.file_name(label) for label in many}) == 3
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_bend_is_kept_and_its_path_can_be_evaluated(
     tiny_run: Path, ilora: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

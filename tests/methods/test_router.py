@@ -46,6 +46,12 @@ def trained(config: Config, folder: Path) -> tuple[Session, Router]:
     return session, session.method
 
 
+@pytest.fixture(scope="module")
+def whole(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, Router]:
+    """After all tasks; tests only compute with it."""
+    return trained(make_config(method=ROUTER), tmp_path_factory.mktemp("router") / "run")
+
+
 def mixed(session: Session) -> list[Example]:
     """Rows of all tasks, in turn, of several lengths."""
     columns = (session.stream.scored[name].examples[:3] for name in NAMES)
@@ -103,8 +109,8 @@ def test_a_prototype_is_of_so_many_rows_at_most(
 # -- the answer ----------------------------------------------------------------------------------------------------
 
 
-def test_every_row_of_a_batch_is_computed_with_its_own_adapter(make_config: MakeConfig, tmp_path: Path) -> None:
-    session, method = trained(make_config(method=ROUTER), tmp_path / "run")
+def test_every_row_of_a_batch_is_computed_with_its_own_adapter(whole: tuple[Session, Router]) -> None:
+    session, method = whole
     rows = mixed(session)
     batch, model = (
         collate(rows, pad=session.method.engine.pad, device=session.method.engine.device),
@@ -123,8 +129,8 @@ def test_every_row_of_a_batch_is_computed_with_its_own_adapter(make_config: Make
     assert not torch.equal(session.method.engine.forward(batch).logits, found)  # outside the block no row is routed
 
 
-def test_the_choice_does_not_depend_on_the_answer_or_on_the_batch(make_config: MakeConfig, tmp_path: Path) -> None:
-    session, method = trained(make_config(method=ROUTER), tmp_path / "run")
+def test_the_choice_does_not_depend_on_the_answer_or_on_the_batch(whole: tuple[Session, Router]) -> None:
+    session, method = whole
     rows = mixed(session)
     notes, engine = session.method.run.notes, session.method.engine
     found = []
@@ -138,8 +144,8 @@ def test_the_choice_does_not_depend_on_the_answer_or_on_the_batch(make_config: M
     assert all(note["routed_right"] == float(note["adapter"] == "task-0002") for note in found[0].values())
 
 
-def test_state_round_trip(make_config: MakeConfig, tmp_path: Path) -> None:
-    _, method = trained(make_config(method=ROUTER), tmp_path / "run")
+def test_state_round_trip(whole: tuple[Session, Router], make_config: MakeConfig, tmp_path: Path) -> None:
+    _, method = whole
     other = begin(make_config("seed=5", method=ROUTER), tmp_path / "other").method
     assert isinstance(other, Router)
     other.load_state_dict(method.state_dict())

@@ -64,6 +64,7 @@ def test_every_method_supports_a_setting_or_refuses_it(
 ) -> None:
     def made() -> Any:
         return make_config(
+            *SMALL,
             "data.tasks=[one, two]",
             "data.limit.train=8",
             "training.epochs=1",

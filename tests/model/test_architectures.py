@@ -24,7 +24,7 @@ from ilora.model.engine import Engine
 from ilora.model.load import load_model
 from ilora.model.ranking import likelihoods
 from ilora.settings import AdapterConfig, ModelConfig
-from tests.helpers import MakeConfig, difference, run_killed, weights
+from tests.helpers import FEW_SCORES, MakeConfig, difference, run_killed, weights
 
 pytestmark = pytest.mark.core
 
@@ -174,7 +174,7 @@ def test_a_run_resumes_bit_for_bit(
     folder = write(kind, tiny_model, tmp_path / "model")
     model = {"name": str(folder), "dtype": "float32"}
     tasks = "data.tasks=[one, {name: two, scoring: rank}]"
-    config = make_config("training.epochs=1", tasks, "data.limit.test=4", model=model)
+    config = make_config(*FEW_SCORES, "training.epochs=1", tasks, "data.limit.test=4", model=model)
     whole = run(config, tmp_path / "whole", quiet=True)
     run_killed(config, tmp_path / "run", monkeypatch, at="step", count=5)
     assert difference(weights(whole.path), weights(resume(tmp_path / "run", quiet=True).path)) == 0.0
@@ -208,7 +208,7 @@ def test_a_tied_head_with_an_adapter_is_not_merged(tiny_model: Path, make_config
     config = make_config("evaluation.merge=true", "adapter.target_modules=[q_proj, lm_head]", model=model)
     with pytest.raises(InputError, match=r"evaluation\.merge: .*lm_head"):
         run(config, tmp_path / "run", quiet=True)
-    config = make_config("evaluation.merge=true", "training.epochs=1", "data.tasks=[one]", model=model)
+    config = make_config("evaluation.merge=true", "training.epochs=1", "data.tasks=[one]", *FEW_SCORES, model=model)
     assert run(config, tmp_path / "run", quiet=True).results["complete"]
 
 
@@ -286,7 +286,14 @@ def test_connect_reads_recurrent_models_row_by_row(
 ) -> None:
     model = {"name": str(write(kind, tiny_model, tmp_path / "model")), "dtype": "float32"}
     config = make_config(
-        "training.epochs=1", "data.limit.train=16", "data.tasks=[one, two]", "method=sequential", model=model
+        *(
+            "training.epochs=1",
+            "data.limit={train: 16, test: 4}",
+            "data.tasks=[one, two]",
+            "evaluation.zero_shot=false",
+        ),
+        method="sequential",
+        model=model,
     )
     made = run(config, tmp_path / "run", quiet=True)
     (result,) = connect(made.path, paths=("factors",), points=3, quiet=True)

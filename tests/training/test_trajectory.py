@@ -13,7 +13,7 @@ from ilora.model import adapters
 from ilora.training import trajectory
 from tests.helpers import FEW_SCORES, MakeConfig, after_each_step, difference, run_killed, settings, trained
 
-TWO = "data.tasks=[one, two]"  # of 6 steps each
+TWO = ("data.tasks=[one, two]", *FEW_SCORES)  # of 6 steps each
 ALL = "keep.trajectory=all"
 
 
@@ -28,8 +28,8 @@ def test_steps_that_divide_a_task() -> None:
 
 
 def test_both_adapters_are_kept_and_training_is_the_same_without(make_config: MakeConfig, tmp_path: Path) -> None:
-    kept = trained(make_config(TWO, "training.trajectory=3", ALL), tmp_path / "kept")
-    plain = trained(make_config(TWO, "training.trajectory=0"), tmp_path / "plain")
+    kept = trained(make_config(*TWO, "training.trajectory=3", ALL), tmp_path / "kept")
+    plain = trained(make_config(*TWO, "training.trajectory=0"), tmp_path / "plain")
     assert difference(kept, plain) == 0.0
     assert not (tmp_path / "plain" / "trajectory").exists()
     found = list(trajectory.snapshots(tmp_path / "kept" / "trajectory"))
@@ -51,7 +51,7 @@ def test_a_snapshot_is_of_its_step(make_config: MakeConfig, tmp_path: Path, monk
         seen[method.position.step] = torch.cat([value.detach().flatten().clone() for value in parameters.values()])
 
     after_each_step(monkeypatch, look)
-    trained(make_config(TWO, "training.trajectory=3", ALL), tmp_path / "run")
+    trained(make_config(*TWO, "training.trajectory=3", ALL), tmp_path / "run")
     for snapshot in trajectory.snapshots(tmp_path / "run" / "trajectory"):
         slow = [value.flatten() for value in snapshot.tensors("slow").values()]
         assert sorted(torch.cat(slow).tolist()) == sorted(seen[snapshot.step].tolist())
@@ -62,7 +62,7 @@ def test_a_resume_leaves_the_same_files(
     count: int, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # More parts than steps: every step but the last.
-    config = make_config(TWO, *FEW_SCORES, "training.trajectory=8", ALL)
+    config = make_config(*TWO, "training.trajectory=8", ALL)
     whole = run(config, tmp_path / "whole", quiet=True)
     run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=count)
     later = tmp_path / "killed/trajectory/02-two-000099.safetensors"  # of a step that will be done again
@@ -81,7 +81,7 @@ def test_a_resume_leaves_the_same_files(
 
 @pytest.mark.parametrize("name", ["olora", "individual", "l2p", "slao"])
 def test_only_what_steps_move_and_is_saved_as_it_is(name: str, make_config: MakeConfig, tmp_path: Path) -> None:
-    result = run(make_config(TWO, ALL, *FEW_SCORES, method=settings(name)), tmp_path / "run", quiet=True)
+    result = run(make_config(*TWO, ALL, method=settings(name)), tmp_path / "run", quiet=True)
     found = list(trajectory.snapshots(result.path / "trajectory"))
     kept = {name for snapshot in found for name in snapshot.adapters}
     assert kept == ({"fast"} if name == "slao" else set())
@@ -90,7 +90,7 @@ def test_only_what_steps_move_and_is_saved_as_it_is(name: str, make_config: Make
 def test_a_changed_trajectory_is_no_changed_run(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_killed(make_config(TWO, "training.trajectory=0"), tmp_path / "run", monkeypatch, at="step", count=5)
+    run_killed(make_config(*TWO, "training.trajectory=0"), tmp_path / "run", monkeypatch, at="step", count=5)
     file = tmp_path / "run/config.yaml"
     text = file.read_text().replace("trajectory: 0", "trajectory: 4").replace("log_every: null", "log_every: 1")
     assert "log_every: 1" in text  # what is shown may change, too

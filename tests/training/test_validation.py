@@ -33,7 +33,7 @@ from tests.helpers import (
 )
 from tests.processes import outcome
 
-TWO = "data.tasks=[one, two]"  # of 6 steps each
+TWO = ("data.tasks=[one, two]", *FEW_SCORES)  # of 6 steps each
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def test_it_is_measured_with_the_weights_in_training(
 
     monkeypatch.setattr(session_module, "optimizer_step", watching)
     # The step's rows without replayed ones are its rows; dropout off, so that both see the same.
-    changes = [TWO, "adapter.dropout=0", "training.epochs=1", "training.learning_rate=0.02"]
+    changes = [*TWO, "adapter.dropout=0", "training.epochs=1", "training.learning_rate=0.02"]
     for _ in train(begin(make_config(*changes, method=settings(name)), tmp_path / "run")):
         pass
     assert len(pairs) == 6
@@ -86,7 +86,7 @@ def test_it_is_measured_with_the_weights_in_training(
 
 
 def test_measuring_changes_no_bit(make_config: MakeConfig, tmp_path: Path) -> None:
-    changes = [TWO, "training.epochs=1"]
+    changes = [*TWO, "training.epochs=1"]
     without = trained(make_config(*changes), tmp_path / "without")
     measured = trained(make_config(*changes, "training.stop_when={every: 1, patience: 9}"), tmp_path / "measured")
     assert difference(without, measured) == 0.0
@@ -117,7 +117,7 @@ def whole(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> 
     """A run that was not interrupted."""
     with pytest.MonkeyPatch.context() as patch:
         by_hand(patch, LOSSES)
-        return run(make_config(TWO, STOP, *FEW_SCORES), tmp_path_factory.mktemp("stop") / "whole", quiet=True)
+        return run(make_config(*TWO, STOP, *FEW_SCORES), tmp_path_factory.mktemp("stop") / "whole", quiet=True)
 
 
 def test_a_task_ends_by_its_validation_loss(whole: RunResult) -> None:
@@ -143,7 +143,7 @@ def test_an_interrupted_run_ends_at_the_same_bits(
 ) -> None:
     """Killed before the first checkpoint, at the step after which the task ends, at its end, in the next task."""
     by_hand(monkeypatch, LOSSES)
-    run_killed(make_config(TWO, STOP, *FEW_SCORES), tmp_path / "killed", monkeypatch, at=at, count=count)
+    run_killed(make_config(*TWO, STOP, *FEW_SCORES), tmp_path / "killed", monkeypatch, at=at, count=count)
     again = resume(tmp_path / "killed", quiet=True)
     assert outcome(again.path) == outcome(whole.path)
     assert again.results["phase_steps"] == whole.results["phase_steps"]
@@ -164,7 +164,7 @@ def test_without_eval_rows_it_is_refused_before_anything_is_written(make_config:
     folder = write_task(tmp_path / "data", "one")
     write_task(tmp_path / "data", "two")
     (folder / "eval.json").unlink()
-    config = make_config(f"data.path={tmp_path / 'data'}", TWO, STOP)
+    config = make_config(f"data.path={tmp_path / 'data'}", *TWO, STOP)
     with pytest.raises(InputError, match=r"training\.stop_when: no eval rows .*: one\. "):
         run(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
@@ -180,7 +180,7 @@ def test_scores_on_the_rows_that_decide_are_warned_of(make_config: MakeConfig, t
 
 
 def test_the_schedule_is_planned_for_max_steps(make_config: MakeConfig, tmp_path: Path) -> None:
-    changes = [TWO, "training.max_steps=4", "training.schedule=linear", "training.warmup_ratio=0.25"]
+    changes = [*TWO, "training.max_steps=4", "training.schedule=linear", "training.warmup_ratio=0.25"]
     trained(make_config(*changes, "training.learning_rate=0.003"), tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 9))
@@ -189,7 +189,7 @@ def test_the_schedule_is_planned_for_max_steps(make_config: MakeConfig, tmp_path
 
 
 def test_more_steps_than_there_are_change_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
-    changes = ["data.tasks=[one]", "training.epochs=1"]
+    changes = ["data.tasks=[one]", "training.epochs=1", *FEW_SCORES]
     first, second = (trained(make_config(*changes, f"training.max_steps={n}"), tmp_path / f"{n}") for n in (3, 100))
     assert difference(first, second) == 0.0
 
@@ -201,7 +201,7 @@ def test_a_task_may_have_its_own(make_config: MakeConfig, tmp_path: Path) -> Non
     (tmp_path / "data/one/eval.json").unlink()
     changes = "{training.max_steps: 2, training.stop_when: {every: 1}}"
     tasks = f"data.tasks=[one, {{name: two, settings: {changes}}}]"
-    trained(make_config(f"data.path={tmp_path / 'data'}", tasks), tmp_path / "run")
+    trained(make_config(f"data.path={tmp_path / 'data'}", tasks, *FEW_SCORES), tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert [line["task"] for line in lines] == ["one"] * 6 + ["two"] * 2
     assert ["validation_loss" in line for line in lines] == [False] * 6 + [True] * 2
@@ -210,7 +210,7 @@ def test_a_task_may_have_its_own(make_config: MakeConfig, tmp_path: Path) -> Non
 def test_a_resume_within_max_steps_is_exact(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(TWO, "training.max_steps=5", *FEW_SCORES)
+    config = make_config(*TWO, "training.max_steps=5", *FEW_SCORES)
     whole = run(config, tmp_path / "whole", quiet=True)
     assert whole.results["phase_steps"] == {label: {"taken": 5, "planned": 5} for label in ("01-one", "02-two")}
     run_killed(config, tmp_path / "killed", monkeypatch, at="step", count=9)
