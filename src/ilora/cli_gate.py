@@ -23,8 +23,17 @@ def gate(
         bool, typer.Option("--probes", help="Measure arithmetic, facts, grammar, instructions and the loss on a text.")
     ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Where it fails, look for an adapter that passes without training.")
+        bool,
+        typer.Option(
+            "--repair",
+            help="Where it fails, look for an adapter that passes: first without training, then by training the phase "
+            "again in other ways (it says what that costs).",
+        ),
     ] = False,
+    train_hours: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="H", help="With --repair: hours of training at most; 0: none (default: no limit)."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the decision as JSON.")
     ] = None,
@@ -48,7 +57,13 @@ def gate(
         refuse_own(file, option)
     from ilora.commands import gate as commands
 
-    decision = commands.gate(run, rules=rules, phase=phase, probes=probes, repair=repair, quiet=quiet)
+    try:
+        decision = commands.gate(
+            run, rules=rules, phase=phase, probes=probes, repair=repair, train_hours=train_hours, quiet=quiet
+        )
+    except KeyboardInterrupt:  # here, because typer would end without a word
+        typer.echo("ilora: interrupted; the same command goes on", err=True)
+        raise typer.Exit(130) from None
     commands.write_outputs(decision, json_file=json_file, junit=junit, markdown=markdown)
     if not quiet:
         _show(decision)

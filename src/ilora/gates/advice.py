@@ -15,6 +15,7 @@ from ilora.gates.judge import Check
 from ilora.present.numbers import plain
 from ilora.results.reader import Results, deleted, read_text, task_labels
 
+MORE_MEMORY, PLUS, LONGER = "more memory", "ilora+", "longer training"  # candidates of `--repair`
 LEARNT = ("least", "gain")  # rules that ask for more learning, not for less
 
 
@@ -23,7 +24,7 @@ def advice(
 ) -> list[dict[str, str]]:
     """`what` to try, `why`, and the `command`; empty where nothing failed.
 
-    The first ones change no weight by training; `ilora gate --repair` tries these itself.
+    `ilora gate --repair` tries most of it itself: what has that command, and what names the `candidate` of a trial.
     number: of the phase. release: the one that the phase follows, if there is one. strict: whether a rule that too few
     rows cannot decide fails.
     """
@@ -33,14 +34,11 @@ def advice(
     found = _without_training(run, results, number, remembers=bool(method.get("memory_size"))) if lost else []
     if lost:
         gone = {task_labels(results)[number] for number in deleted(results)}  # no rows to train on again
-        found += _with_training(run, method, _worst([check for check in lost if check.subject not in gone]), release)
+        found += _with_training(run, method, worst([check for check in lost if check.subject not in gone]), release)
     if any(check.rule in LEARNT for check in failed):
         epochs = shlex.join(["ilora", "add", str(run), "TASK", "training.epochs=5"])
-        found.append(
-            _entry(
-                "train the new task longer", "its own score is below the rule", _after_going_back(run, release, epochs)
-            )
-        )
+        command = _after_going_back(run, release, epochs)
+        found.append(_entry("train the new task longer", "its own score is below the rule", command, LONGER))
     if strict and any(check.verdict == "undecidable" for check in checks):
         more = shlex.join(["ilora", "gate", "--show-rules"])
         found.append(_entry("more test rows", "few_rows: fail, and too few rows cannot decide a rule", more))
@@ -74,11 +72,12 @@ def _with_training(
     size, found = method.get("memory_size"), []
     if isinstance(size, int) and size > 0:
         larger = shlex.join([*add, f"method.memory_size={2 * size}"])
-        found.append(_entry("more memory", f"it has {size} rows now", _after_going_back(run, release, larger)))
-    if method.get("name") != "ilora+":
+        command = _after_going_back(run, release, larger)
+        found.append(_entry("more memory", f"it has {size} rows now", command, MORE_MEMORY))
+    if method.get("name") != PLUS:
         other = shlex.join(["ilora", "run", str(run / "config.yaml"), "method=ilora+", "--out", f"{run}-ilora-plus"])
         found.append(
-            _entry("the method ilora+", "it also asks the earlier tasks' questions about present texts", other)
+            _entry("the method ilora+", "it also asks the earlier tasks' questions about present texts", other, PLUS)
         )
     if worst is not None:
         again = shlex.join(["ilora", "add", str(run), f"{worst.subject}-again.jsonl", "training.epochs=1"])
@@ -87,8 +86,8 @@ def _with_training(
     return found
 
 
-def _worst(lost: Sequence[Check]) -> Check | None:
-    """Of the tasks, the one that lost the most."""
+def worst(lost: Sequence[Check]) -> Check | None:
+    """Of checks that failed, that of the task that lost the most; None where no task lost."""
     return max(
         (check for check in lost if check.rule in ("best", "release")), key=lambda check: check.lost, default=None
     )
@@ -101,8 +100,9 @@ def _after_going_back(run: Path, release: int | None, command: str) -> str:
     return f"{shlex.join(['ilora', 'rollback', str(run), '--to', str(release)])} && {command}"
 
 
-def _entry(what: str, why: str, command: str) -> dict[str, str]:
-    return {"what": what, "why": why, "command": command}
+def _entry(what: str, why: str, command: str, candidate: str = "") -> dict[str, str]:
+    """candidate: of `--repair`, which makes the entry needless once it was tried."""
+    return {"what": what, "why": why, "command": command} | ({"candidate": candidate} if candidate else {})
 
 
 def _method(run: Path) -> Mapping[str, Any]:

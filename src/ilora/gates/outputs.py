@@ -128,15 +128,29 @@ def _repair(decision: Decision) -> list[str]:
     found = []
     for one in repair["tries"]:
         at = "".join(f" ({key} = {one[key]:g})" for key in ("t", "c") if key in one)
-        why = "; ".join(
-            f"{_text(check['subject'])}: {_text(check['why'])}" for check in one["checks"] if check["verdict"] == "fail"
-        )
+        why = "; ".join([*_scores_of(one), *_why_not(one)])
         found.append(f"Repair, {_text(one['candidate'])}{at}: {_text(one['outcome'])}{f' ({why})' if why else ''}")
     found += [f"Repair, {_text(note)}" for note in repair["notes"]]
     kept = f"{_text(repair['passed'])} passes" if repair["passed"] else "no candidate passes"
     place = f"; its adapter is in {_text(repair['adapter'])}" if repair["adapter"] else ""
     take = f" `{_text(repair['command'])}` makes it the phase's own, and a release." if repair.get("command") else ""
     return [*found, f"Repair: {kept}{place}.{take}"]
+
+
+def _scores_of(one: Mapping[str, Any]) -> list[str]:
+    """What a candidate scores on the gate's rows; where it was not judged on them, on the rows to choose on."""
+    scores, chosen_on = one.get("scores", {}), one.get("chosen_on", {})
+    told = {task: f"{score:.1f}" for task, score in scores.items()} or {
+        task: f"{found['now']:.1f} on {found['split']} rows, before {found['before']:.1f}"
+        for task, found in chosen_on.items()
+    }
+    return [", ".join(f"{_text(task)} {text}" for task, text in told.items())] if told else []
+
+
+def _why_not(one: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{_text(check['subject'])}: {_text(check['why'])}" for check in one["checks"] if check["verdict"] == "fail"
+    ]
 
 
 def _tries(decision: Decision) -> list[str]:

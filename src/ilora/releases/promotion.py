@@ -166,7 +166,7 @@ def repair_told(adapter: Path) -> dict[str, Any] | None:
         return None
     try:
         told = json.loads(read_text(file))
-        return {key: told[key] for key in ("candidate", "space", "t", "c", "phase") if key in told}
+        return {key: told[key] for key in ("candidate", "space", "t", "c", "settings", "phase") if key in told}
     except (ValueError, RecursionError, TypeError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
 

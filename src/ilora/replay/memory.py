@@ -79,6 +79,20 @@ class ReplayMemory:
             kept = [*chance.sample(range(self.held), held), *chance.sample(range(self.held, count), capacity - held)]
             self.examples, self.held = [self.examples[place] for place in sorted(kept)], held
 
+    def clear(self, capacity: int) -> None:
+        """Hold nothing, as before the first row, and at most `capacity` rows from now on."""
+        self.capacity, self.examples = capacity, []
+        self.offered = self.held = self.before = 0
+
+    def take(self, rows: Iterable[Example], *, capacity: int) -> None:
+        """Hold these as well, and at most `capacity` rows in all, whatever rule chooses the others.
+
+        From then on all places are one reservoir, so that later rows take the places of any.
+        """
+        self.capacity = capacity
+        self.examples = [*self.examples, *rows][:capacity]
+        self.held = self.before = 0
+
     def forget(self, task: str, *, shown: int) -> None:
         """Drop all rows of a task, for good; once. shown: how many of its rows the reservoir was shown.
 

@@ -94,7 +94,7 @@ class Session:
 
     def execute(self) -> dict[str, Any]:
         """Do all that is left of the run; returns the content of results.json."""
-        self._restore()
+        self.restore()
         self.method.engine.model.train()
         finished, total = self.state.progress.finished, len(self.stream.phases)
         title = f"{self.config.method.name}: whole run"
@@ -148,7 +148,7 @@ class Session:
             except InputError as error:
                 raise InputError(f"{self.path}: {error}") from None
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
         """Take up the newest sound checkpoint, or begin."""
         found, damaged = self.folder.load_checkpoint()
         for message in damaged.values():
