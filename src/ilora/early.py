@@ -116,7 +116,7 @@ def before_connecting(places: Sequence[Path], *, quiet: bool) -> None:
 
 def before_check(source: Path, overrides: Iterable[str], *, quiet: bool) -> None:
     """Check what `data check` is given, and say that it begins. Raises InputError."""
-    refuse_early(source, overrides)
+    refuse_missing(refuse_early(source, overrides))
     first_line(quiet=quiet)
 
 

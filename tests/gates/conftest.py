@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ilora import run
+from ilora import add, run
+from ilora.releases import change
 from tests.helpers import ANIMALS, COLOURS, MakeConfig
 
 Scores = Mapping[str, Mapping[str, Sequence[float]]]  # by phase and task
@@ -67,18 +68,34 @@ def results(scores: Scores, tasks: Sequence[str]) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
-def trained_run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two tasks that ask the same and want other answers: the first one is lost. Copy it to write."""
-    folder = tmp_path_factory.mktemp("gate")
+def write_opposed(folder: Path) -> dict[str, Any]:
+    """Rows of two tasks that ask the same and want other answers; the section `data` of a run on them."""
     for shift, task in enumerate(("one", "two")):
-        (folder / "data" / task).mkdir(parents=True)
+        (folder / task).mkdir(parents=True)
         for split, count in {"train": 24, "eval": 8, "test": 8}.items():
             rows = [
                 {"prompt": f"{number} {COLOURS[number % 4]} :", "answer": ANIMALS[(number + shift) % 4]}
                 for number in range(count)
             ]
-            (folder / "data" / task / f"{split}.json").write_text(json.dumps(rows))
-    data = {"path": str(folder / "data"), "tasks": ["one", "two"], "max_length": 64, "template": "none"}
-    config = make_config("training.epochs=12", "training.learning_rate=0.02", data=data, method={"name": "sequential"})
+            (folder / task / f"{split}.json").write_text(json.dumps(rows))
+    return {"path": str(folder), "tasks": ["one", "two"], "max_length": 64, "template": "none"}
+
+
+@pytest.fixture(scope="session")
+def trained_run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two tasks of which the first one is lost. Copy it to write."""
+    folder = tmp_path_factory.mktemp("gate")
+    data, method = write_opposed(folder / "data"), {"name": "sequential"}
+    config = make_config("training.epochs=12", "training.learning_rate=0.02", data=data, method=method)
     return run(config, folder / "run", quiet=True).path
+
+
+@pytest.fixture(scope="session")
+def replayed_run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a memory of four rows; the first task is release 1. Copy it to write."""
+    folder = tmp_path_factory.mktemp("replayed")
+    data, method = write_opposed(folder / "data") | {"tasks": ["one"]}, {"name": "er", "memory_size": 4}
+    config = make_config("training.epochs=12", "training.learning_rate=0.02", data=data, method=method)
+    made = run(config, folder / "run", quiet=True).path
+    change.promote(made, report=lambda _run: None)
+    return add(made, ["two"], quiet=True).path

@@ -86,6 +86,13 @@ def test_the_run_becomes_what_it_would_be_if_the_phase_had_ended_there(
     assert not (unpromoted / "adapters/03-three").exists()
 
 
+def test_a_method_that_saves_a_sum_is_refused_by_name(unpromoted: Path, repaired: Path) -> None:
+    file = unpromoted / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"method": "olora"}))
+    with pytest.raises(InputError, match="olora saves the sum of an adapter for each task"):
+        change.adopt(unpromoted, repaired, report=no_report)
+
+
 def test_what_does_not_fit_changes_nothing(unpromoted: Path, repaired: Path) -> None:
     before = outside(unpromoted)
     weights = load_file(repaired / WEIGHTS)

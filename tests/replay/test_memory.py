@@ -99,3 +99,30 @@ def test_a_balanced_memory_forgets_a_task() -> None:
     assert Counter(example.task for example in memory.examples) == {"b": 4}
     memory.balance(rows(0, 30, "c"))
     assert Counter(example.task for example in memory.examples) == {"b": 4, "c": 4}
+
+
+def test_rows_that_are_taken_as_well_stay_as_likely_as_the_others() -> None:
+    memory = ReplayMemory(4, seed=0)
+    memory.offer(rows(0, 20))
+    memory.resize(8)
+    taken = rows(0, 4, task="more")
+    memory.take(taken, capacity=8)
+    assert memory.examples[4:] == taken
+    found = Counter[str]()
+    for seed in range(300):
+        other = ReplayMemory(8, seed=seed)
+        other.load_state_dict(memory.state_dict())
+        other.offer(rows(20, 20))
+        assert len(other) == 8
+        found.update(row.task for row in other.examples if row.prompt[0] < 20)
+    assert found["t"] == pytest.approx(found["more"], rel=0.15)
+    assert 0 < found["more"] < 4 * 300
+
+
+def test_a_memory_that_is_cleared_is_as_new() -> None:
+    memory, new = ReplayMemory(4, seed=0), ReplayMemory(6, seed=0)
+    memory.offer(rows(0, 20))
+    memory.clear(6)
+    for one in (memory, new):
+        one.offer(rows(0, 20))
+    assert memory.examples == new.examples

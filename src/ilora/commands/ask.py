@@ -28,6 +28,8 @@ HELP = """Every line is a question of its own: earlier ones are not remembered.
   /both            the base model beside the adapter that answers now
   /help, /quit     also Ctrl-D; Ctrl-C stops an answer"""
 
+EMPTY = "(empty answer)"
+
 
 class Asking:
     """A run that is asked: the model is loaded once, `chosen` are the weights that answer, one or two."""
@@ -44,19 +46,21 @@ class Asking:
     def answer(self, question: str) -> None:
         """Print the answer of each of the chosen weights as it comes."""
         if len(self.chosen) == 1:
-            cut = self._reply(self.chosen[0], question, _write)
-            print()
+            text, cut = self._reply(self.chosen[0], question, _write)
+            print(flush=True)
+            if not text.strip():  # not into a pipe, where it would be taken for the answer
+                print(EMPTY, file=sys.stdout if self.console.is_terminal else sys.stderr)
         else:
             cut = self._side_by_side(question)
         if cut:
             length = self.weights.config.data.max_length
             self.console.print(f"(the question was cut: the run read at most {length} tokens)", style="dim")
 
-    def _reply(self, adapter: Adapter, question: str, tell: Callable[[str], object]) -> bool:
+    def _reply(self, adapter: Adapter, question: str, tell: Callable[[str], object]) -> tuple[str, bool]:
+        """The answer, and whether the question was cut."""
         self.answerer.use(adapter)
         template = self.weights.template(adapter)
-        _, cut = self.answerer.reply(question, tokens=self.tokens, limit=self.limit, template=template, tell=tell)
-        return cut
+        return self.answerer.reply(question, tokens=self.tokens, limit=self.limit, template=template, tell=tell)
 
     def _side_by_side(self, question: str) -> bool:
         said, cut = [Text() for _ in self.chosen], False
@@ -66,7 +70,12 @@ class Asking:
         table.add_row(*said)
         with Live(table, console=self.console, refresh_per_second=8):
             for adapter, text in zip(self.chosen, said, strict=True):
-                cut = self._reply(adapter, question, lambda piece, text=text: text.append(_printable(piece))) or cut  # type: ignore[misc]
+                said_now, was_cut = self._reply(
+                    adapter, question, lambda piece, text=text: text.append(_printable(piece))
+                )  # type: ignore[misc]
+                cut = cut or was_cut
+                if not said_now.strip():
+                    text.append(EMPTY, style="dim")
         if not self.console.is_terminal:
             print()  # there, the table is without its last line end
         return cut

@@ -104,7 +104,9 @@ def _part(folder: Path, rule: KeepConfig) -> Part:
 
 
 def prune(run: Path, changes: Sequence[str] = ()) -> int:
-    """Delete what `plan` finds; returns the bytes by which the folder became smaller.
+    """Delete what `plan` finds; returns the bytes by which the folder became smaller, 0 where it did not.
+
+    It does not where a file was shared with a release, which keeps it, or is so small that compressed it is larger.
 
     Killed anywhere, it leaves a run that can be read and resumed. Raises InputError while a process works on the run.
     """
@@ -117,7 +119,7 @@ def prune(run: Path, changes: Sequence[str] = ()) -> int:
             keep.delete(part.folder, [path for path in part.left_over if path.exists()])
             if part.moments:
                 keep.write_without_moments(part.folder, part.rule)
-        return before - disk_bytes([run])
+        return max(0, before - disk_bytes([run]))
 
 
 def disk_bytes(paths: Iterable[Path]) -> int:

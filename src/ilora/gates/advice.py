@@ -57,6 +57,7 @@ def _without_training(run: Path, results: Results, number: int, *, remembers: bo
                 "another point on the path between the adapter before and now",
                 "between two minima there often is a point that is good at both",
                 shlex.join(["ilora", "connect", str(run), "--select"]) if remembers else repair,
+                "path",
             )
         )
         found.append(

@@ -118,8 +118,8 @@ def _without_training(bench: Bench, source: str, notes: list[str]) -> Iterator[T
         except InputError as error:
             notes.append(str(error))
         else:
-            made, *measured = bench.judged(candidate)
-            yield made, partial(_write, bench.judge, candidate, *measured, source)
+            made, records, ability = bench.judged(candidate)
+            yield made, partial(_write, bench.judge, candidate, records, ability, source)
 
 
 def _on_path(bench: Bench) -> Candidate:
@@ -175,8 +175,8 @@ def _trained(bench: Bench, trial: Trial, source: str) -> Try:
         made = {"candidate": trial.name, **how, "outcome": "failed", "scores": {}, "checks": []}
         return made | told, lambda: None
     candidate = Candidate(trial.name, how, adapter)
-    made, *measured = bench.judged(candidate)
-    return made | told, partial(_write, bench.judge, candidate, *measured, source)
+    made, records, ability = bench.judged(candidate)
+    return made | told, partial(_write, bench.judge, candidate, records, ability, source)
 
 
 def _write(judge: Judge, candidate: Candidate, records: Records, ability: Ability, source: str) -> Path:

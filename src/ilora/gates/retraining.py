@@ -125,8 +125,10 @@ def _origin(trial: Trial) -> str:
     weights = None
     if (folder := trial.config.adapter.start_from) is not None and (folder / "adapter_model.safetensors").is_file():
         weights = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    config = trial.config.dump()
+    config["adapter"]["start_from"] = None  # a path in the run, which may lie elsewhere now
     whole = [
-        trial.config.dump(),
+        config,
         [training_digest(task) for task in trial.tasks if not task.forgotten],
         fill,
         start,

@@ -21,6 +21,8 @@ from torch import Tensor
 from ilora.data.task import Task, phases
 from ilora.errors import InputError
 from ilora.files import flush_folder, flush_tree, link_or_copy, write_flushed
+from ilora.methods import method_class
+from ilora.methods.summed import SummedAdapters
 from ilora.releases import journal
 from ilora.releases.candidate import Candidate
 from ilora.releases.journal import Adoption
@@ -43,10 +45,12 @@ _TRAINED = "fast"  # the adapter that every method trains
 def prepare(candidate: Candidate, repaired: Path, *, note: str) -> Adoption:
     """Write what the run will have under a scratch name. repaired: the folder that `ilora gate --repair` wrote.
 
-    Raises InputError where the phase is a release already, or the adapter is not of the form of the phase's own.
+    Raises InputError where the phase is a release already, the method saves a sum of adapters, or the adapter is not of
+    the form of the phase's own.
     """
     run, results, label = candidate.run, candidate.results, candidate.phase
     refuse_twice(candidate)
+    _refuse_a_sum(candidate)
     variants = sorted(results["variants"], key=lambda name: name != results["answers_with"])
     scratch = _scratch(run)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -79,6 +83,16 @@ def prepare(candidate: Candidate, repaired: Path, *, note: str) -> Adoption:
         repaired=repair_told(repaired),
     )
     return Adoption(phase=label, withdrawn=next_place(run), event=event)
+
+
+def _refuse_a_sum(candidate: Candidate) -> None:
+    """Raises InputError for a method that saves a sum of adapters: what it trains is a part of that."""
+    name = str(candidate.results["method"])
+    if issubclass(method_class(name), SummedAdapters):
+        raise InputError(
+            f"{candidate.run}: the method {name} saves the sum of an adapter for each task, and a repaired adapter "
+            "cannot be taken apart into these, so no next task could begin with it"
+        )
 
 
 def finish(run: Path, adoption: Adoption, report: Callable[[Path], object]) -> None:

@@ -140,6 +140,7 @@ def _with_texts(run: Path) -> list[Path]:
     pages = [run / "report.html", *(run / "releases" / "withdrawn").glob("*/report.html")]
     pages += [run / "diffs", *(run / "releases" / "withdrawn").glob("*/diffs")]
     killed = [path for folder in redaction.parts(run) for path in keep.left_behind(folder)]
+    killed += [state.parent for state in run.rglob("gate/*/trained/*/checkpoints")]  # of a repair that was stopped
     return pages + killed + [path for path in run.rglob(".*-writing") if path.name != ".lock"]
 
 

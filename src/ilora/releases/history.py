@@ -28,6 +28,7 @@ from ilora.results.reader import (
 )
 
 _COLUMNS = ("phase", "tasks", "date", "score", "mean", "forgotten", "release", "gate", "state")
+_WHOLE = ("date", "release", "state")  # on a narrow terminal the others are folded
 _NUMBERS = ("score", "mean", "forgotten", "release")
 
 
@@ -104,7 +105,7 @@ def history_table(found: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, caption=_caption(found), caption_justify="left")
     for column in _COLUMNS:
         justify: Literal["left", "right"] = "right" if column in _NUMBERS else "left"
-        table.add_column(column, justify=justify, min_width=10 if column == "date" else None)
+        table.add_column(column, justify=justify, no_wrap=column in _WHOLE)
     for month in found["phases"]:
         shown = month | {key: points(month[key]) for key in ("score", "mean", "forgotten")}
         shown["tasks"] = ", ".join(month["tasks"])
