@@ -96,6 +96,7 @@ REFUSED = {
     "evaluate none": "none: not a run folder with results",
     "general none --tasks a": "none: not a run folder with results",
     "data check none": "none: no such configuration file",
+    "data check none.csv": "none.csv: no such file or folder",
     "data check typo.yaml": "training.epoch: unknown key",
     "sweep none.yaml": "none.yaml: no such configuration file",
     "sweep sweep.yaml": "methods",

@@ -116,7 +116,9 @@ def before_connecting(places: Sequence[Path], *, quiet: bool) -> None:
 
 def before_check(source: Path, overrides: Iterable[str], *, quiet: bool) -> None:
     """Check what `data check` is given, and say that it begins. Raises InputError."""
-    refuse_missing(refuse_early(source, overrides))
+    if is_data(source) and not source.exists():
+        raise InputError(f"{source}: no such file or folder of rows")
+    refuse_early(source, overrides)
     first_line(quiet=quiet)
 
 

@@ -61,6 +61,13 @@ def test_one_question(finished: Path, ask: Ask) -> None:
     assert ask(finished, prompt, "--with", "medium")[0] == 2
 
 
+def test_an_empty_answer_is_told_beside_the_output(finished: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answerer, "reply", lambda *_, **__: ("", False))
+    code, out, err = ask(finished, "Nothing?")
+    assert (code, out, err) == (0, "\n", "(empty answer)\n")
+    assert "(empty answer)" in ask(finished, lines=["/both", "Nothing?"])[1]
+
+
 def test_weights_are_exchanged_without_loading_the_base_again(
     finished: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

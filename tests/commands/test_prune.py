@@ -198,3 +198,10 @@ def test_a_task_that_is_being_added_is_left_alone(whole: Path) -> None:
     assert (whole / "results.json").read_bytes() == results
     first, _ = plan(whole, ["trajectory=last", "checkpoints=1", "moments=false"])
     assert [kind for kind, _ in first.kinds] == ["trajectory"]
+
+
+def test_it_never_frees_less_than_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files that are compressed are larger."""
+    sizes = iter([1000, 1732])
+    monkeypatch.setattr("ilora.commands.prune.disk_bytes", lambda _paths: next(sizes))
+    assert prune(whole) == 0

@@ -31,6 +31,7 @@ def test_the_commands(two_releases: Path, monkeypatch: pytest.MonkeyPatch) -> No
     shown = ilora("history", str(two_releases))
     assert "release 1 (from 2): [bold]worse[/bold]" in shown
     assert [line.split()[0] for line in shown.splitlines()[1:4]] == ["01-one", "02-two", "03-three"]
+    assert ["withdrawn" in line for line in shown.splitlines()[1:4]] == [False, False, True]  # whole, at 80 columns
     found = json.loads(ilora("history", str(two_releases), "--json"))
     assert (found["current"], found["events"][-1]["left"]) == (1, 2)
     with pytest.raises(InputError, match="02-two is release 1 already"):
