@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,11 +71,9 @@ class Asking:
         table.add_row(*said)
         with Live(table, console=self.console, refresh_per_second=8):
             for adapter, text in zip(self.chosen, said, strict=True):
-                said_now, was_cut = self._reply(
-                    adapter, question, lambda piece, text=text: text.append(_printable(piece))
-                )  # type: ignore[misc]
-                cut = cut or was_cut
-                if not said_now.strip():
+                answer, too_long = self._reply(adapter, question, partial(_append, text))
+                cut = cut or too_long
+                if not answer.strip():
                     text.append(EMPTY, style="dim")
         if not self.console.is_terminal:
             print()  # there, the table is without its last line end
@@ -149,6 +148,10 @@ def _next(asking: Asking, *, typed: bool) -> bool:
 def _write(piece: str) -> None:
     sys.stdout.write(_printable(piece))
     sys.stdout.flush()
+
+
+def _append(shown: Text, piece: str) -> None:
+    shown.append(_printable(piece))
 
 
 def _printable(text: str) -> str:
