@@ -55,12 +55,12 @@ class Sizes:
 def sizes_of(model: Any, *, element: int, dropout: bool) -> Sizes:
     """The sizes of a causal language model whose layers carry the adapter; it may be on the `meta` device.
 
+    A layer without attention, as of a recurrent model, keeps more than its sizes here say: its states are not counted.
     element: bytes of a value that its layers compute with.
     """
     text = model.config.get_text_config()
-    head = head_size(text)
-    groups = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    queries, keys = head * text.num_attention_heads, head * int(groups)
+    head, heads = head_size(text), int(getattr(text, "num_attention_heads", 0))
+    queries, keys = head * heads, head * int(getattr(text, "num_key_value_heads", None) or heads)
     layers = tuple(_layer(layer, text, queries, keys) for layer in decoder_layers(model))
     return Sizes(
         layers=layers,
@@ -69,7 +69,7 @@ def sizes_of(model: Any, *, element: int, dropout: bool) -> Sizes:
         vocabulary=model.get_input_embeddings().weight.shape[0],
         queries=queries,
         keys=keys,
-        heads=text.num_attention_heads,
+        heads=heads,
         element=element,
         dropout=dropout,
     )
@@ -82,8 +82,9 @@ def decoder_layers(model: Any) -> list[nn.Module]:
 
 
 def head_size(config: Any) -> int:
-    """Features of one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    """Features of one attention head; 0: the model has none."""
+    heads = getattr(config, "num_attention_heads", 0)
+    return int(getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0))
 
 
 def active_values(weight: nn.Parameter, config: Any) -> int:
