@@ -25,7 +25,7 @@ from ilora.methods.base import METHODS
 from ilora.methods.er import ExperienceReplay, ReplayConfig
 from ilora.methods.view import RunView
 from ilora.model import adapters
-from ilora.settings import Fraction, PositiveInt
+from ilora.settings import Fraction, Log, PositiveInt
 
 ANCHOR = "anchor"  # the adapter as the task found it
 LEAST, MOST = 0.5, 3.0  # between which β may leave `strength`, as a factor
@@ -34,6 +34,8 @@ ALIKE = 1e-3  # of a day: rounding shall not put a review off by a step where al
 
 class FOREVERConfig(ReplayConfig):
     """When the memory is replayed, and how firmly."""
+
+    search = ReplayConfig.search | {"strength": Log(1e-4, 0.1)}
 
     days: tuple[float, ...] = Field((1, 2, 4, 7, 15, 30), description="the ages of a task at which memory is replayed")
     day_steps: PositiveInt | None = Field(

@@ -23,13 +23,15 @@ from ilora.data.examples import IGNORED, Batch, Example, Totals, collate
 from ilora.methods.base import METHODS, Method
 from ilora.methods.view import RunView
 from ilora.model import adapters
-from ilora.settings import Fraction, MethodConfig, PositiveInt
+from ilora.settings import Fraction, Log, MethodConfig, PositiveInt
 
 TEACHER = "teacher"
 
 
 class SDFTConfig(MethodConfig):
     """The teacher, and the student's answers."""
+
+    search = MethodConfig.search | {"teacher_rate": Log(0.005, 0.1)}
 
     teacher_rate: Fraction = Field(0.02, description="α: how far the teacher follows the student in a step")
     max_new_tokens: PositiveInt | None = Field(
