@@ -57,6 +57,17 @@ Places = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Where the data lies now, such as data.path=my/tasks."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no table.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Run as workers of a Ray cluster that shares the run folder; `local` starts one here. A worker that fails "
+        "begins again from the last checkpoint.",
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="With --ray: processes (default: one for each GPU of the cluster, or one).")
+]
 
 
 @app.command()
@@ -78,6 +89,8 @@ def run(
             "device, within a machine and between them), reserved=2 (GB). May be given several times.",
         ),
     ] = None,
+    ray: Ray = None,
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Train one model on a stream of tasks, evaluate it after each one, and write a report."""
@@ -85,6 +98,8 @@ def run(
         cli_inspect.dry_run(config, overrides or (), devices=devices, nodes=nodes, hardware=hardware or ())
         return
     _refuse(context, ("devices", "nodes", "hardware"), "is for --dry-run")
+    if ray is None:
+        _refuse(context, ("workers",), "is for --ray")
     from ilora.early import before_run
 
     before_run(config, overrides or (), out, quiet=quiet)
@@ -92,15 +107,34 @@ def run(
     from ilora.config import load_config
 
     settings = load_config(config, overrides or ())
+    if ray is not None:
+        from ilora.commands.on_ray import run_on_ray
+
+        _work(lambda: run_on_ray(ray, settings, out, workers=workers, quiet=quiet), quiet)
+        return
     _work(lambda: runner.run(settings, out, quiet=quiet), quiet)
 
 
 @app.command()
-def resume(path: RunFolder, places: Places = None, quiet: Quiet = False) -> None:
+def resume(
+    context: typer.Context,
+    path: RunFolder,
+    places: Places = None,
+    ray: Ray = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
     """Continue an interrupted run from its last checkpoint, to the same final weights."""
     from ilora.early import before_resume
 
+    if ray is None:
+        _refuse(context, ("workers",), "is for --ray")
     before_resume(path, places or (), quiet=quiet)
+    if ray is not None:
+        from ilora.commands.on_ray import resume_on_ray
+
+        _work(lambda: resume_on_ray(ray, path, places or (), workers=workers, quiet=quiet), quiet)
+        return
     from ilora import runner
 
     _work(lambda: runner.resume(path, places or (), quiet=quiet), quiet)

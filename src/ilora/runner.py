@@ -39,8 +39,16 @@ from ilora.results.scores import BASE, contrast_folder, prediction_folder
 from ilora.stream import load_tasks, reading_lines, resolve
 from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
-from ilora.training.processes import joined, leave_group, naming_a_lost_process, on_main, refuse_idle
+from ilora.training.processes import (
+    joined,
+    leave_group,
+    naming_a_lost_process,
+    on_main,
+    refuse_idle,
+    refuse_unshared,
+)
 from ilora.training.session import Session
+from ilora.training.watch import watched
 
 
 @dataclass(frozen=True)
@@ -151,15 +159,15 @@ def resume(
     """
     path, overrides = open_run(path, write_report), list(overrides)
     config, given = _with_model(_read_config(path, overrides), model, tokenizer)
-    if newest(path / "checkpoints") is None and not overrides and (finished := _finished(path, config)):
-        return finished
+    if newest(path / "checkpoints") is None and not overrides and (done := finished(path, config)):
+        return done
     try:
         tasks = load_tasks(config.data)
     except InputError as error:
-        finished = _finished(path, config)
-        if finished is None:
+        done = finished(path, config)
+        if done is None:
             raise InputError(f"{error}\n(if the data lies elsewhere now: ilora resume {path} data.path=...)") from None
-        return finished
+        return done
     accelerator = _accelerator(config, path)
     config = resolve(config, tasks)
     begin = partial(_write_config, path, config) if overrides else None
@@ -167,7 +175,7 @@ def resume(
         return _execute(path, config, tasks, accelerator=accelerator, quiet=quiet, begin=begin, given=given)
 
 
-def _finished(path: Path, config: Config) -> RunResult | None:
+def finished(path: Path, config: Config) -> RunResult | None:
     """The results of a run that has nothing left to do; None for any other."""
     folders = [path, *(contrast_folder(path, method.name) for method in config.contrast)]
     if not all((folder / "results.json").is_file() for folder in folders):
@@ -228,6 +236,7 @@ def _execute(
     with (
         Display(quiet=quiet or not main) as display,
         StopRequest(enabled=accelerator.num_processes == 1, notify=display.say) as stop,
+        watched(accelerator, path),
     ):
         shared: dict[str, Any] = {"accelerator": accelerator, "display": display, "stop": stop, "given": given}
         use_threads(path)
@@ -274,10 +283,12 @@ def _accelerator(config: Config, path: Path) -> Accelerator:
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise InputError(f"trackers: {tracker} is not installed; pip install 'ilora[{tracker}]'")
-    return joined(
+    accelerator = joined(
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(path), logging_dir=str(path / "trackers")),
     )
+    refuse_unshared(accelerator, path)
+    return accelerator
 
 
 @contextmanager

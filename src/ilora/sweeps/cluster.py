@@ -13,20 +13,26 @@ from ilora.sweeps.book import Entry
 from ilora.sweeps.local import threads
 
 
+def connected(address: str | None, *, log_to_driver: bool) -> Any:
+    """The module `ray`, connected to a running cluster, or (None) to a new one on this machine. Raises InputError."""
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--ray: ray is not installed; pip install 'ilora[ray]'") from None
+    try:
+        ray.init(address=address, log_to_driver=log_to_driver, configure_logging=False, include_dashboard=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"--ray {address}: {error}") from None
+    return ray
+
+
 class Cluster:
     """As many runs at a time as the cluster has nodes' GPUs for, or, without GPUs, cores."""
 
     def __init__(self, address: str | None) -> None:
         """address: of a running cluster; None: one on this machine, for as long as the sweep lasts."""
-        try:
-            import ray
-        except ImportError:
-            raise InputError("--ray: ray is not installed; pip install 'ilora[ray]'") from None
+        ray = connected(address, log_to_driver=False)
         self._ray = ray
-        try:
-            ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"--ray {address}: {error}") from None
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         self.places = gpus or max(1, int(there.get("CPU", 1)))

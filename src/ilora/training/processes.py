@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import atexit
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed import DistError
 
 from ilora.config import Config
@@ -51,6 +54,33 @@ def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
     if message is not None:
         bad_input, text = message
         raise (InputError if bad_input else IloraError)(text)
+
+
+def refuse_unshared(accelerator: Accelerator, path: Path) -> None:
+    """Raises InputError, in every process, where one does not see what the first one writes at `path`.
+
+    path: a run folder that is there, or will be.
+    """
+    if accelerator.num_processes == 1:
+        return
+    places, shown = [path.absolute(), *path.absolute().parents], []
+    with ExitStack() as held:
+
+        def show() -> None:
+            above = next(number for number, folder in enumerate(places) if folder.is_dir())
+            file = held.enter_context(NamedTemporaryFile(dir=places[above], prefix=".ilora-"))
+            shown.append((above, Path(file.name).name))
+
+        on_main(accelerator, show)
+        above, name = agreed(accelerator, shown[0] if shown else (0, ""))
+        here = f"process {accelerator.process_index} on {platform.node()}"
+        blind = gather_object([None if (places[above] / name).is_file() else here])
+    missing = [one for one in blind if one is not None]
+    if missing:
+        raise InputError(
+            f"{path}: a run folder must be on storage that all processes share, under the same path; not seen by "
+            f"{', '.join(missing)}"
+        )
 
 
 def refuse_idle(accelerator: Accelerator, config: Config, tasks: Sequence[Task]) -> None:
