@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import logging
 import multiprocessing
 import os
 import runpy
@@ -150,6 +151,7 @@ def _apart(log: Path, environment: dict[str, str]) -> Iterator[pytest.MonkeyPatc
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(log.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         setattr(sys, f"std{name}", open(number, "w", buffering=1, closefd=False))  # noqa: SIM115
+    _log_here()
     os.environ.update(environment)
     torch.set_num_threads(1)  # two spin while they wait for each other
     start = subprocess.Popen.__init__
@@ -163,6 +165,17 @@ def _apart(log: Path, environment: dict[str, str]) -> Iterator[pytest.MonkeyPatc
         leave_out_slow(patch)
         patch.setattr(subprocess.Popen, "__init__", start_copy)
         yield patch
+
+
+def _log_here() -> None:
+    """Have loggers write to this process's standard error.
+
+    Pytest's files belong to the tests' process: here the same numbers are other files, pipes among them.
+    """
+    for logger in [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]:
+        logger.handlers = [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]
+        for handler in logger.handlers:
+            handler.setStream(sys.stderr)
 
 
 def _go_on(command: Sequence[str], environment: dict[str, str] | None, prepare: Callable[[], None] | None) -> None:

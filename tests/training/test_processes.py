@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import multiprocessing.connection
 import os
+import platform
 import signal
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,6 +24,7 @@ from ilora import run
 from ilora.cli import PATIENCE
 from ilora.config import Config, load_config
 from ilora.methods import METHODS
+from ilora.training.watch import LOST_AFTER
 from tests.helpers import FEW_SCORES, MakeConfig, difference, settings, weights
 from tests.processes import ilora_forks, module_fork, steps, wait_for, write_config
 
@@ -56,25 +59,34 @@ def start_pair(
     broken: Mapping[int, str] = MappingProxyType({}),
     count: int = 2,
     machines: int = 1,
+    **environment: str,
 ) -> list[BaseProcess]:
     """Several commands, one after the other, in two processes, or in so many on so many machines."""
-    port = str(free_port())
+    port = free_port()
     return [
         ilora_forks(
             commands,
             log=log.with_name(f"{log.name}-{rank}"),
             broken=broken.get(rank),
             patience=0.1 if broken else PATIENCE,  # no launcher ends the other process when one has failed
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(count),
-            LOCAL_WORLD_SIZE=str(count // machines),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-            OMP_NUM_THREADS="1",
+            **member(rank, port, count=count, machines=machines),
+            **environment,
         )
         for rank in range(count)
     ]
+
+
+def member(rank: int, port: int, *, count: int = 2, machines: int = 1) -> dict[str, str]:
+    """The environment that a launcher gives to a process."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count // machines),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def in_two(*arguments: object, log: Path) -> None:
@@ -162,19 +174,39 @@ def test_two_processes_equal_one(name: str, by_two: Path, tmp_path: Path) -> Non
         assert_equal(one.path, by_two / f"{name}-in-parts")
 
 
-def test_two_processes_killed_and_resumed_give_the_same_bits(config: Config, tmp_path: Path) -> None:
-    file = write_config(tmp_path / "config.yaml", config)
+def on_two_machines(*arguments: object, log: Path) -> list[BaseProcess]:
+    """The command under two launchers of this machine that meet as two machines do, each with one process."""
+    place = f"127.0.0.1:{free_port()}"
+    meeting = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", place)
+    ours = (*meeting, "--rdzv-id", "7", "--local-addr", "127.0.0.1", "-m", "ilora", *arguments)
+    return [
+        module_fork("torch.distributed.run", *ours, log=log.with_name(f"{log.name}-{machine}"), OMP_NUM_THREADS="1")
+        for machine in range(2)
+    ]
+
+
+def worker_of(launcher: BaseProcess) -> int:
+    """The process id of the one process that a launcher has started."""
+    (child,) = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return int(child)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for a launcher's process in /proc")
+def test_one_process_of_two_machines_killed_and_resumed_gives_the_same_bits(config: Config, tmp_path: Path) -> None:
+    file, killed = write_config(tmp_path / "config.yaml", config), tmp_path / "killed"
     in_two("run", file, "--out", tmp_path / "whole", log=tmp_path / "whole-log")
-    processes = start_two("run", file, "--out", tmp_path / "killed", log=tmp_path / "killed-log")
-    wait_for(steps(4), tmp_path / "killed", processes[0].is_alive)
-    for process in processes:
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-    assert len(metrics(tmp_path / "killed")) < len(metrics(tmp_path / "whole")) == 6
-    in_two("resume", tmp_path / "killed", log=tmp_path / "resumed-log")
-    assert difference(weights(tmp_path / "whole"), weights(tmp_path / "killed")) == 0.0
-    assert predictions(tmp_path / "whole") == predictions(tmp_path / "killed")
+    launchers = on_two_machines("run", file, "--out", killed, log=tmp_path / "log")
+    wait_for(steps(4), killed, launchers[0].is_alive)
+    os.kill(worker_of(launchers[1]), signal.SIGKILL)
+    said = end_of(launchers, tmp_path / "log")
+    assert "ilora: another process of this run has ended" in said  # the other machine's
+    assert "Signal 9 (SIGKILL)" in said  # the launcher's, on the machine where it was
+    assert f"`ilora resume {killed}` goes on from there" in said
+    assert len(metrics(killed)) < len(metrics(tmp_path / "whole")) == 6
+    again = on_two_machines("resume", killed, log=tmp_path / "resumed")
+    finished(again, log=tmp_path / "resumed")
+    assert difference(weights(tmp_path / "whole"), weights(killed)) == 0.0
+    assert predictions(tmp_path / "whole") == predictions(killed)
 
 
 def test_real_launcher(config: Config, tmp_path: Path) -> None:
@@ -255,3 +287,34 @@ def test_a_killed_process_ends_the_other_with_a_message(config: Config, tmp_path
     said = end_of(processes, log)
     assert said.startswith("ilora: another process of this run has ended")
     assert f"`ilora resume {tmp_path / 'run'}` goes on from there" in said
+
+
+def test_a_process_that_is_silent_ends_the_other_with_a_message(config: Config, tmp_path: Path) -> None:
+    """As where a machine has lost its power or its network: its connections stay open."""
+    file, log = write_config(tmp_path / "config.yaml", config), tmp_path / "log"
+    command = ("run", file, "training.epochs=50", "--out", tmp_path / "run")
+    first, second = start_pair([command], log=log, **{LOST_AFTER: "2"})
+    wait_for(steps(3), tmp_path / "run", first.is_alive)
+    assert second.pid is not None
+    os.kill(second.pid, signal.SIGSTOP)
+    first.join(60)
+    assert first.exitcode == 1
+    second.kill()
+    said = log.with_name("log-0.err").read_text()
+    assert said.startswith("ilora: process 1 of 2 has not been heard of for ")
+    assert f"`ilora resume {tmp_path / 'run'}` goes on" in said
+
+
+def test_a_folder_that_a_process_does_not_see_is_refused(config: Config, tmp_path: Path) -> None:
+    """Two machines with disks of their own: the path leads each to another folder."""
+    file, log, port = write_config(tmp_path / "config.yaml", config), tmp_path / "log", free_port()
+    processes = []
+    for rank, disk in enumerate(("here", "there")):
+        (tmp_path / disk).mkdir()
+        command = ("run", file, "--out", tmp_path / disk / "run")
+        processes.append(ilora_forks([command], log=log.with_name(f"log-{rank}"), **member(rank, port)))
+    said = end_of(processes, log)
+    assert [process.exitcode for process in processes] == [2, 2]
+    assert "must be on storage that all processes share" in said
+    assert f"not seen by process 1 on {platform.node()}" in said
+    assert [*tmp_path.glob("here/*"), *tmp_path.glob("there/*")] == []
