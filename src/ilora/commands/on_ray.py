@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +77,20 @@ def _fitting(ray: Any, workers: int | None, gpus: int) -> int:
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """A folder beside the run's, for what Ray Train keeps and what workers refuse."""
-    made = path.with_name(f".{path.name}-ray")
+    made, new = path.with_name(f".{path.name}-ray"), [folder for folder in path.parents if not folder.exists()]
     made.mkdir(parents=True, exist_ok=True)
     try:
         yield made
     finally:
         shutil.rmtree(made)
-        with suppress(OSError):  # runs/ was made for it, and is empty where the run was refused
-            path.parent.rmdir()
+        for folder in new:
+            if not any(folder.iterdir()):  # the run was refused
+                folder.rmdir()
 
 
 def _fit(order: dict[str, Any], count: int, *, gpu: bool) -> None:
     """Have Ray Train do it. Raises what the workers raised."""
+    from ray.exceptions import RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
@@ -107,6 +109,10 @@ def _fit(order: dict[str, Any], count: int, *, gpu: bool) -> None:
         trainer.fit()
     except TrainingFailedError as error:
         failure = error
+    except (SystemExit, RayActorError):  # so ends Ray's own way with Ctrl-C, when the workers are gone
+        interrupted = KeyboardInterrupt()
+        interrupted.add_note(f"`ilora resume {order['path']} --ray ...` goes on from the last checkpoint")
+        raise interrupted from None
     if (refusal := _refusal(Path(order["scratch"]))) is not None:
         raise InputError(refusal) from None
     if failure is not None:
@@ -121,7 +127,9 @@ def work(order: dict[str, Any]) -> None:
     os.chdir(order["folder"])
     if order["folder"] not in sys.path:
         sys.path.append(order["folder"])  # where `method: my_module:MyMethod` is looked for
-    path, scratch = Path(order["path"]), Path(order["scratch"])
+    path, scratch, rank = Path(order["path"]), Path(order["scratch"]), os.environ.get("RANK", "0")
+    if rank == "0" and not scratch.is_dir():  # that others see what it writes is seen to by the run itself
+        raise InputError(f"{path}: a run folder must be on storage that the command and all workers share")
     if _refusal(scratch) is not None:
         return
     try:
@@ -130,7 +138,9 @@ def work(order: dict[str, Any]) -> None:
         else:
             runner.run(order["config"], path, quiet=order["quiet"])
     except InputError as error:
-        write_atomic(scratch / f"refused-{os.environ.get('RANK', '0')}.json", json.dumps(str(error)))
+        if not scratch.is_dir():
+            raise
+        write_atomic(scratch / f"refused-{rank}.json", json.dumps(str(error)))
 
 
 def _refusal(scratch: Path) -> str | None:

@@ -15,8 +15,8 @@ from ilora.sweeps.local import threads
 
 def connected(address: str | None, *, log_to_driver: bool) -> Any:
     """The module `ray`, connected to a running cluster, or (None) to a new one on this machine. Raises InputError."""
-    if address is None:  # Ray Train's cleaner asks the dashboard, which is left out here, and would say so each second
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Failed to query Ray Train Controller actor state")
+    # Ray Train's cleaner asks the dashboard, and where there is none, as here, it would say so each second.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Failed to query Ray Train Controller actor state")
     try:
         import ray
     except ImportError:

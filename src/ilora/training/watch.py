@@ -24,7 +24,7 @@ from ilora.errors import InputError
 from ilora.training.processes import agreed
 
 LOST_AFTER = "ILORA_LOST_AFTER"
-_SECONDS = 45.0
+_SECONDS = 40.0  # with the looks and the grace: within a minute
 _LOOKS = 9  # within these seconds
 _GRACE = 10.0  # seconds for a process to meet by itself what ended another one, and to say it better
 _LEFT, _FAILED = b"left", b"failed"
