@@ -30,25 +30,30 @@ else
     launch+=(--standalone)
 fi
 
+reached() { find "$run/checkpoints" -mindepth 1 -maxdepth 1 -name '[0-9]*' 2>/dev/null | sort | tail -n 1; }
+
 again() {
+    echo "slurm.sh: $1; job $SLURM_JOB_ID goes back into the queue"
+    scontrol requeue "$SLURM_JOB_ID"
+}
+
+stopped() {
     trap '' USR1 TERM
-    echo "slurm.sh: stopped from outside; job $SLURM_JOB_ID goes back into the queue"
     kill -TERM "$work" 2>/dev/null
     wait "$work"
-    scontrol requeue "$SLURM_JOB_ID"
+    # A job that somebody has cancelled is no longer RUNNING, and stays away.
+    if [[ $(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T) == RUNNING ]]; then again "stopped from outside"; fi
     exit 0
 }
 
+before=$(reached)
 srun --kill-on-bad-exit=1 "${launch[@]}" -m ilora "${ilora[@]}" &
 work=$!
-trap again USR1 TERM
+trap stopped USR1 TERM
 wait "$work"
 code=$?
 
-# 1: a process was lost, and its machine may be gone. 2: bad input, which another start would meet again.
-# Slurm counts the starts of a job: after three that failed somebody should look.
-if (( code != 0 && code != 2 && ${SLURM_RESTART_COUNT:-0} < 3 )); then
-    echo "slurm.sh: exit code $code; job $SLURM_JOB_ID goes back into the queue"
-    scontrol requeue "$SLURM_JOB_ID"
-fi
+# 1 and above 2: a process was lost, perhaps with its machine. 2: bad input, which another start would meet again.
+# A start that got no further than the one before is not repeated either.
+if (( code != 0 && code != 2 )) && [[ $(reached) != "$before" ]]; then again "exit code $code"; fi
 exit "$code"

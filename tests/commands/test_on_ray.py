@@ -1,0 +1,118 @@
+"""`--ray`: what a worker does, and with Ray itself (where it is installed) a worker that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ilora import run
+from ilora.commands.on_ray import run_on_ray, work
+from ilora.config import Config
+from tests.command import Command, Refused
+from tests.helpers import FEW_SCORES, MakeConfig, difference, weights
+from tests.processes import outcome, steps, wait_for, write_config
+from tests.training.test_processes import in_two
+
+
+@pytest.fixture
+def short(make_config: MakeConfig) -> Config:
+    few = ("data.limit={train: 16, eval: 2, test: 2}", "training.epochs=1", "adapter.dropout=0")
+    return make_config(*FEW_SCORES, *few, "data.tasks=[one, two]")
+
+
+@pytest.fixture
+def order(short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A new run for a worker."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scratch").mkdir()
+    places = {"path": str(tmp_path / "run"), "scratch": str(tmp_path / "scratch"), "folder": str(tmp_path)}
+    return {**places, "config": short.dump(), "places": [], "quiet": True}
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """A worker fails there once."""
+
+    def fail(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        raise ZeroDivisionError("broken for the test")
+
+    monkeypatch.setattr(at, fail)
+
+
+def test_a_worker_that_failed_goes_on_and_ends_with_the_same_bits(
+    order: dict[str, Any], short: Config, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, "ilora.training.session.Session._say_scores")
+        with pytest.raises(ZeroDivisionError):
+            work(order)
+    assert not (tmp_path / "run" / "adapters" / "02-two").exists()
+    work(order)
+    assert outcome(tmp_path / "run") == outcome(run(short, tmp_path / "whole", quiet=True).path) != {}
+
+
+def test_what_a_worker_refuses_is_noted_and_not_tried_again(
+    order: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order["config"]["data"]["tasks"] = ["tow"]
+    work(order)
+    (note,) = (tmp_path / "scratch").iterdir()
+    assert "no task 'tow'" in note.read_text(encoding="utf-8")
+    monkeypatch.setattr("ilora.runner.run", None)
+    work(order)
+
+
+def test_bad_words_are_refused(refused: Refused, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused("run", config, "--workers", 2, says=["--workers", "is for --ray"])
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused("run", config, "--ray", "local", says=["--ray", "pip install 'ilora[ray]'"])
+
+
+# -- with Ray ----------------------------------------------------------------------------------------------------------
+
+
+def workers() -> list[int]:
+    """The process ids of Ray Train's workers that this process has started."""
+    parents, names = {}, {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            names[int(place.name)] = (place / "cmdline").read_bytes()
+            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            continue
+
+    def ours(number: int) -> bool:
+        return number == os.getpid() or (number in parents and ours(parents[number]))
+
+    return [number for number, name in names.items() if b"RayTrainWorker" in name and ours(number)]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for Ray's processes in /proc")
+def test_a_killed_worker_begins_again_with_the_same_bits(short: Config, tmp_path: Path, ilora: Command) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    config = short.model_copy(update={"training": short.training.model_copy(update={"epochs": 20})})
+    file = write_config(tmp_path / "config.yaml", config)
+    in_two("run", file, "--out", tmp_path / "whole", log=tmp_path / "log")
+
+    def kill_one() -> None:
+        wait_for(steps(5), tmp_path / "run", lambda: True)
+        os.kill(workers()[-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    result = run_on_ray("local", config, tmp_path / "run", workers=2)
+    killer.join()
+    assert result.results["complete"]
+    assert difference(weights(tmp_path / "whole"), weights(tmp_path / "run")) == 0.0
+    assert not list(tmp_path.glob(".run-ray*"))
+    refused = ilora("run", file, "--out", tmp_path / "more", "--ray", "local", "--workers", 10_000)
+    assert (refused.code, refused.err.count("--workers 10000: the cluster has ")) == (2, 1)
+    assert not list(tmp_path.glob("*more*"))
