@@ -14,6 +14,7 @@ import pytest
 from ilora import run
 from ilora.commands.on_ray import run_on_ray, work
 from ilora.config import Config
+from ilora.errors import InputError
 from tests.command import Command, Refused
 from tests.helpers import FEW_SCORES, MakeConfig, difference, weights
 from tests.processes import outcome, steps, wait_for, write_config
@@ -31,6 +32,7 @@ def order(short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     """A new run for a worker."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "of-the-command").touch()
     places = {"path": str(tmp_path / "run"), "scratch": str(tmp_path / "scratch"), "folder": str(tmp_path)}
     return {**places, "config": short.dump(), "places": [], "quiet": True}
 
@@ -62,10 +64,17 @@ def test_what_a_worker_refuses_is_noted_and_not_tried_again(
 ) -> None:
     order["config"]["data"]["tasks"] = ["tow"]
     work(order)
-    (note,) = (tmp_path / "scratch").iterdir()
+    (note,) = (tmp_path / "scratch").glob("*.json")
     assert "no task 'tow'" in note.read_text(encoding="utf-8")
     monkeypatch.setattr("ilora.runner.run", None)
     work(order)
+
+
+def test_a_worker_without_the_folder_of_the_command_is_refused(order: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "scratch" / "of-the-command").unlink()
+    with pytest.raises(InputError, match="must be on storage that the command and all workers share"):
+        work(order)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_words_are_refused(refused: Refused, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from ilora.runner import RunResult
 from ilora.sweeps.cluster import connected
 
 RESTARTS = 3  # after so many failures of workers the run ends; it can be resumed then, too
+_MARK = "of-the-command"
 
 
 def run_on_ray(
@@ -78,8 +79,8 @@ def _fitting(ray: Any, workers: int | None, gpus: int) -> int:
 def _scratch(path: Path) -> Iterator[Path]:
     """A folder beside the run's, for what Ray Train keeps and what workers refuse."""
     made, new = path.with_name(f".{path.name}-ray"), [folder for folder in path.parents if not folder.exists()]
-    made.mkdir(parents=True, exist_ok=True)
     try:
+        write_atomic(made / _MARK, "")
         yield made
     finally:
         shutil.rmtree(made)
@@ -128,7 +129,8 @@ def work(order: dict[str, Any]) -> None:
     if order["folder"] not in sys.path:
         sys.path.append(order["folder"])  # where `method: my_module:MyMethod` is looked for
     path, scratch, rank = Path(order["path"]), Path(order["scratch"]), os.environ.get("RANK", "0")
-    if rank == "0" and not scratch.is_dir():  # that others see what it writes is seen to by the run itself
+    shared = (scratch / _MARK).is_file()  # Ray makes the folder itself everywhere
+    if rank == "0" and not shared:  # whether the others see what it writes is looked at by the run
         raise InputError(f"{path}: a run folder must be on storage that the command and all workers share")
     if _refusal(scratch) is not None:
         return
@@ -138,7 +140,7 @@ def work(order: dict[str, Any]) -> None:
         else:
             runner.run(order["config"], path, quiet=order["quiet"])
     except InputError as error:
-        if not scratch.is_dir():
+        if not shared:
             raise
         write_atomic(scratch / f"refused-{rank}.json", json.dumps(str(error)))
 

@@ -1,8 +1,8 @@
 """Each process says that it is at work; who hears nothing more of another ends, instead of waiting for it for ever.
 
 The communication library alone would wait: gloo for 30 minutes where a machine is gone without a word, NCCL for 10. A
-shorter limit there would end runs in which one process has long work to do for all. So a thread of each process counts in
-the store where the processes met, and reads the others' counts. It does so while its process waits or computes.
+shorter limit there would end runs in which one process has long work to do for all. So a thread of each process counts
+in the store where the processes met, and reads the others' counts. It does so while its process waits or computes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ilora.errors import InputError
 from ilora.training.processes import agreed
@@ -27,7 +27,7 @@ LOST_AFTER = "ILORA_LOST_AFTER"
 _SECONDS = 40.0  # with the looks and the grace: within a minute
 _LOOKS = 9  # within these seconds
 _GRACE = 10.0  # seconds for a process to meet by itself what ended another one, and to say it better
-_LEFT, _FAILED = b"left", b"failed"
+_LEFT, _FAILED = "left", "failed"
 
 
 @contextmanager
@@ -67,7 +67,12 @@ class _Watch(threading.Thread):
 
     def __init__(self, accelerator: Accelerator, name: str, run: Path, *, limit: float) -> None:
         super().__init__(name="ilora watch", daemon=True)
-        self._rank, self._count, self._run, self._limit = accelerator.process_index, accelerator.num_processes, run, limit
+        self._rank, self._count, self._run, self._limit = (
+            accelerator.process_index,
+            accelerator.num_processes,
+            run,
+            limit,
+        )
         self._place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         # A connection of its own: the group's is held by a process that waits for the others.
         store = TCPStore(
@@ -80,7 +85,7 @@ class _Watch(threading.Thread):
         self._store = PrefixStore(f"ilora/{name}", store)
         self._over = threading.Event()
 
-    def leave(self, how: bytes) -> None:
+    def leave(self, how: str) -> None:
         """Stop watching, and tell the others that this process has done its work or failed."""
         self._over.set()
         self.join(self._limit)
@@ -90,23 +95,25 @@ class _Watch(threading.Thread):
             return
 
     def run(self) -> None:
-        heard = {rank: (b"", time.monotonic()) for rank in range(self._count) if rank != self._rank}
+        heard = {rank: ("", time.monotonic()) for rank in range(self._count) if rank != self._rank}
         number = 0
         while not self._over.wait(self._limit / _LOOKS):
             number += 1
             try:
                 lost = self._look(number, heard)
             except RuntimeError:
-                lost = f"the place where the processes meet ({self._place}) is out of reach; its machine or process ended"
+                lost = (
+                    f"the place where the processes meet ({self._place}) is out of reach; its machine or process ended"
+                )
             if lost is not None and not self._over.wait(_GRACE if self._limit > _GRACE else self._limit):
                 self._end(lost)
 
-    def _look(self, number: int, heard: dict[int, tuple[bytes, float]]) -> str | None:
+    def _look(self, number: int, heard: dict[int, tuple[str, float]]) -> str | None:
         """Count, and read the others' counts; returns what to say where one is lost. heard: its last word and when."""
         self._store.set(str(self._rank), str(number))
         now = time.monotonic()
         for rank, (before, since) in heard.items():
-            word = self._store.get(str(rank)) if self._store.check([str(rank)]) else b""
+            word = self._store.get(str(rank)).decode() if self._store.check([str(rank)]) else ""
             if word == _FAILED:
                 return f"process {rank} of {self._count} has failed; it said why"
             if word not in (before, _LEFT):
