@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ilora import run
-from ilora.commands.on_ray import run_on_ray, work
+from ilora.commands.on_ray import MARK, run_on_ray, work
 from ilora.config import Config
 from ilora.errors import InputError
 from tests.command import Command, Refused
@@ -32,7 +32,7 @@ def order(short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     """A new run for a worker."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scratch").mkdir()
-    (tmp_path / "scratch" / "of-the-command").touch()
+    (tmp_path / "scratch" / MARK).touch()
     places = {"path": str(tmp_path / "run"), "scratch": str(tmp_path / "scratch"), "folder": str(tmp_path)}
     return {**places, "config": short.dump(), "places": [], "quiet": True}
 
@@ -71,7 +71,7 @@ def test_what_a_worker_refuses_is_noted_and_not_tried_again(
 
 
 def test_a_worker_without_the_folder_of_the_command_is_refused(order: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "scratch" / "of-the-command").unlink()
+    (tmp_path / "scratch" / MARK).unlink()
     with pytest.raises(InputError, match="must be on storage that the command and all workers share"):
         work(order)
     assert not (tmp_path / "run").exists()

@@ -20,7 +20,7 @@ from ilora.runner import RunResult
 from ilora.sweeps.cluster import connected
 
 RESTARTS = 3  # after so many failures of workers the run ends; it can be resumed then, too
-_MARK = "of-the-command"
+MARK = "of-the-command"
 
 
 def run_on_ray(
@@ -48,7 +48,7 @@ def _launch(
     address: str, path: Path, config: dict[str, Any] | None, places: Sequence[str], *, workers: int | None, quiet: bool
 ) -> RunResult:
     """config: of a new run; None: the folder has it."""
-    ray = connected(None if address == "local" else address, log_to_driver=not quiet)
+    ray = connected(address, log_to_driver=not quiet)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count = _fitting(ray, workers, gpus)
@@ -80,7 +80,7 @@ def _scratch(path: Path) -> Iterator[Path]:
     """A folder beside the run's, for what Ray Train keeps and what workers refuse."""
     made, new = path.with_name(f".{path.name}-ray"), [folder for folder in path.parents if not folder.exists()]
     try:
-        write_atomic(made / _MARK, "")
+        write_atomic(made / MARK, "")
         yield made
     finally:
         shutil.rmtree(made)
@@ -129,7 +129,7 @@ def work(order: dict[str, Any]) -> None:
     if order["folder"] not in sys.path:
         sys.path.append(order["folder"])  # where `method: my_module:MyMethod` is looked for
     path, scratch, rank = Path(order["path"]), Path(order["scratch"]), os.environ.get("RANK", "0")
-    shared = (scratch / _MARK).is_file()  # Ray makes the folder itself everywhere
+    shared = (scratch / MARK).is_file()  # Ray makes the folder itself everywhere
     if rank == "0" and not shared:  # whether the others see what it writes is looked at by the run
         raise InputError(f"{path}: a run folder must be on storage that the command and all workers share")
     if _refusal(scratch) is not None:

@@ -80,7 +80,7 @@ def executor(processes: int, ray: str | None) -> Executor:
         return Processes(processes)
     from ilora.sweeps.cluster import Cluster
 
-    return Cluster(None if ray == "local" else ray)
+    return Cluster(ray)
 
 
 def _plan_table(entries: Sequence[Entry], seconds: Sequence[float]) -> Table:

@@ -13,8 +13,8 @@ from ilora.sweeps.book import Entry
 from ilora.sweeps.local import threads
 
 
-def connected(address: str | None, *, log_to_driver: bool) -> Any:
-    """The module `ray`, connected to a running cluster, or (None) to a new one on this machine. Raises InputError."""
+def connected(address: str, *, log_to_driver: bool) -> Any:
+    """The module `ray`, connected to a running cluster, or (`local`) to a new one on this machine. Raises InputError."""
     # Ray Train's cleaner asks the dashboard, and where there is none, as here, it would say so each second.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Failed to query Ray Train Controller actor state")
     try:
@@ -31,8 +31,8 @@ def connected(address: str | None, *, log_to_driver: bool) -> Any:
 class Cluster:
     """As many runs at a time as the cluster has nodes' GPUs for, or, without GPUs, cores."""
 
-    def __init__(self, address: str | None) -> None:
-        """address: of a running cluster; None: one on this machine, for as long as the sweep lasts."""
+    def __init__(self, address: str) -> None:
+        """address: of a running cluster; `local`: one on this machine, for as long as the sweep lasts."""
         ray = connected(address, log_to_driver=False)
         self._ray = ray
         there = ray.cluster_resources()
