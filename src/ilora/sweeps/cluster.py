@@ -14,7 +14,7 @@ from ilora.sweeps.local import threads
 
 
 def connected(address: str, *, log_to_driver: bool) -> Any:
-    """The module `ray`, connected to a running cluster, or (`local`) to a new one on this machine. Raises InputError."""
+    """The module `ray`, connected to a running cluster or (`local`) to a new one of this machine. Raises InputError."""
     # Ray Train's cleaner asks the dashboard, and where there is none, as here, it would say so each second.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Failed to query Ray Train Controller actor state")
     try:
