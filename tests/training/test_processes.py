@@ -311,8 +311,8 @@ def test_a_folder_that_a_process_does_not_see_is_refused(config: Config, tmp_pat
     processes = []
     for rank, disk in enumerate(("here", "there")):
         (tmp_path / disk).mkdir()
-        command = ("run", file, "--out", tmp_path / disk / "run")
-        processes.append(ilora_forks([command], log=log.with_name(f"log-{rank}"), **member(rank, port)))
+        command, alone = ("run", file, "--out", tmp_path / disk / "run"), member(rank, port) | {"LOCAL_RANK": "0"}
+        processes.append(ilora_forks([command], log=log.with_name(f"log-{rank}"), **alone))
     said = end_of(processes, log)
     assert [process.exitcode for process in processes] == [2, 2]
     assert "must be on storage that all processes share" in said
