@@ -21,7 +21,7 @@ class TrainingConfig(Section):
         16, description="new rows in an optimizer step, over all processes (replayed rows come on top)"
     )
     micro_batch_size: PositiveInt | Literal["auto"] = Field(
-        8,
+        "auto",
         description="rows in a forward pass of one process, halved where memory ends; auto: by tokens, on a GPU as "
         "many as fit; changes memory and speed, not the result (but for dropout's masks)",
     )
