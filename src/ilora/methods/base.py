@@ -25,6 +25,7 @@ from ilora.methods.view import Position, RunView
 from ilora.model import adapters
 from ilora.model.engine import Engine
 from ilora.model.fitting import fitted
+from ilora.model.gradients import gradients
 from ilora.model.passes import Output
 from ilora.registry import Registry
 from ilora.replay.memory import ReplayMemory
@@ -222,14 +223,17 @@ class Method(Generic[ConfigT]):
         """This process's part of `gradient`."""
         totals, total = Totals.of(rows), None
         for batch in self.engine.micro_batches(rows):
-            per_row, count, _ = self._per_row(self.engine.forward(batch, dropout=False), batch, totals)
-            parts = torch.autograd.grad(per_row.sum() / count, self.trainable)
+            parts = gradients(self.engine, partial(self._loss_of_rows, batch, totals), self.trainable)
             flat = torch.cat([part.flatten() for part in parts])
             total = flat if total is None else total + flat
             self.engine.passes["backward"] += len(batch.examples)
         if total is None:  # fewer rows than processes
             total = torch.cat([torch.zeros_like(parameter).flatten() for parameter in self.trainable])
         return total
+
+    def _loss_of_rows(self, batch: Batch, totals: Totals) -> Tensor:
+        per_row, count, _ = self._per_row(self.engine.forward(batch, dropout=False), batch, totals)
+        return per_row.sum() / count
 
     def _per_row(self, output: Output, batch: Batch, totals: Totals) -> tuple[Tensor, int, int]:
         """Each row's loss, and what the sums over current and over replayed rows are divided by."""

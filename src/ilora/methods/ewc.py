@@ -19,11 +19,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ilora.data.examples import Example
+from ilora.data.examples import Batch, Example
 from ilora.kernels.losses import token_losses
 from ilora.methods.base import METHODS, Method
 from ilora.methods.view import RunView
 from ilora.model.fitting import fitted
+from ilora.model.gradients import gradients
 from ilora.settings import Fraction, Log, MethodConfig, PositiveInt
 
 
@@ -102,12 +103,14 @@ class EWC(Method[EWCConfig]):
         """Of the rows of this process: the sum of their squared gradients over the number of all rows."""
         total = [torch.zeros_like(weight) for weight in self.trainable]
         for batch in self.engine.micro_batches(rows, size=1):
-            logits = self.engine.forward(batch, dropout=False).answer_logits
-            loss = token_losses(logits, batch.targets).sum()
-            for mean, gradient in zip(total, torch.autograd.grad(loss, self.trainable), strict=True):
+            found = gradients(self.engine, partial(self._row_loss, batch), self.trainable)
+            for mean, gradient in zip(total, found, strict=True):
                 mean += gradient.square() / len(rows)
             self.engine.passes["backward"] += 1
         return total
+
+    def _row_loss(self, batch: Batch) -> Tensor:
+        return token_losses(self.engine.forward(batch, dropout=False).answer_logits, batch.targets).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """importance.<n> and anchor.<n> of the n-th parameter."""

@@ -30,6 +30,7 @@ from ilora.model.passes import (
     Modes,
     Output,
     ReadPrompts,
+    Seated,
     attention_cache,
     outputs_of,
     pack,
@@ -58,6 +59,7 @@ class Engine:
     decoder's layers are compiled (`model/gpu.py` sets these).
     passes: rows that went through the model in training, in this process.
     told: what is told how often each token of a pass stands in its batch (`model/observing.py` sets it).
+    seat: for passes together with other runs (`model/shared.py` sets it).
     """
 
     model: PeftModel
@@ -77,6 +79,7 @@ class Engine:
     notices: list[str] = field(default_factory=list)
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     told: Callable[[Tensor], None] | None = None
+    seat: Seated | None = None
 
     def __post_init__(self) -> None:
         signature = inspect.signature(self.core.forward)

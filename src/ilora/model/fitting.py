@@ -10,6 +10,7 @@ import torch
 from ilora.data.examples import Example
 from ilora.errors import IloraError
 from ilora.model.engine import Engine
+from ilora.model.gradients import TooManyTogether
 from ilora.model.sharding import OUT_OF_STEP
 
 R = TypeVar("R")
@@ -29,11 +30,11 @@ def fitted(engine: Engine, rows: Sequence[Example], compute: Callable[[], T], *,
         try:
             return compute()
         except torch.OutOfMemoryError as error:
-            reason = _reason(engine, error, "training.micro_batch_size")
+            reason, again = _reason(engine, error, "training.micro_batch_size"), isinstance(error, TooManyTogether)
         # Outside of `except`, which would hold the failed pass's tensors.
         engine.passes.update(counted)  # rows count once
         _let_go(engine)
-        halved = size is None and halve(engine, rows)
+        halved = again or (size is None and halve(engine, rows))
         if not halved and not (torch.is_grad_enabled() and recompute(engine)):
             hints = [] if engine.recomputes else ["model.gradient_checkpointing: true"]
             hints += ["a smaller data.max_length", "or model.quantization: 4bit"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -152,6 +152,19 @@ def outputs_of(decoder: nn.Module | None) -> Iterator[list[Tensor]]:
 def rows_of(layers: Sequence[Tensor], packing: Packing | None, prefix: int) -> tuple[Tensor, ...]:
     """Each layer's output as (rows, length, features), without the columns of the soft prompt."""
     return tuple((packing.spread(layer) if packing else layer)[:, prefix:] for layer in layers)
+
+
+class Seated(Protocol):
+    """What stands between a run and its device where it meets other runs."""
+
+    def backward(self, compute: Callable[[], Tensor]) -> Tensor:
+        """As `model.gradients.backward`."""
+
+    def gradients(self, compute: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> Sequence[Tensor]:
+        """As `model.gradients.gradients`."""
+
+    def read(self, figures: Tensor) -> list[float]:
+        """As `model.gradients.read`."""
 
 
 class Modes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from ilora.data.examples import Example, Totals
 from ilora.data.stored import shuffled
 from ilora.methods.base import Method
 from ilora.methods.view import Position, RunView
+from ilora.model.engine import Engine
 from ilora.model.fitting import fitted
+from ilora.model.gradients import backward, read
 from ilora.training.divergence import diverged
 from ilora.training.optim import leave_if_not_finite, schedule
 
@@ -114,7 +117,7 @@ def optimizer_step(method: Method[Any], optimizer: torch.optim.Optimizer, exampl
     for group in optimizer.param_groups:
         group["lr"], group["weight_decay"] = rate, run.training.weight_decay
     figures = torch.stack([loss, norm.float(), *terms.values()])
-    value, length, *numbers = _move(optimizer, figures, position, rate)
+    value, length, *numbers = _move(run.engine, optimizer, figures, position, rate)
     method.after_step()
     return StepReport(value, dict(zip(terms, numbers, strict=True)), length, rate, sum(map(len, rows)))
 
@@ -140,10 +143,8 @@ def _passes(method: Method[Any], rows: list[Example]) -> Tensor:
     loss = torch.zeros((), device=engine.device)
     for number, batch in enumerate(engine.micro_batches(rows)):
         _seed(engine.device, position.key("dropout", position.step, number, engine.accelerator.process_index))
-        share = method.loss(batch, totals)
-        share.backward()  # type: ignore[no-untyped-call]
+        loss += backward(engine, partial(method.loss, batch, totals))
         engine.passes["backward"] += len(batch.examples)
-        loss += share.detach()
     return loss
 
 
@@ -168,7 +169,9 @@ def _sum_over_processes(parameters: Sequence[nn.Parameter], loss: Tensor, run: R
     return terms
 
 
-def _move(optimizer: torch.optim.Optimizer, figures: Tensor, position: Position, rate: float) -> list[float]:
+def _move(
+    engine: Engine, optimizer: torch.optim.Optimizer, figures: Tensor, position: Position, rate: float
+) -> list[float]:
     """Take the step where loss and norm, the first two figures, are finite; returns all figures.
 
     They are read in one piece, so a GPU is waited for once, and there after the step was launched: it looks itself.
@@ -176,7 +179,7 @@ def _move(optimizer: torch.optim.Optimizer, figures: Tensor, position: Position,
     launched = leave_if_not_finite(optimizer, figures[:2])
     if launched:
         optimizer.step()
-    numbers: list[float] = figures.tolist()
+    numbers = read(engine, figures)
     _require_finite("loss", numbers[0], position, rate)
     _require_finite("gradient", numbers[1], position, rate)
     if not launched:
