@@ -113,12 +113,20 @@ class Recording:
 
     def backward(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         """The gradient of each of `wanted`, given those of the outputs of the last `forward`."""
+        return unflattened(self.flat_gradient(gradients), self.wanted)
+
+    def flat_gradient(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """The same as one vector of float32."""
         for place, gradient in zip(self._gradients, gradients, strict=True):
             place.zero_() if gradient is None else place.copy_(gradient)
         self._replay_back()
-        parts = _unflatten_dense_tensors(self._flat.clone(), self.wanted)  # type: ignore[no-untyped-call]
-        pairs = zip(parts, self.wanted, strict=True)
-        return [part if part.dtype is tensor.dtype else part.to(tensor.dtype) for part, tensor in pairs]
+        return self._flat.clone()
+
+
+def unflattened(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """A vector as tensors of these shapes and dtypes."""
+    parts = zip(_unflatten_dense_tensors(flat, like), like, strict=True)  # type: ignore[no-untyped-call]
+    return [part if part.dtype is tensor.dtype else part.to(tensor.dtype) for part, tensor in parts]
 
 
 class _Flight:

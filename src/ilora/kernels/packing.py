@@ -51,6 +51,7 @@ class Packing:
     real: (rows · length,) whether there is a token at all.
     again: the other places of shared tokens.
     starts: (rows + 1,) the first token of each row, and the number of tokens; None where rows share tokens.
+    sizes: the tokens of each row, where they share none.
     shown: how many of the rows, the first ones, and of their columns, the last ones, a caller gets back; the rest are
     filling.
     """
@@ -63,6 +64,7 @@ class Packing:
     rows: int
     length: int
     shown: tuple[int, int]
+    sizes: tuple[int, ...] = ()
 
     @staticmethod
     def of(mask: Tensor, ids: Tensor | None = None, *, shown: tuple[int, int] | None = None) -> Packing:
@@ -73,8 +75,9 @@ class Packing:
         if ids is None:
             taken = real.nonzero()[:, 0]
             token_at = (real.cumsum(0) - 1).clamp(min=0).masked_fill(~real, 0)
-            starts = nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
-            return Packing(taken, token_at, real, taken[:0], starts, rows, length, shown)
+            sizes = mask.sum(1)
+            starts = nn.functional.pad(sizes.cumsum(0), (1, 0)).int()
+            return Packing(taken, token_at, real, taken[:0], starts, rows, length, shown, tuple(sizes.tolist()))
         first, at = _shared_beginnings(mask.tolist(), ids.tolist())
         taken, token_at = (torch.tensor(numbers, device=mask.device) for numbers in (first, at))
         again = real.index_fill(0, taken, False).nonzero()[:, 0]
