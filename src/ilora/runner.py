@@ -127,6 +127,8 @@ def _with_model(config: Config, model: Any, tokenizer: Any) -> tuple[Config, Giv
         if tokenizer is not None:
             raise InputError("tokenizer: it belongs to a model object; a model that is named brings its own")
         return config, None
+    if isinstance(model, GivenModel):  # what the configuration names, loaded already
+        return config, model
     given = GivenModel.of(model, tokenizer)
     return config.model_copy(update={"model": given.settings(config.model)}), given
 

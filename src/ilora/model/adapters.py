@@ -28,7 +28,7 @@ from ilora.model.sharding import part_of
 from ilora.model.targets import beside_the_text, last_layers, linear_layers, refuse_unknown, target_modules
 from ilora.settings import AdapterConfig
 
-_WRAPPER = "base_model.model."  # what PEFT puts before the base model's own module names
+WRAPPER = "base_model.model."  # what PEFT puts before the base model's own module names
 
 
 def attach(
@@ -322,7 +322,7 @@ def place(model: PeftModel, name: str, updates: Mapping[str, LowRank]) -> None:
     """
     for path, layer in adapted(model):
         down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-        update = updates.get(path.removeprefix(_WRAPPER))
+        update = updates.get(path.removeprefix(WRAPPER))
         if update is None:
             update = LowRank(down.new_zeros(1, down.shape[1]), up.new_zeros(up.shape[0], 1), 1.0)
         down.grad = up.grad = None
@@ -333,7 +333,7 @@ def place(model: PeftModel, name: str, updates: Mapping[str, LowRank]) -> None:
 def placed_gradients(model: PeftModel, name: str) -> dict[str, tuple[Tensor, Tensor]]:
     """What `backward` left at the placed updates: (down, up) by module name in the base model."""
     return {
-        path.removeprefix(_WRAPPER): (layer.lora_A[name].weight.grad, layer.lora_B[name].weight.grad)
+        path.removeprefix(WRAPPER): (layer.lora_A[name].weight.grad, layer.lora_B[name].weight.grad)
         for path, layer in adapted(model)
     }
 

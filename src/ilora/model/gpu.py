@@ -28,7 +28,7 @@ def suit_the_device(engine: Engine, config: ModelConfig) -> None:
     """As `model.kernels` and `model.graphs` say; by themselves they leave a CPU as it is."""
     if engine.sharding is not None:  # its layers wait for their weights, which no recording can
         return
-    fast, still = _packed_on_gpu(engine), _stands_still(engine, config)
+    fast, still = _packed_on_gpu(engine), stands_still(engine.core, config)
     large = sum(parameter.numel() for parameter in engine.core.parameters()) >= LARGE
     if config.kernels == "compiled" or (config.kernels == "auto" and fast and large):
         compile_layers(engine)
@@ -39,7 +39,7 @@ def suit_the_device(engine: Engine, config: ModelConfig) -> None:
 
 def suit_answers(engine: Engine, config: ModelConfig) -> None:
     """As `model.graphs` says, for generation and ranking alone; for models of any size, unless quantized."""
-    fits = _packed_on_gpu(engine) and _stands_still(engine, config) and config.quantization != "4bit"
+    fits = _packed_on_gpu(engine) and stands_still(engine.core, config) and config.quantization != "4bit"
     if config.graphs == "auto" and engine.sharding is None and fits:
         record_answers(engine, CudaRecorder)
 
@@ -49,12 +49,12 @@ def _packed_on_gpu(engine: Engine) -> bool:
     return ours and engine.device.type == "cuda"
 
 
-def _stands_still(engine: Engine, config: ModelConfig) -> bool:
+def stands_still(core: Any, config: ModelConfig) -> bool:
     """Whether a pass never waits for the device, which no recording can.
 
     8bit looks for outliers in each layer, and some rotary positions for the longest row.
     """
-    rotary = getattr(engine.core.get_decoder(), "rotary_emb", None)  # type: ignore[operator]
+    rotary = getattr(core.get_decoder(), "rotary_emb", None)
     kind = getattr(rotary, "rope_type", "default")
     return config.quantization != "8bit" and "dynamic" not in kind and kind != "longrope"
 

@@ -51,6 +51,9 @@ class GivenModel:
             raise InputError("tokenizer: the model object has no name to find its tokenizer by; give it, too")
         return GivenModel(model, tokenizer or load_tokenizer(ModelConfig(name=name)))
 
+    def ready(self, engine: Any) -> None:
+        """Told of the engine that computes with the model, before its first pass."""
+
     def settings(self, config: ModelConfig) -> ModelConfig:
         """The configuration's section that describes this model."""
         dtype = str(self.model.dtype).removeprefix("torch.")

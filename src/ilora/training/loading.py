@@ -74,6 +74,8 @@ def load_engine(
     if config.model.gradient_checkpointing is True:
         checkpoint(engine)
     suit_the_device(engine, config.model)
+    if given is not None:
+        given.ready(engine)
     engine.model.train()
     return engine, encoder
 
