@@ -105,7 +105,6 @@ def write(make_config: MakeConfig, tmp_path: Path) -> Callable[..., Path]:
 
 def use(monkeypatch: pytest.MonkeyPatch, learnt: Learnt, **options: Any) -> Pretended:
     executor = Pretended(learnt, **options)
-    monkeypatch.setattr("ilora.sweeps.sweep.time.sleep", lambda _: None)
     monkeypatch.setattr(command, "executor", lambda *_: executor)
     return executor
 

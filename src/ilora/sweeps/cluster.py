@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from ilora.errors import InputError
 from ilora.sweeps.book import Entry
-from ilora.sweeps.local import threads
+from ilora.sweeps.local import LOOK_EVERY, threads
+from ilora.training.processes import MEMORY_SHARE
 
 
 def connected(address: str, *, log_to_driver: bool) -> Any:
@@ -29,28 +31,33 @@ def connected(address: str, *, log_to_driver: bool) -> Any:
 
 
 class Cluster:
-    """As many runs at a time as the cluster has nodes' GPUs for, or, without GPUs, cores."""
+    """As many runs at a time as the cluster has GPUs for, or, without GPUs, cores."""
 
-    def __init__(self, address: str) -> None:
-        """address: of a running cluster; `local`: one on this machine, for as long as the sweep lasts."""
+    def __init__(self, address: str, *, on_a_gpu: int = 1) -> None:
+        """address: of a running cluster; `local`: one on this machine, for as long as the sweep lasts.
+
+        on_a_gpu: how many runs share a GPU and its memory.
+        """
         ray = connected(address, log_to_driver=False)
         self._ray = ray
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
-        self.places = gpus or max(1, int(there.get("CPU", 1)))
-        self._run = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(_run)
+        self.places = gpus * on_a_gpu or max(1, int(there.get("CPU", 1)))
+        self._run = ray.remote(num_cpus=1, num_gpus=1 / on_a_gpu if gpus else 0, max_retries=0)(_run)
+        self._share = {MEMORY_SHARE: f"{1 / on_a_gpu:.4f}"}
         self._running: dict[Any, Entry] = {}
 
     def start(self, entry: Entry) -> None:
         """As `Executor.start`."""
         entry.path.parent.mkdir(parents=True, exist_ok=True)
         words = [str(word) for word in entry.command()]
-        environment = threads(os.cpu_count() or 1)  # one core each
+        environment = threads(os.cpu_count() or 1) | self._share  # one core each
         reference = self._run.remote(words, entry.log.absolute(), Path.cwd(), environment)
         self._running[reference] = entry
 
     def ended(self) -> list[tuple[Entry, int]]:
         """As `Executor.ended`."""
+        time.sleep(LOOK_EVERY)
         done, _ = (
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
             if self._running

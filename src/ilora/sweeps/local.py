@@ -7,10 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Protocol
 
 from ilora.sweeps.book import Entry
+from ilora.training.processes import MEMORY_SHARE
 
+LOOK_EVERY = 0.2  # seconds
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
 
@@ -23,29 +27,32 @@ class Executor(Protocol):
         """Begin the run or go on with it."""
 
     def ended(self) -> list[tuple[Entry, int]]:
-        """Runs that have ended since the last call, each with its exit code."""
+        """Runs that have ended since the last call, each with its exit code. Waits a moment, or works on them."""
 
     def stop(self) -> None:
         """Have all runs write their checkpoint and end; returns when they have."""
 
 
 class Processes:
-    """A process for each run; the machine's cores divided among them."""
+    """A process for each run; the machine's cores are divided among them, and its GPUs."""
 
-    def __init__(self, places: int) -> None:
-        self.places = places
+    def __init__(self, places: int, *, gpus: int = 0) -> None:
+        self.places, self.gpus = places, gpus
         self._running: list[tuple[Entry, subprocess.Popen[bytes]]] = []
+        self._place: dict[Path, int] = {}  # of those that run
 
     def start(self, entry: Entry) -> None:
         """As `Executor.start`."""
         entry.path.parent.mkdir(parents=True, exist_ok=True)
+        running = {self._place[other.path] for other, _ in self._running}
+        place = self._place[entry.path] = next(place for place in range(self.places) if place not in running)
         with entry.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ilora", *entry.command()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | threads(self.places),
+                env=os.environ | threads(self.places) | gpu(place, self.places, self.gpus),
                 start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which hands it on
                 preexec_fn=_end_with_parent,
             )
@@ -53,6 +60,7 @@ class Processes:
 
     def ended(self) -> list[tuple[Entry, int]]:
         """As `Executor.ended`."""
+        time.sleep(LOOK_EVERY)
         done = [(entry, process.returncode) for entry, process in self._running if process.poll() is not None]
         self._running = [pair for pair in self._running if pair[1].returncode is None]
         return done
@@ -69,6 +77,16 @@ def threads(places: int) -> dict[str, str]:
     """Environment of one of several processes: its share of the cores, and no spinning while it waits for them."""
     share = str(max(1, (os.cpu_count() or 1) // places))
     return {"OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share} | ({"OMP_WAIT_POLICY": "PASSIVE"} if places > 1 else {})
+
+
+def gpu(place: int, places: int, gpus: int) -> dict[str, str]:
+    """Environment of the process at one of several places: the one GPU that it sees, and its share of the memory."""
+    if places == 1 or not gpus:
+        return {}
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    card = place % gpus
+    beside = len(range(card, places, gpus))
+    return {"CUDA_VISIBLE_DEVICES": visible[card] if visible else str(card), MEMORY_SHARE: f"{1 / beside:.4f}"}
 
 
 def _end_with_parent() -> None:

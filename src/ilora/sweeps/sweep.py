@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +11,6 @@ from ilora.progress import Bar, Display
 from ilora.sweeps.book import Book, Entry, busy, last_words
 from ilora.sweeps.local import Executor
 
-_LOOK_EVERY = 0.2  # seconds
 _INTERRUPTED = 130
 
 
@@ -42,7 +40,6 @@ def execute(book: Book, chosen: Sequence[Entry], executor: Executor, *, display:
                     view.ended(entry)
                     book.write()
                 view.look()
-                time.sleep(_LOOK_EVERY)
         except BaseException:
             display.say("stopping: each run ends its step and writes a checkpoint")
             executor.stop()

@@ -22,13 +22,28 @@ from ilora.errors import IloraError, InputError
 from ilora.methods import method_class
 
 T = TypeVar("T")
+MEMORY_SHARE = "ILORA_GPU_SHARE"  # environment: of a GPU's memory, where several runs share it
 
 
 def joined(**options: Any) -> Accelerator:
     """The processes that a launcher has started, as one group; a single process without a launcher."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # Unless told, accelerate starts no group without a GPU: each process would run alone, on one folder.
-    return Accelerator(cpu=several and not torch.accelerator.is_available(), **options)
+    made = Accelerator(cpu=several and not torch.accelerator.is_available(), **options)
+    if made.device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(_memory_share(), made.device)
+    return made
+
+
+def _memory_share() -> float:
+    text = os.environ.get(MEMORY_SHARE, "1")
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise InputError(f"{MEMORY_SHARE}: a share of a GPU's memory, above 0 and up to 1 (got {text!r})")
+    return share
 
 
 def agreed(accelerator: Accelerator, value: T) -> T:
