@@ -176,7 +176,11 @@ def sweep_command(
     file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="Which runs; see docs/sweeps.md.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The sweep's folder (default: sweeps/<name>).")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="How many runs at a time; they share the cores.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="How many runs at a time; they share cores and GPUs.")] = 1,
+    together: Annotated[
+        int | None,
+        typer.Option(min=1, help="Instead: so many at a time in one process, over one copy of the base model."),
+    ] = None,
     ray: Annotated[str | None, typer.Option(help="The address of a Ray cluster, or `local`.")] = None,
     only: Annotated[
         list[str] | None,
@@ -199,6 +203,7 @@ def sweep_command(
         "out": out,
         "processes": processes,
         "ray": ray,
+        "together": together,
         "only": only or (),
         "dry_run": dry_run,
         "quiet": quiet,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.table import Table
 
 from ilora.errors import IloraError, InputError
@@ -28,6 +29,7 @@ def sweep(
     out: str | Path | None = None,
     processes: int = 1,
     ray: str | None = None,
+    together: int | None = None,
     only: Sequence[str] = (),
     dry_run: bool = False,
     quiet: bool = False,
@@ -36,8 +38,9 @@ def sweep(
 
     overrides: settings in place of the file's, as `key=value`.
     out: the sweep's folder; default `sweeps/<name>`.
-    processes: how many runs at a time.
+    processes: how many runs at a time; they share the cores, and each sees one GPU. With `ray`: how many share a GPU.
     ray: the address of a Ray cluster to use instead; `local` starts one on this machine.
+    together: how many runs at a time in this process, their passes computed together over one copy of the base model.
     only: shell patterns of the runs to make now.
     dry_run: print the runs and how long they may take, and start none.
     Returns the book of all runs and their states. Raises InputError with nothing started, and RunsFailed when all is
@@ -45,11 +48,22 @@ def sweep(
     """
     if not 1 <= processes <= (os.cpu_count() or 1):
         raise InputError(f"--processes {processes}: allowed are 1 to {os.cpu_count()}, the cores of this machine")
+    if together is not None and (processes > 1 or ray is not None):
+        raise InputError(f"--together {together}: it makes all runs in one process; leave out --processes and --ray")
+    if together is not None and together < 1:
+        raise InputError(f"--together {together}: how many runs at a time, 1 or more")
     asked = read_sweep(Path(file), overrides)
     jobs = expand(asked, Path(file))
     book = Book(Path(out) if out is not None else Path("sweeps") / str(asked.name), jobs)
     book.refuse_changes()
     chosen = book.matching(only)
+    for entry in chosen if together is not None else ():
+        if others := set(entry.job.config.trackers) - {"tensorboard"}:
+            found = ", ".join(sorted(others))
+            raise InputError(
+                f"{entry.job.title}: trackers: {found} follows one run in a process; with --together "
+                "only tensorboard can be used"
+            )
     with Display(quiet=quiet) as display:
         if dry_run:
             seconds = estimates(chosen, say=display.say)
@@ -58,7 +72,7 @@ def sweep(
             return book
         with book.alone():
             book.begin(asked.model_dump(mode="json"))
-            execute(book, chosen, executor(processes, ray), display=display)
+            execute(book, chosen, executor(processes, ray, together), display=display)
         refuse_failures(chosen)
         done = f"{book.count('done')} of {len(book.entries)} runs done"
         display.say(f"{done}: {book.path}; `ilora compare {book.path}` shows them side by side")
@@ -74,13 +88,18 @@ def refuse_failures(entries: Sequence[Entry]) -> None:
         raise RunsFailed(f"{len(failed)} of {len(entries)} runs failed; {again}\n" + "\n".join(lines))
 
 
-def executor(processes: int, ray: str | None) -> Executor:
-    """What starts the runs: processes of this machine, or a Ray cluster."""
+def executor(processes: int, ray: str | None, together: int | None = None) -> Executor:
+    """What starts the runs: processes of this machine, or a Ray cluster; or threads of this process."""
+    if together is not None:
+        from ilora.runner import resume, run
+        from ilora.sweeps.together import Together
+
+        return Together(together, run=run, resume=resume)
     if ray is None:
-        return Processes(processes)
+        return Processes(processes, gpus=torch.cuda.device_count())
     from ilora.sweeps.cluster import Cluster
 
-    return Cluster(ray)
+    return Cluster(ray, on_a_gpu=processes)
 
 
 def _plan_table(entries: Sequence[Entry], seconds: Sequence[float]) -> Table:

@@ -63,9 +63,14 @@ class Entry:
             return 0, "starting"
         return int(line["task_index"]) - 1, f"{line['task']}, step {line['step']}"
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run to go on with."""
+        return (self.path / "config.yaml").is_file()
+
     def command(self) -> list[str]:
         """Arguments for `python -m ilora` that begin the run or go on with it."""
-        if (self.path / "config.yaml").is_file():
+        if self.begun:
             return ["resume", str(self.path), "--quiet"]
         return ["run", str(self.config_file), "--out", str(self.path), "--quiet"]
 

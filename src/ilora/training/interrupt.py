@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from weakref import WeakSet
 
 
 class StopRequest:
@@ -26,6 +27,7 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def __enter__(self) -> StopRequest:
+        _OPEN.add(self)
         if self._enabled:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._handle)
@@ -34,6 +36,7 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _OPEN.discard(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -42,3 +45,12 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
         self._notify("stopping after this step; once more to stop at once")
+
+
+def stop_all() -> None:
+    """Ask for a stop of every run of this process, in whatever thread."""
+    for request in list(_OPEN):
+        request.requested = True
+
+
+_OPEN: WeakSet[StopRequest] = WeakSet()
