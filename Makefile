@@ -51,6 +51,7 @@ bench: $(STAMP)
 bench-gpu: $(STAMP)
 	$(BIN)/python bench/gpu.py
 	$(BIN)/python bench/gpu_answers.py
+	$(BIN)/python bench/gpu_together.py
 
 # What CI runs.
 check: lint test

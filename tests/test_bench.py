@@ -40,3 +40,14 @@ def test_the_bench_of_answers_runs_with_toy_sizes(tmp_path: Path, monkeypatch: p
     assert exact["likelihoods_apart"] < 1e-4
     assert lines["same in bfloat16"]["equal_first_tokens"] > 0.5
     assert all(lines[f"{kind}, ours"]["times_plain"] > 0 for kind in ("generate", "rank"))
+
+
+def test_the_bench_of_runs_together_runs_with_toy_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "together.json"
+    monkeypatch.syspath_prepend(str(BENCH))
+    arguments = ["--runs", "2", "--warm", "1", "--steps", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["gpu_together.py", *arguments])
+    runpy.run_path(str(BENCH / "gpu_together.py"), run_name="__main__")
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures["apart"] < 2e-2  # bfloat16's
+    assert figures["seconds"] > 0
