@@ -3,8 +3,9 @@
 python bench/mixed.py DATA OUT [--seed 0]
 
 DATA holds classic/ (agnews, amazon, boolqa, sst2) and eight/ (MeetingBank, NumGLUE-cm, ScienceQA), each a folder with
-{train,eval,test}.json of {"prompt", "answer"}. `sums` is that of the generated benchmark mini8. OUT gets one such folder
-for each task. The same seed and data give the same files. No row of a source serves two tasks or two splits. docs/log.md says how the tasks were chosen.
+{train,eval,test}.json of {"prompt", "answer"}. `sums` is that of the generated benchmark mini8. OUT gets one such
+folder for each task. The same seed and data give the same files. No row of a source serves two tasks or two splits.
+docs/log.md says how the tasks were chosen.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ def read(folder: Path) -> list[Row]:
             entries = json.loads(file.read_text(encoding="utf-8"))
             rows += [Row(entry["prompt"], entry["answer"]) for entry in entries]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InputError(f'{file}: cannot be read ({error!r}); allowed is a list of {{"prompt", "answer"}}') from None
+            raise InputError(
+                f'{file}: cannot be read ({error!r}); allowed is a list of {{"prompt", "answer"}}'
+            ) from None
     return rows
 
 

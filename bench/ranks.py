@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import kendalltau, rankdata, spearmanr
+from scipy.stats import rankdata
 from tables import table
 
 from ilora.comparison.gather import gather
@@ -57,30 +57,49 @@ def scores_of(place: Path, lines: Sequence[Line], measure: str) -> Scores:
     return Scores(np.array(values, dtype=np.float64), [order for order, _ in common])
 
 
-def drawn(scores: Scores, source: np.random.Generator) -> Floats:
-    """(rows,) means over runs drawn with replacement: orders, then seeds within each."""
+def drawn(scores: Scores, repeats: int, source: np.random.Generator) -> Floats:
+    """(repeats, rows) means over runs drawn with replacement: orders, then seeds within each."""
     orders = sorted(set(scores.orders))
-    runs = []
-    for order in source.integers(len(orders), size=len(orders)):
-        own = [place for place, other in enumerate(scores.orders) if other == orders[order]]
-        runs += list(source.choice(own, size=len(own)))
-    means: Floats = scores.values[runs].mean(axis=0)
-    return means
+    runs_of = [[place for place, other in enumerate(scores.orders) if other == order] for order in orders]
+    means = []
+    for chosen in source.integers(len(orders), size=(repeats, len(orders))):
+        runs = np.concatenate([source.choice(runs_of[order], size=len(runs_of[order])) for order in chosen])
+        means.append(scores.values[runs].mean(axis=0))
+    return np.array(means)
 
 
-def correlations(one: Floats, other: Floats) -> tuple[float, float]:
-    """Spearman's and Kendall's; nan where all rows of a stream are equal."""
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return np.nan, np.nan
-    return float(spearmanr(one, other).statistic), float(kendalltau(one, other).statistic)
+def correlations(one: Floats, other: Floats) -> Floats:
+    """(2, repeats) Spearman's and Kendall's of (repeats, rows) twice; nan where all rows of a stream are equal.
+
+    Both are cosines: of the centred ranks, and of the signs of all differences between two rows.
+    """
+    made = []
+    for features in (centred_ranks, signs):
+        left, right = features(one), features(other)
+        with np.errstate(invalid="ignore"):
+            made.append((left * right).sum(1) / np.sqrt((left**2).sum(1) * (right**2).sum(1)))
+    return np.array(made)
 
 
-def intervals(one: Scores, other: Scores, repeats: int, seed: int = 0) -> list[tuple[float, float]]:
-    """Of both correlations."""
+def centred_ranks(means: Floats) -> Floats:
+    """(repeats, rows) ranks around 0; equal rows share theirs."""
+    ranks: Floats = rankdata(means, axis=1) - (means.shape[1] + 1) / 2
+    return ranks
+
+
+def signs(means: Floats) -> Floats:
+    """(repeats, pairs of rows) 1, 0 or -1."""
+    one, other = np.triu_indices(means.shape[1], 1)
+    found: Floats = np.sign(means[:, one] - means[:, other])
+    return found
+
+
+def interval(one: Scores, other: Scores, repeats: int, seed: int = 0) -> Floats:
+    """(2, 2) the ends of Spearman's, and of Kendall's."""
     source = np.random.default_rng(seed)
-    found = np.array([correlations(drawn(one, source), drawn(other, source)) for _ in range(repeats)])
-    ends = np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return [(float(low), float(high)) for low, high in ends.T]
+    found = correlations(drawn(one, repeats, source), drawn(other, repeats, source))
+    ends: Floats = np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1).T
+    return ends
 
 
 def main() -> None:
@@ -109,21 +128,20 @@ def main() -> None:
 
 
 def report(names: Sequence[str], one: Scores, other: Scores, measure: str, repeats: int) -> None:
-    """The two tables."""
+    """Every row's mean and rank, then the correlations."""
     means = [scores.values.mean(axis=0) for scores in (one, other)]
-    ranks = [rankdata(-mean) if measure != "forgetting" else rankdata(mean) for mean in means]
-    lines = [
-        (ranks[0][row], [name, *(f"{100 * mean[row]:.1f} ({rank[row]:g})" for mean, rank in zip(means, ranks, strict=True))])
-        for row, name in enumerate(names)
-    ]
-    head = [f"{measure} (rank)", *(f"{len(scores.orders)} runs" for scores in (one, other))]
-    print(table(head, [line for _, line in sorted(lines)]))
+    ranks = [rankdata(mean if measure == "forgetting" else -mean) for mean in means]
+    lines = []
+    for row in np.argsort(ranks[0], kind="stable"):
+        shown = [f"{100 * mean[row]:.1f} ({rank[row]:g})" for mean, rank in zip(means, ranks, strict=True)]
+        lines.append([names[row], *(text.replace("-", "−") for text in shown)])
+    print(table([f"{measure} (rank)", *(f"{len(scores.orders)} runs" for scores in (one, other))], lines))
     several = all(len(scores.orders) > 1 for scores in (one, other))
-    ends = intervals(one, other, repeats) if several else None
+    ends = interval(one, other, repeats) if several else None
     for place, name in enumerate(("Spearman", "Kendall")):
-        value = correlations(*means)[place]
-        text = f"[{ends[place][0]:.2f}, {ends[place][1]:.2f}]" if ends else "(no interval: a stream has one run)"
-        print(f"{name}: {value:.2f} {text}".replace("-", "−"))
+        value = correlations(means[0][None], means[1][None])[place, 0]
+        beside = "(no interval: a stream has one run)" if ends is None else "[{:.2f}, {:.2f}]".format(*ends[place])
+        print(f"{name}: {value:.2f} {beside}".replace("-", "−"))
 
 
 if __name__ == "__main__":
