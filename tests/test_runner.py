@@ -171,6 +171,24 @@ def test_unseen_tasks_that_are_scored(unseen: str, seen: list[int], make_config:
 
 
 @pytest.mark.usefixtures("report", "sketched")
+def test_earlier_tasks_that_are_scored_at_the_end_only(make_config: MakeConfig, tmp_path: Path) -> None:
+    small = (*SMALL, "training.epochs=1", "evaluation.zero_shot=true", "evaluation.unseen=next")
+    always, last = (
+        run(make_config(*small, f"evaluation.earlier={earlier}"), tmp_path / earlier, quiet=True).results
+        for earlier in ("always", "last")
+    )
+    for variant, whole in always["variants"].items():
+        kept = [[0, 1], [1, 2], [0, 1, 2]]
+        rows = last["variants"][variant]["R"]
+        assert rows == [
+            [s if i in row else None for i, s in enumerate(scores)]
+            for row, scores in zip(kept, whole["R"], strict=True)
+        ]
+        summary = last["variants"][variant]["summary"]
+        assert summary == {**whole["summary"], "forgetting": pytest.approx(-summary["BWT"])}
+
+
+@pytest.mark.usefixtures("report", "sketched")
 def test_contrast_runs_are_those_methods_alone(make_config: MakeConfig, tmp_path: Path) -> None:
     er = {"name": "er", "memory_size": 20}
     small = ("data.limit.train=16", "data.limit.test=4", "data.tasks=[one, two]")

@@ -72,6 +72,11 @@ class EvaluationConfig(Section):
     unseen: Literal["none", "next", "all"] = Field(
         "next", description="tasks that are scored before they are trained; FWT needs `next`"
     )
+    earlier: Literal["always", "last"] = Field(
+        "always",
+        description="when the tasks of earlier phases are scored again: after each task, or after the last one only, "
+        "which OP and BWT need; forgetting is then the loss since a task was learnt",
+    )
     perplexity_file: Place | None = Field(
         None, description="a UTF-8 text whose perplexity before the first and after the last task the report shows"
     )

@@ -90,14 +90,16 @@ class StreamEvaluator:
 
     def _scored_after(self, index: int) -> list[Task]:
         settings, tasks = self.config.evaluation, self.stream.tasks
+        first = 0
         if index == 0:
             count = len(tasks) if settings.zero_shot else 0
         elif self.config.stream == "joint":
             count = len(tasks)
         else:
             count = index + {"none": 0, "next": 1, "all": len(tasks)}[settings.unseen]
+            first = index - 1 if settings.earlier == "last" and index < len(self.stream.phases) else 0
         replaced = {task.replaces for task in tasks[:index]}
-        return [task for task in tasks[:count] if not task.forgotten and task.name not in replaced]
+        return [task for task in tasks[first:count] if not task.forgotten and task.name not in replaced]
 
     def _fixed_answers(self, index: int, job: Job) -> Path | None:
         """The file with the answers after the phase before, if the method cannot have changed them since; else None."""
