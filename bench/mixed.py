@@ -25,7 +25,8 @@ from ilora.files import write_atomic
 
 SIZES = {"train": 160, "eval": 100, "test": 150}
 WORDS = 60  # of a text that the prompt shows, so that nothing is cut where max_length is 96
-SUMMARY_WORDS = 20  # of a summary, which states its matter first
+SUMMARY_WORDS = 15  # of a summary, which states its matter first
+SUMMARY_LETTERS = 120  # longer beginnings are lists of names and numbers, of many tokens
 
 Make = Callable[[Row], Row | None]
 """A task's row from a source's row; None where the source's row has no such parts."""
@@ -84,7 +85,8 @@ def summary(row: Row) -> Row | None:
     if not found:
         return None
     prompt = f"Summarise the following meeting.\nTranscript: {first_words(found[1])}\nSummary:"
-    return Row(prompt, first_words(row.answer, SUMMARY_WORDS))
+    answer = first_words(row.answer, SUMMARY_WORDS)
+    return Row(prompt, answer) if len(answer) <= SUMMARY_LETTERS else None
 
 
 SOURCES: dict[str, dict[str, Make]] = {
