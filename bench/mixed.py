@@ -5,7 +5,7 @@ python bench/mixed.py DATA OUT [--seed 0]
 DATA holds classic/ (agnews, amazon, boolqa, sst2) and eight/ (MeetingBank, NumGLUE-cm, ScienceQA), each a folder with
 {train,eval,test}.json of {"prompt", "answer"}. `sums` is that of the generated benchmark mini8. OUT gets one such
 folder for each task. The same seed and data give the same files. No row of a source serves two tasks or two splits.
-docs/log.md says how the tasks were chosen.
+docs/log.md says which of them are learnt; configs/mixed.yaml takes these.
 """
 
 from __future__ import annotations
