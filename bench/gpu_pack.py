@@ -32,7 +32,7 @@ from ilora.errors import InputError
 from ilora.sweeps.book import Book, Entry
 from ilora.sweeps.plan import expand, read_sweep
 
-SWEEPS = [Path(__file__).parents[1] / "configs" / "sweeps" / "gpu" / f"{name}.yaml" for name in ("mixed", "eight")]
+SWEEPS = [Path(__file__).parents[1] / "configs" / "sweeps" / "gpu" / f"{name}.yaml" for name in ("eight",)]
 MORE_TO_DO = 75  # EX_TEMPFAIL of sysexits.h
 
 
@@ -42,10 +42,12 @@ class TimeUp(Exception):
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeUp in the block when so much time has gone by."""
+    """Raise TimeUp in the block when so much time has gone by: as Ctrl-C ends it, which the runs know how to obey."""
+    rung: list[int] = []
 
-    def ring(_number: int, _frame: FrameType | None) -> None:
-        raise TimeUp
+    def ring(number: int, _frame: FrameType | None) -> None:
+        rung.append(number)
+        signal.raise_signal(signal.SIGINT)
 
     if seconds <= 0:
         raise TimeUp
@@ -53,6 +55,10 @@ def at_most(seconds: float) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except KeyboardInterrupt:
+        if not rung:
+            raise
+        raise TimeUp from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -92,10 +98,12 @@ class Pack:
         names = {ending(entry.path): entry for entry in self.wanted()}
         return [name for name, entry in names.items() if entry.state != "done" and name not in saved]
 
-    def train(self, names: Sequence[str], processes: int) -> None:
-        """Make these runs. Raises RunsFailed when all have ended and some have failed."""
+    def train(self, names: Sequence[str], **at_once: int | None) -> None:
+        """Make these runs. at_once: how many together, as `sweep` takes it. Raises RunsFailed when all have ended and
+        some have failed.
+        """
         patterns = [glob.escape(name) for name in names]
-        sweep(self.file, self.overrides, out=self.folder, processes=processes, only=patterns)
+        sweep(self.file, self.overrides, out=self.folder, only=patterns, **at_once)  # type: ignore[arg-type]
 
     def save(self) -> None:
         """Write the evidence of all finished runs; with `drop`, delete their folders."""
@@ -119,7 +127,7 @@ def ending(path: Path) -> str:
     return "/".join(path.parts[-2:])
 
 
-def work(packs: Sequence[Pack], seconds: float, processes: int) -> int:
+def work(packs: Sequence[Pack], seconds: float, **at_once: int | None) -> int:
     """One slice, `seconds` of it for training; returns the exit code."""
     until, failed = time.monotonic() + seconds, False
     try:
@@ -128,7 +136,7 @@ def work(packs: Sequence[Pack], seconds: float, processes: int) -> int:
             if names := pack.left():
                 with at_most(until - time.monotonic()):
                     try:
-                        pack.train(names, processes)
+                        pack.train(names, **at_once)
                     except RunsFailed as error:
                         failed = True
                         print(error, file=sys.stderr)
@@ -153,7 +161,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("sweeps/gpu"))
     parser.add_argument("--sweeps", type=Path, nargs="+", default=SWEEPS, help="other sweep files")
     parser.add_argument("--only", action="append", default=[], help="as in `ilora sweep`, for instance '*/*-1'")
-    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time, as in `ilora sweep`")
+    parser.add_argument("--together", type=int, help="runs in one process and one pass, as in `ilora sweep`")
     parser.add_argument("--drop", action="store_true", help="delete finished runs once their evidence is written")
     return parser.parse_intermixed_args()
 
@@ -162,17 +171,25 @@ def main() -> int:
     """The slice that the command line asks for."""
     chosen = arguments()
     if not 0 <= chosen.spare < chosen.minutes:
-        raise InputError(f"--minutes {chosen.minutes:g}: allowed is more than --spare ({chosen.spare:g}), which is 0 or more")
+        raise InputError(
+            f"--minutes {chosen.minutes:g}: allowed is more than --spare ({chosen.spare:g}), which is 0 or more"
+        )
     began = time.monotonic()
     model = [f"model.name={chosen.model}"] if chosen.model else []
     packs = [
-        Pack(file, chosen.out, [f"data.path={chosen.data / file.stem}", *model, *chosen.settings], chosen.only, chosen.drop)
+        Pack(
+            file,
+            chosen.out,
+            [f"data.path={chosen.data / file.stem}", *model, *chosen.settings],
+            chosen.only,
+            chosen.drop,
+        )
         for file in chosen.sweeps
     ]
     for pack in packs:  # bad input ends the slice before its first run
         pack.wanted()
     seconds = (chosen.minutes - chosen.spare) * 60 - (time.monotonic() - began)
-    return work(packs, seconds, chosen.processes)
+    return work(packs, seconds, processes=chosen.processes, together=chosen.together)
 
 
 if __name__ == "__main__":
