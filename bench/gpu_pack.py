@@ -32,7 +32,7 @@ from ilora.errors import InputError
 from ilora.sweeps.book import Book, Entry
 from ilora.sweeps.plan import expand, read_sweep
 
-SWEEPS = [Path(__file__).parents[1] / "configs" / "sweeps" / "gpu" / f"{name}.yaml" for name in ("eight",)]
+SWEEPS = [Path(__file__).parents[1] / "configs" / "sweeps" / "gpu" / f"{name}.yaml" for name in ("mixed", "eight")]
 MORE_TO_DO = 75  # EX_TEMPFAIL of sysexits.h
 
 

@@ -117,7 +117,7 @@ def test_a_failed_run_does_not_keep_the_others_from_the_evidence(
     assert evidence(tmp_path) == ["sequential/1-0"]
 
 
-@pytest.mark.parametrize("name", ["gpu/eight", "paper-llama2-7b"])
+@pytest.mark.parametrize("name", ["gpu/mixed", "gpu/eight", "paper-llama2-7b"])
 def test_the_sweeps_can_be_planned(name: str, tmp_path: Path) -> None:
     file = ROOT / "configs" / "sweeps" / f"{name}.yaml"
     base = yaml.safe_load((file.parent / yaml.safe_load(file.read_text(encoding="utf-8"))["base"]).read_text())
