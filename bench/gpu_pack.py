@@ -52,6 +52,7 @@ def at_most(seconds: float) -> Iterator[None]:
     if seconds <= 0:
         raise TimeUp
     before = signal.signal(signal.SIGALRM, ring)
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts `command &` with it ignored
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -62,6 +63,7 @@ def at_most(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, ctrl_c)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +103,12 @@ def test_a_slice_whose_time_is_over_stops_its_runs(
     monkeypatch.setattr(stuck, "start", lambda _entry: None)
     monkeypatch.setattr(stuck, "stop", lambda: stopped.append(True))
     monkeypatch.setattr(command, "executor", lambda *_: stuck)
-    assert call("--minutes", "0.01", "--spare", "0") == script["MORE_TO_DO"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background
+    try:
+        assert call("--minutes", "0.03", "--spare", "0") == script["MORE_TO_DO"]
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped == [True]
     assert not (tmp_path / "out" / "toy.json").exists()
 
