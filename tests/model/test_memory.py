@@ -15,6 +15,7 @@ from ilora.kernels.attention import GROUPED
 from ilora.kernels.losses import token_losses
 from ilora.model import adapters
 from ilora.model.engine import Engine
+from ilora.model.fitting import checkpoint
 from ilora.model.memory import Device, Part, free_memory, kept_bytes, round_down, rows_that_fit, step_bytes
 from ilora.model.sizes import Sizes, sizes_of
 from ilora.settings import AdapterConfig
@@ -80,7 +81,7 @@ def test_what_is_kept_is_what_autograd_saves(
 
 def test_with_checkpointing_each_layer_keeps_its_input() -> None:
     engine = engine_of("llama", GROUPED, dtype=torch.bfloat16, modules="auto")
-    engine.core.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    checkpoint(engine)
     found = kept_bytes(sizes(engine, torch.bfloat16), Part.of(ROWS), Device("grouped"), checkpointing=True)
     assert found == pytest.approx(saved_bytes(engine), rel=0.15)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -95,7 +95,10 @@ def recompute(engine: Engine) -> bool:
 
 def checkpoint(engine: Engine) -> None:
     """Switch gradient checkpointing on. Recorded passes keep all activations, so there are none from now on."""
-    engine.core.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    core: Any = engine.core
+    older = not hasattr(core, "activation_checkpointing_enable")  # the name that newer transformers want
+    enable = core.gradient_checkpointing_enable if older else core.activation_checkpointing_enable
+    enable({"use_reentrant": False})
     engine.recomputes = True
     if engine.graphs is not None:
         engine.graphs.remove()
