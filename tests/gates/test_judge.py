@@ -254,7 +254,11 @@ def test_the_decision_is_kept_with_what_it_stood_on(make_run: MakeRun) -> None:
     assert read_gate(run) is None
     decision = gate(run)
     assert read_gate(run) == decision == read_gate(run, "02-two")
+    (run / "gate.yaml").write_text("hard: 1\n")  # by other rules it may be decided otherwise
+    assert read_gate(run, "02-two") is None
+    (run / "gate.yaml").unlink()
     assert set(decision["files"]) == {
+        "gate.yaml",
         "predictions/after-00-base/two.jsonl",
         "predictions/after-01-one/one.jsonl",
         "predictions/after-02-two/one.jsonl",

@@ -46,6 +46,8 @@ def test_a_file_that_is_named_takes_the_place_of_the_runs_own(tmp_path: Path) ->
         ("hard: yes", "hard: "),
         ("few_rows: perhaps", "few_rows: "),
         ("confidence: 95", "confidence: "),
+        ("confidence: 0.9999999999999999", "confidence: "),  # the error would round to 0
+        ("limits: {One: {best: 3}, one: {best: 5}}", "One, one are one task"),
         ("limits: {../x: {best: 3}}", "limits: task name '../x'"),
         ("limits: {one: {beast: 3}}", "limits.one.beast: unknown key"),
         ("hard: [", "not valid YAML"),

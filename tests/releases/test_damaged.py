@@ -59,5 +59,9 @@ def test_the_manifest_of_the_current_release(two_releases: Path) -> None:
 def test_gate_json(two_releases: Path) -> None:
     for _ in damages(file := two_releases / "gate.json"):
         refused(two_releases, file, read_gate, promote)
-    assert gate(two_releases)["outcome"]  # it decides anew
+    whole = gate(two_releases)  # it decides anew
+    for checks in ([{}], [whole["checks"][0] | {"low": "x"}]):
+        file.write_text(json.dumps(whole | {"checks": checks}))
+        refused(two_releases, file, read_gate, promote)
+    assert gate(two_releases)["outcome"] == whole["outcome"]
     assert json.loads(file.read_text())["format"] == 1

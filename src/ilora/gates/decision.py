@@ -7,17 +7,70 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from ilora.errors import InputError
 from ilora.files import write_atomic
 from ilora.gates.advice import advice
 from ilora.gates.evidence import Evidence, digest
-from ilora.gates.judge import Check, Judge, failed, notes
-from ilora.gates.rules import Rules
+from ilora.gates.judge import Check, Judge, Verdict, failed, notes
+from ilora.gates.rules import FILE as RULES
+from ilora.gates.rules import Rules, are_of_run
 from ilora.results.reader import read_text
 from ilora.results.schema import Form, known_version, validated
 
 FILE = "gate.json"
 FORMAT = 1
+
+
+class _Check(Form):
+    rule: str
+    subject: str
+    against: str
+    unit: Literal["points", "per cent", "nats"]
+    limit: float
+    before: float
+    now: float
+    lost: float
+    verdict: Verdict
+    why: str
+    low: float | None
+    high: float | None
+    rows: int | None
+
+
+class _Advice(Form):
+    what: str
+    why: str
+    command: str
+
+
+class _Chosen(Form):
+    split: str
+    before: float
+    now: float
+
+
+class _Try(Form):
+    candidate: str
+    outcome: str
+    checks: list[_Check]
+    scores: dict[str, float] = Field(default_factory=dict)
+    chosen_on: dict[str, _Chosen] = Field(default_factory=dict)
+    t: float = 0.0
+    c: float = 0.0
+
+
+class _Repair(Form):
+    passed: str | None
+    adapter: str | None
+    command: str | None = None
+    tries: list[_Try]
+    notes: list[str]
+
+
+class _Strictness(Form):
+    few_rows: Literal["pass", "fail"]
 
 
 class Decision(Form):
@@ -26,16 +79,20 @@ class Decision(Form):
     format: Annotated[int, known_version(FORMAT)]
     outcome: Literal["passed", "failed"]
     phase: str
-    checks: list[dict[str, Any]]
-    advice: list[dict[str, str]]
+    run: str
+    checks: list[_Check]
+    advice: list[_Advice]
     notes: list[str]
-    files: dict[str, str]
+    repair: _Repair | None
+    rules: _Strictness
+    files: dict[str, str | None]
 
 
 def decide(judge: Judge, source: str) -> dict[str, Any]:
     """The decision on a phase, as plain JSON, with all that it stood on. source: where the rules come from."""
     evidence, rules = judge.evidence, judge.rules
     checks = judge.judge(evidence.now(), evidence.ability(evidence.phase))
+    read = {RULES: digest(evidence.run / RULES)} if are_of_run(evidence.run, source) else {}
     return {
         "format": FORMAT,
         "outcome": outcome(rules, checks),
@@ -58,7 +115,7 @@ def decide(judge: Judge, source: str) -> dict[str, Any]:
         "rules": rules.model_dump(mode="json"),
         "rules_from": source,
         "comparisons": judge.comparisons,
-        "files": dict(sorted(evidence.files.items())),
+        "files": dict(sorted((evidence.files | read).items())),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -164,7 +164,8 @@ def _tries(decision: Decision) -> list[str]:
 
 def _line(check: Mapping[str, Any]) -> list[str]:
     shown = "{:.3f}" if check["unit"] == "nats" else "{:.1f}"
-    interval = "–" if check["low"] is None else f"{shown.format(check['low'])} to {shown.format(check['high'])}"
+    low, high = check["low"], check["high"]
+    interval = "–" if low is None or high is None else f"{shown.format(low)} to {shown.format(high)}"
     return [
         _RULES.get(check["rule"], check["rule"]),
         _text(check["subject"], 40),

@@ -58,7 +58,7 @@ class Rules(Section):
     """gate.yaml. `null` turns a limit off; of a task it leaves the common one."""
 
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="of all intervals together: the share of gates that fail nothing by chance"
+        0.95, gt=0.5, le=0.9999, description="of all intervals together: the share of gates that fail nothing by chance"
     )
     few_rows: Literal["pass", "fail"] = Field(
         "pass", description="what it means where a task has too few rows to decide a rule; it is said in any case"
@@ -85,7 +85,10 @@ class Rules(Section):
             raise InputError(f"{place}: limits.{task}: the run has no such task; there are {', '.join(labels)}")
 
     def _own(self) -> dict[str, TaskRules]:
-        return {task_label(name): own for name, own in self.limits.items()}
+        found = {task_label(name): own for name, own in self.limits.items()}
+        if len(found) < len(self.limits):
+            raise InputError(f"two of {', '.join(self.limits)} are one task; names count in lower case")
+        return found
 
 
 def read_rules(run: Path, file: Path | None = None) -> tuple[Rules, str]:
@@ -108,6 +111,11 @@ def read_rules(run: Path, file: Path | None = None) -> tuple[Rules, str]:
     except InputError as error:
         raise InputError(f"{place}: limits: {error}") from None
     return rules, str(place)
+
+
+def are_of_run(run: Path, source: str) -> bool:
+    """Whether rules that come from `source` are the run's own: its file, or the defaults while it has none."""
+    return source == "the defaults" or Path(source).absolute() == (run / FILE).absolute()
 
 
 def as_yaml(rules: Rules) -> str:
