@@ -143,6 +143,12 @@ def test_a_repaired_adapter_is_promoted_and_the_next_task_begins_with_it(
     trained = load_file(run / "adapters" / "02-two" / "fast" / "adapter_model.safetensors")
     with pytest.raises(IloraError, match="--repaired"):
         promote(run)
+    for file in (run / "gate.yaml", run / repair["adapter"] / "adapter_model.safetensors"):
+        before = file.read_bytes()
+        file.write_bytes(b"hard: 1\n")  # other rules; no weights
+        with pytest.raises(InputError, match="--repair` looks for one"):
+            promote(run, repaired=True)
+        file.write_bytes(before)
     release = promote(run, repaired=True)
     assert release.manifest.repaired is not None
     assert release.manifest.repaired["candidate"] == repair["passed"]

@@ -16,7 +16,7 @@ from ilora import gate, promote, read_gate
 from ilora.connectivity.sources import read_run
 from ilora.gates.decision import judge_of
 from ilora.gates.outputs import as_markdown, sentences
-from ilora.gates.retraining import retrain
+from ilora.gates.retraining import is_trained, retrain
 from ilora.gates.rules import read_rules
 from ilora.gates.trials import Trial, affordable, trials
 from ilora.progress import Display
@@ -47,11 +47,13 @@ def tried_run(replayed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def planned(run: Path) -> list[Trial]:
-    """The trials of the last phase."""
+def planned(run: Path, *, notes: list[str] | None = None, replaces: str = "", **data: Any) -> list[Trial]:
+    """The trials of the last phase. replaces: what its task replaces. data: settings of the section that are other."""
     rules, source = read_rules(run)
     config, tasks, _ = read_run(run)
-    return trials(judge_of(run, rules, source, None), config, tasks, [])
+    tasks[-1] = replace(tasks[-1], replaces=replaces)
+    config = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    return trials(judge_of(run, rules, source, None), config, tasks, [] if notes is None else notes)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -153,7 +155,44 @@ def test_without_a_release_the_run_is_trained_again_from_its_first_task(run: Pat
     assert equal(weights(place / "adapter"), weights(tried_run / "gate/02-two/trained/replay/adapter"))
 
 
+def test_a_trial_that_lost_its_adapter_begins_anew(tried_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tried_run, tmp_path / "run", symlinks=True))
+    trial, place = planned(run)[0], run / "gate/02-two/trained/replay"
+    (place / "checkpoints").mkdir()  # killed when all was written
+    retrain(trial, place, display=Display(quiet=True), stop=StopRequest(enabled=False))
+    assert not (place / "checkpoints").exists()
+    shutil.rmtree(place / "adapter")
+    assert not is_trained(trial, place)
+    retrain(trial, place, display=Display(quiet=True), stop=StopRequest(enabled=False))
+    assert equal(weights(place / "adapter"), weights(tried_run / "gate/02-two/trained/replay/adapter"))
+
+
+def test_the_memory_is_filled_with_what_the_run_remembers(run: Path, data: Path) -> None:
+    found = {trial.name: trial for trial in planned(run, start_rows=data / "three/train.json")}
+    for name in ("more memory", "ilora+"):
+        fill = found[name].fill
+        assert fill is not None
+        assert [task.name for task in fill.tasks] == ["before", "one"]
+    plus = {trial.name: trial for trial in planned(run, replaces="one")}["ilora+"]
+    assert plus.fill is not None
+    assert ([task.name for task in plus.fill.tasks], plus.tasks[0].replaces) == ([], "")
+    place = run / "gate/02-two/trained/ilora-plus"
+    retrain(plus, place, display=Display(quiet=True), stop=StopRequest(enabled=False))
+    assert is_trained(plus, place)
+
+
+def test_a_phase_that_was_repaired_and_not_released_is_not_trained_again(run: Path) -> None:
+    shutil.rmtree(run / "releases")
+    (run / "current").unlink()
+    (run / "adapters/01-one/fast/repair.json").write_text("{}")
+    notes: list[str] = []
+    assert [trial.name for trial in planned(run, notes=notes)] == ["ilora+"]
+    assert all("01-one" in note for note in notes)
+    assert len(notes) == 3
+
+
 def test_what_training_may_take_is_limited(run: Path, ilora: Command) -> None:
+    (run / "gate/02-two/repaired").mkdir(parents=True)  # of an earlier repair, by other rules
     found = [replace(trial, seconds=seconds) for trial, seconds in zip(planned(run), (60.0, 90.0, None), strict=False)]
     notes: list[str] = []
     assert affordable(found, 2.4 / 60, notes) == found[:1]
@@ -162,6 +201,6 @@ def test_what_training_may_take_is_limited(run: Path, ilora: Command) -> None:
     done = ilora("gate", run, "--repair", "--train-hours", "0")
     assert done.code == 1
     assert all(f"{name}: not tried" in done.out for name in TRAINED)
-    assert not (run / "gate").exists()
+    assert not [*(run / "gate/02-two").iterdir()]
     done = ilora("gate", run, "--train-hours", "1")
     assert (done.code, "--train-hours" in done.err) == (2, True)

@@ -24,7 +24,7 @@ from ilora.errors import InputError
 from ilora.gates.bench import Bench, Candidate, lost_too_much, tried
 from ilora.gates.evidence import Ability
 from ilora.gates.judge import Judge
-from ilora.gates.repaired import Records, place_of, write_repaired
+from ilora.gates.repaired import Records, drop_repaired, place_of, write_repaired
 from ilora.gates.retraining import folder_of, is_trained, retrain
 from ilora.gates.trials import Trial, affordable, trials
 from ilora.progress import Display
@@ -40,7 +40,7 @@ Try = tuple[dict[str, Any], Callable[[], Path | None]]
 
 
 def repair_phase(judge: Judge, *, source: str, hours: float | None = None, quiet: bool = False) -> dict[str, Any]:
-    """Try the candidates; the first one that passes is written to RUN/gate/<phase>/repaired.
+    """Try the candidates; the first one that passes is written to RUN/gate/<phase>/repaired, and no other stays there.
 
     source: where the rules come from. hours: as `affordable` takes them; None: no limit.
     Returns `tries`, each with `candidate`, its `scores` and `checks` on the gate's rows and `outcome` (`not measured`:
@@ -61,6 +61,8 @@ def repair_phase(judge: Judge, *, source: str, hours: float | None = None, quiet
                 found["adapter"] = None if folder is None else folder.relative_to(evidence.run).as_posix()
                 found["command"] = shlex.join(["ilora", "promote", str(evidence.run), "--repaired"]) if last else None
                 break
+    if found["adapter"] is None:
+        drop_repaired(evidence.run, evidence.phase)
     return found
 
 

@@ -2,7 +2,7 @@
 
 adapter_model.safetensors, ...   a PEFT folder of the form that the phase's own has
 predictions/                     <task>.jsonl, perplexity.json and probes.json, as of a phase
-repair.json                      what it is, how it was made, by which rules it passed
+repair.json                      what it is, how it was made, of which adapter, by which rules it passed
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ilora.errors import InputError
 from ilora.files import flush_folder, flush_tree, write_flushed
 from ilora.gates.evidence import PROBES, Ability, digest
 from ilora.gates.judge import Judge
-from ilora.gates.rules import Rules
+from ilora.gates.rules import Rules, are_of_run, read_rules
 from ilora.releases.adoption import FILE, NAME, REPAIRED
 from ilora.results.reader import phase_labels, read_results, read_text
 
@@ -50,13 +50,22 @@ def write_repaired(
         _write_json(scratch / "predictions" / name, {NAME: content})
     own = evidence.run / "adapters" / evidence.phase / evidence.answering / WEIGHTS
     rules = {"rules": judge.rules.model_dump(mode="json"), "rules_from": source}
-    _write_json(scratch / FILE, {**told, "phase": evidence.phase, "adapter_sha256": digest(own), **rules})
+    digests = {"adapter_sha256": digest(own), "weights_sha256": digest(scratch / WEIGHTS)}
+    _write_json(scratch / FILE, {**told, "phase": evidence.phase, **digests, **rules})
     flush_tree(scratch)
     folder = place_of(evidence.run, evidence.phase)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
     flush_folder(folder.parent)
     return folder
+
+
+def drop_repaired(run: Path, phase: str) -> None:
+    """Delete what an earlier repair found, as by other rules."""
+    folder = place_of(run, phase)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+        flush_folder(folder.parent)
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -66,7 +75,8 @@ def _write_json(path: Path, content: Any) -> None:
 def find_repaired(run: Path) -> tuple[Path, Rules, str]:
     """The repaired adapter of a run's last phase, the rules by which it passed, and where they come from.
 
-    Raises InputError where there is none, or one of an adapter that is not the phase's own any more.
+    Raises InputError where there is none, one of an adapter that is not the phase's own any more, one whose weights
+    changed, or one that passed by rules that the run has changed since.
     """
     results = read_results(run)
     label = phase_labels(results)[-1]
@@ -77,8 +87,13 @@ def find_repaired(run: Path) -> tuple[Path, Rules, str]:
         told = json.loads(read_text(folder / FILE))
         rules = Rules.model_validate(told["rules"])
         phase, of, source = told["phase"], told["adapter_sha256"], str(told["rules_from"])
+        weights = told["weights_sha256"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise InputError(f"{folder / FILE}: damaged ({error}); {again}") from None
     if phase != label or of != digest(run / "adapters" / label / str(results["answers_with"]) / WEIGHTS):
         raise InputError(f"{folder}: the adapter of phase {label} is another one than was repaired; {again}")
+    if weights != digest(folder / WEIGHTS):
+        raise InputError(f"{folder / WEIGHTS}: changed since the adapter passed; {again}")
+    if are_of_run(run, source) and read_rules(run)[0] != rules:
+        raise InputError(f"{folder}: it passed by other rules than {run} has now; {again}")
     return folder, rules, source

@@ -21,6 +21,8 @@ from ilora.errors import InputError
 from ilora.files import flush_folder, flush_tree, link_or_copy, write_atomic
 from ilora.gates.trials import Fill, Trial
 from ilora.progress import Display
+from ilora.training.beginning import origin
+from ilora.training.checkpoint import load_latest
 from ilora.training.interrupt import StopRequest
 from ilora.training.processes import joined
 from ilora.training.session import Session
@@ -35,7 +37,8 @@ def folder_of(run: Path, phase: str, trial: Trial) -> Path:
 
 def is_trained(trial: Trial, place: Path) -> bool:
     """Whether just this trial is finished in its folder."""
-    return (place / DONE).is_file() and _made_from(place) == _origin(trial)
+    whole = (place / DONE).is_file() and (place / ADAPTER / "adapter_config.json").is_file()
+    return whole and _made_from(place) == _origin(trial)
 
 
 def retrain(trial: Trial, place: Path, *, display: Display, stop: StopRequest) -> float:
@@ -45,9 +48,12 @@ def retrain(trial: Trial, place: Path, *, display: Display, stop: StopRequest) -
     checkpoint written, where a stop was asked for.
     """
     if not is_trained(trial, place):
-        if _made_from(place) != _origin(trial):
+        if not _is_begun(trial, place):
             _begin(trial, place)
         _finish(place, trial, _trained(trial, place, display, stop))
+    for path in place.iterdir():  # what it took to make the adapter: a checkpoint has rows in its memory
+        if path.name not in (MADE, DONE, ADAPTER):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return float(json.loads((place / DONE).read_text(encoding="utf-8"))["seconds"])
 
 
@@ -88,6 +94,13 @@ def _fill(session: Session, fill: Fill) -> None:
     memory.take(random.Random(f"{memory.seed}/repair").sample(others, min(room, len(others))), capacity=capacity)
 
 
+def _is_begun(trial: Trial, place: Path) -> bool:
+    """Whether just this trial is under way in its folder, or ended without what is written last."""
+    if _made_from(place) != _origin(trial) or (place / DONE).exists():
+        return False
+    return trial.start is None or load_latest(place / "checkpoints")[0] is not None
+
+
 def _begin(trial: Trial, place: Path) -> None:
     """A new folder in the place of another trial's; it appears whole."""
     scratch = place.with_name(f".{place.name}-writing")
@@ -106,25 +119,19 @@ def _begin(trial: Trial, place: Path) -> None:
 
 
 def _finish(place: Path, trial: Trial, made: tuple[Path, float]) -> None:
-    """Keep the adapter and drop what it took to make it: a checkpoint has rows in its memory."""
+    """Keep the adapter."""
     folder, seconds = made
     shutil.rmtree(place / ADAPTER, ignore_errors=True)
     shutil.copytree(folder, place / ADAPTER)
     flush_tree(place / ADAPTER)
     told = {"seconds": round(seconds, 1), "settings": dict(trial.settings)}
     write_atomic(place / DONE, json.dumps(told, ensure_ascii=False, indent=1) + "\n")
-    for path in place.iterdir():
-        if path.name not in (MADE, DONE, ADAPTER):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _origin(trial: Trial) -> str:
     """SHA-256 of all that a trial is made from: configuration, rows to train on, the state that it begins with."""
     fill = None if trial.fill is None else [trial.fill.anew, *map(training_digest, trial.fill.tasks)]
     start = None if trial.start is None else hashlib.sha256((trial.start / "state.json").read_bytes()).hexdigest()
-    weights = None
-    if (folder := trial.config.adapter.start_from) is not None and (folder / "adapter_model.safetensors").is_file():
-        weights = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
     config = trial.config.dump()
     config["adapter"]["start_from"] = None  # a path in the run, which may lie elsewhere now
     whole = [
@@ -132,7 +139,7 @@ def _origin(trial: Trial) -> str:
         [training_digest(task) for task in trial.tasks if not task.forgotten],
         fill,
         start,
-        weights,
+        None if start else origin(trial.config),  # a state needs no more what the run began from
     ]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 

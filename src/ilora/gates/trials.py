@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from ilora.gates.judge import Check, Judge
 from ilora.methods import method_class
 from ilora.methods.summed import SummedAdapters
 from ilora.present.numbers import duration, number
+from ilora.releases.promotion import REPAIR
 from ilora.releases.store import release_folder
 from ilora.results.reader import read_text
+from ilora.stream import rows_before
 
 # Forward passes that ilora+ takes for a new row, a backward pass counting as two: three each for it, a replayed row and
 # a pseudo row, and one of the teacher.
@@ -137,7 +139,7 @@ class _Maker:
         if not self.memory:
             return []
         settings = {"method.memory_size": 2 * self.memory}
-        return [self._again(MORE_MEMORY, "memory", settings, settings, Fill(self.earlier, anew=True))]
+        return [self._again(MORE_MEMORY, "memory", settings, settings, Fill(self._remembered(), anew=True))]
 
     def longer(self) -> list[Trial]:
         """Twice the epochs."""
@@ -155,7 +157,7 @@ class _Maker:
         if config.adapter.keep_below:
             raise InputError(f"{PLUS}: adapter.keep_below has no states of the earlier tasks' rows for it")
         before = self.run / "adapters" / evidence.phases[self.number - 2] / evidence.answering
-        method = {"name": PLUS} | ({"memory_size": self.memory} if self.memory else {})
+        method = {"name": PLUS} | ({"memory_size": self.memory} if hasattr(self.then.method, "memory_size") else {})
         dump, own = self.then.dump(), self.then.method.learning_rate
         section = dump["data"]["tasks"][self.number - 1] | {"settings": {}, "replaces": None}
         made = dump | {
@@ -166,17 +168,21 @@ class _Maker:
             "training": dump["training"] | ({} if own is None else {"learning_rate": own}),
             "keep": dump["keep"] | {"trajectory": "none"},
         }
+        found = load_config(made)
+        told = {"method": method | {"memory_size": found.method.memory_capacity}}
+        alone = replace(self.tasks[-1], replaces="")  # the task that it replaces is not in this stream
+        rows = tuple(task for task in self._remembered() if task.name != self.tasks[-1].replaces)
         cost, each = self.times.get(self.number), self._passes()
         return [
             Trial(
                 PLUS,
                 "ilora-plus",
-                {"method": method},
-                load_config(made),
-                self.tasks[-1:],
+                told,
+                found,
+                (alone,),
                 phase=1,
                 start=None,
-                fill=Fill(self.earlier, anew=True),
+                fill=Fill(rows, anew=True),
                 seconds=None if cost is None or each is None else cost * _STEP_OF_PLUS / each,
             )
         ]
@@ -202,12 +208,28 @@ class _Maker:
         if self.judge.release is not None:
             start = release_folder(self.run, self.judge.release[0]) / "state"
             first = self.judge.evidence.phases.index(self.judge.release[1]) + 2
+        self._refuse_repaired(first)
         costs = [self.times.get(phase) for phase in range(first, self.number + 1)]
         known = [cost for cost in [*costs, *costs[-1:] * (times - 1)] if cost is not None]
         seconds = sum(known) if len(known) == len(costs) + times - 1 else None
         return Trial(
             name, key, told, self.config.model_copy(update=changes), self.tasks, self.number, start, fill, seconds
         )
+
+    def _remembered(self) -> tuple[Task, ...]:
+        """All that a memory filled anew is shown: what the run began with, then the earlier tasks."""
+        before = rows_before(self.config.data)
+        return self.earlier if before is None else (before, *self.earlier)
+
+    def _refuse_repaired(self, first: int) -> None:
+        """Raises InputError where a phase from `first` on was repaired: training it again would not give that."""
+        evidence = self.judge.evidence
+        for label in evidence.phases[first - 1 : self.number - 1]:
+            if (self.run / "adapters" / label / evidence.answering / REPAIR).is_file():
+                raise InputError(
+                    f"training: phase {label} was repaired and not released, so its state cannot be trained again; "
+                    "`ilora promote` right after a repair keeps it"
+                )
 
     def _passes(self) -> float | None:
         """Forward passes that the run's method took for a new row, a backward pass counting as two; None: not known."""
