@@ -21,7 +21,7 @@ from ilora.methods.base import Method
 from ilora.model import adapters
 from tests.gates.conftest import MakeRun
 from tests.gates.test_judge import MANY, two_months
-from tests.helpers import write_task
+from tests.helpers import Killed, write_task
 
 
 @pytest.fixture
@@ -149,7 +149,10 @@ def test_a_repaired_adapter_is_promoted_and_the_next_task_begins_with_it(
         with pytest.raises(InputError, match="--repair` looks for one"):
             promote(run, repaired=True)
         file.write_bytes(before)
-    release = promote(run, repaired=True)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("ilora.commands.releases.write_gate", killed)
+        promote(run, repaired=True)
+    release = promote(run, repaired=True)  # it goes on
     assert release.manifest.repaired is not None
     assert release.manifest.repaired["candidate"] == repair["passed"]
     assert release.manifest.gate is not None
@@ -172,6 +175,10 @@ def test_a_repaired_adapter_is_promoted_and_the_next_task_begins_with_it(
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def killed(*_: Any) -> None:
+    raise Killed
 
 
 def begun(method: Method[Any], kept: dict[str, Tensor]) -> None:

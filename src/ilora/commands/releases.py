@@ -58,7 +58,8 @@ def _adopt(run: Path, note: str) -> None:
     from ilora.gates.repaired import find_repaired  # here, as it imports torch
 
     folder, rules, source = find_repaired(run)
-    change.adopt(run, folder, note=note, report=write_report)
+    if not folder.is_relative_to(run / "adapters"):  # else: taken already, by a command that was stopped
+        change.adopt(run, folder, note=note, report=write_report)
     with locked(run, what="run"):
         write_gate(run, decide(judge_of(run, rules, source, None), source))
 

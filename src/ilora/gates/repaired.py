@@ -75,12 +75,16 @@ def _write_json(path: Path, content: Any) -> None:
 def find_repaired(run: Path) -> tuple[Path, Rules, str]:
     """The repaired adapter of a run's last phase, the rules by which it passed, and where they come from.
 
+    Where it is the phase's own already, since `promote --repaired` was stopped after that: the phase's own folder.
     Raises InputError where there is none, one of an adapter that is not the phase's own any more, one whose weights
     changed, or one that passed by rules that the run has changed since.
     """
     results = read_results(run)
     label = phase_labels(results)[-1]
-    folder, again = place_of(run, label), f"`ilora gate {run} --repair` looks for one"
+    own, folder = run / "adapters" / label / str(results["answers_with"]), place_of(run, label)
+    again, taken = f"`ilora gate {run} --repair` looks for one", not (folder / FILE).is_file()
+    if taken:
+        folder = own
     if not (folder / FILE).is_file():
         raise InputError(f"{run}: no repaired adapter of phase {label}; {again}")
     try:
@@ -90,7 +94,7 @@ def find_repaired(run: Path) -> tuple[Path, Rules, str]:
         weights = told["weights_sha256"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise InputError(f"{folder / FILE}: damaged ({error}); {again}") from None
-    if phase != label or of != digest(run / "adapters" / label / str(results["answers_with"]) / WEIGHTS):
+    if phase != label or (not taken and of != digest(own / WEIGHTS)):
         raise InputError(f"{folder}: the adapter of phase {label} is another one than was repaired; {again}")
     if weights != digest(folder / WEIGHTS):
         raise InputError(f"{folder / WEIGHTS}: changed since the adapter passed; {again}")
