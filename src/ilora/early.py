@@ -15,7 +15,7 @@ from ilora.config import is_data, problems, read_yaml, refuse_early
 from ilora.data.tables import SUFFIXES
 from ilora.data.task import name_after
 from ilora.errors import InputError
-from ilora.files import pending_file
+from ilora.files import pending_file, refuse_own
 from ilora.keeping import KeepConfig
 from ilora.model.names import refuse_unknown_model
 from ilora.overrides import read_overrides
@@ -140,7 +140,8 @@ def refuse_no_adapter(folder: Path) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raises InputError where a new run's folder is there already."""
+    """Raises InputError where a new run's folder is there already, or would be among another run's own files."""
+    refuse_own(path, "--out")
     if path.exists():
         raise InputError(f"{path}: exists already; `ilora resume {path}` goes on with it, --out names another folder")
 
@@ -164,6 +165,13 @@ def own_run(path: str | Path) -> Path:
     whole = path.absolute().parent.parent
     if path.absolute().parent.name == "contrast" and (whole / "config.yaml").is_file():
         raise InputError(f"{path}: a contrast run is a part of {whole}; name that one")
+    place = path.resolve()  # RUN/current is a link
+    for folder in (place, *place.parents):
+        in_release = folder.parent.name == "releases" and (folder / "manifest.json").is_file()
+        aside = folder.parent.name == "withdrawn" and folder.parent.parent.name == "releases"
+        if in_release or aside:
+            whole = next(one.parent for one in folder.parents if one.name == "releases")
+            raise InputError(f"{path}: a part of the releases of {whole}; name that run")
     return path
 
 

@@ -20,6 +20,7 @@ from ilora.gates.retraining import is_trained, retrain
 from ilora.gates.rules import read_rules
 from ilora.gates.trials import Trial, affordable, trials
 from ilora.progress import Display
+from ilora.releases import change
 from ilora.training import session
 from ilora.training.interrupt import StopRequest
 from tests.command import Command, tree
@@ -189,6 +190,13 @@ def test_a_phase_that_was_repaired_and_not_released_is_not_trained_again(run: Pa
     assert [trial.name for trial in planned(run, notes=notes)] == ["ilora+"]
     assert all("01-one" in note for note in notes)
     assert len(notes) == 3
+
+
+def test_a_phase_that_is_a_release_is_not_trained_again(run: Path) -> None:
+    change.promote(run, report=lambda _run: None)
+    repair = gate(run, repair=True)["repair"]
+    assert [one["candidate"] for one in repair["tries"]] == ["path", "shrunk"]
+    assert any("release 2 already" in note for note in repair["notes"])
 
 
 def test_what_training_may_take_is_limited(run: Path, ilora: Command) -> None:

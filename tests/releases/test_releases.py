@@ -24,6 +24,7 @@ from ilora.releases.history import history
 from ilora.releases.journal import events, line
 from ilora.releases.store import Release, current, list_releases, numbers, read_release
 from ilora.settings import ModelConfig
+from tests.command import Refused
 from tests.helpers import FEW_SCORES, MakeConfig, task_rows, weights
 from tests.releases.conftest import no_report
 
@@ -378,3 +379,12 @@ def test_only_plain_numbers_are_releases(two_releases: Path) -> None:
     for name in ("1²", "007", "x"):
         (two_releases / "releases" / name).mkdir()
     assert [manifest.number for manifest in list_releases(two_releases)] == [1, 2]
+
+
+def test_a_release_is_no_run_that_could_be_gone_on_with(one_release: Path, refused: Refused) -> None:
+    (one_release / "releases/withdrawn/1").mkdir(parents=True)
+    for place in ("current", "releases/1", "releases/withdrawn/1"):
+        for command in ("resume", "history", "promote"):
+            refused(command, one_release / place, says=[f"releases of {one_release}"])
+    refused("forget", one_release / "current", "one", "--yes", says=[f"releases of {one_release}"])
+    refused("run", one_release / "config.yaml", "--out", one_release / "releases/7", says=["--out"])

@@ -28,6 +28,9 @@ from ilora.gates.repaired import Records, drop_repaired, place_of, write_repaire
 from ilora.gates.retraining import folder_of, is_trained, retrain
 from ilora.gates.trials import Trial, affordable, trials
 from ilora.progress import Display
+from ilora.releases.journal import line
+from ilora.releases.manifest import read_manifest
+from ilora.releases.store import release_folder
 from ilora.results.scores import prediction_folder, read_records
 from ilora.training.divergence import DivergenceError
 from ilora.training.interrupt import StopRequest
@@ -56,7 +59,7 @@ def repair_phase(judge: Judge, *, source: str, hours: float | None = None, quiet
             tries.append(made)
             if made["outcome"] == "passed":
                 folder = write()
-                last = folder is not None and evidence.number == len(evidence.phases)
+                last = folder is not None and evidence.number == len(evidence.phases) and _released_as(judge) is None
                 found["passed"] = made["candidate"]
                 found["adapter"] = None if folder is None else folder.relative_to(evidence.run).as_posix()
                 found["command"] = shlex.join(["ilora", "promote", str(evidence.run), "--repaired"]) if last else None
@@ -64,6 +67,13 @@ def repair_phase(judge: Judge, *, source: str, hours: float | None = None, quiet
     if found["adapter"] is None:
         drop_repaired(evidence.run, evidence.phase)
     return found
+
+
+def _released_as(judge: Judge) -> int | None:
+    """The number of the release that was made of the phase; None where there is none."""
+    run, number = judge.evidence.run, judge.evidence.number
+    made = [one for one in line(run) if len(read_manifest(release_folder(run, one)).phases) == number]
+    return made[-1] if made else None
 
 
 def _candidates(judge: Judge, source: str, hours: float | None, display: Display, notes: list[str]) -> Iterator[Try]:
@@ -77,6 +87,11 @@ def _candidates(judge: Judge, source: str, hours: float | None, display: Display
         notes.append(str(error))
         return
     yield from _without_training(bench, source, notes)
+    if (made := _released_as(judge)) is not None:
+        notes.append(
+            f"training: phase {judge.evidence.phase} is release {made} already, and no adapter takes its place"
+        )
+        return
     bench.close()  # one model in memory at a time
     for trial in _to_train(bench, trials(judge, config, tasks, notes), hours, notes):
         try:
