@@ -445,7 +445,9 @@ def _say(action: Callable[[], list[str]], quiet: bool) -> None:
         lines = action()
     except KeyboardInterrupt:  # here, because typer would end without a word
         _fail("interrupted; what is complete is kept, the same command does the rest", 130)
-    for line in [] if quiet else lines:
+    from ilora.early import is_first
+
+    for line in lines if is_first() and not quiet else []:
         typer.echo(line)
 
 

@@ -84,7 +84,7 @@ def predict(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no lines at the end.")] = False,
 ) -> None:
     """Answer every row of a file with a run's adapter."""
-    from ilora.early import before_reading
+    from ilora.early import before_reading, is_first
 
     before_reading(path, quiet=quiet)
     from ilora.commands.predict import predict_command
@@ -93,7 +93,7 @@ def predict(
         lines = predict_command(
             path, rows, out, name=weights, task=task, max_tokens=max_tokens, batch_size=batch_size, quiet=quiet
         )
-        for line in [] if quiet else lines:
+        for line in lines if is_first() and not quiet else []:
             typer.echo(line)
 
     _interruptible(work, "interrupted; the same command goes on")

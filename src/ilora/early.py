@@ -24,14 +24,14 @@ from ilora.results.reader import read_results, refuse_no_results
 from ilora.stream import REPLACE, refuse_duplicates, refuse_missing
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
     """Whether this is, of several processes, the one that looks and speaks."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def before_run(config: Path, overrides: Iterable[str], out: Path | None, *, quiet: bool) -> None:
     """Check what `run` is given, and say that it begins. Raises InputError."""
-    if _is_first():
+    if is_first():
         found = refuse_early(config, overrides)
         refuse_existing(out if out is not None else Path("runs") / found.name)
         refuse_missing(found)
@@ -46,14 +46,14 @@ def before_run(config: Path, overrides: Iterable[str], out: Path | None, *, quie
 
 def before_resume(run: Path, overrides: Iterable[str], *, quiet: bool) -> None:
     """Check what `resume` is given, and say that it begins. Raises InputError."""
-    if _is_first():
+    if is_first():
         refuse_early(config_of(own_run(run)), overrides)
         first_line(quiet=quiet)
 
 
 def before_add(run: Path, tasks: Sequence[str], replaces: str | None, *, quiet: bool) -> None:
     """Check what `add` is given, and say that it begins. Raises InputError."""
-    if _is_first():
+    if is_first():
         found = refuse_early(config_of(own_run(run)))
         if not pending_file(run).is_file():  # `add` finishes what was interrupted first
             refuse_unfinished(run)
@@ -102,7 +102,7 @@ def rule_of(run: Path, changes: Iterable[str]) -> KeepConfig:
 def before_reading(run: Path, *, quiet: bool) -> None:
     """Check that a folder is that of a run, and say that the command begins. Raises InputError."""
     refuse_no_results(run)
-    first_line(quiet=quiet)
+    first_line(quiet=quiet or not is_first())
 
 
 def before_connecting(places: Sequence[Path], *, quiet: bool) -> None:
@@ -111,7 +111,7 @@ def before_connecting(places: Sequence[Path], *, quiet: bool) -> None:
         refuse_no_results(places[0])
     elif len(places) > 1:
         refuse_no_adapters(places)
-    first_line(quiet=quiet)
+    first_line(quiet=quiet or not is_first())
 
 
 def before_check(source: Path, overrides: Iterable[str], *, quiet: bool) -> None:

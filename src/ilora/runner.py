@@ -238,7 +238,7 @@ def _execute(
     with (
         Display(quiet=quiet or not main) as display,
         StopRequest(enabled=accelerator.num_processes == 1, notify=display.say) as stop,
-        watched(accelerator, path),
+        watched(accelerator, f"`ilora resume {path}` goes on from the last checkpoint"),
     ):
         shared: dict[str, Any] = {"accelerator": accelerator, "display": display, "stop": stop, "given": given}
         use_threads(path)

@@ -22,7 +22,7 @@ from ilora.progress import Display
 from ilora.registry import did_you_mean
 from ilora.results.matrix import standard_error
 from ilora.stream import load_tasks
-from ilora.training.processes import agreed, joined, on_main
+from ilora.training.processes import by_first, joined, on_main
 
 BATCHES = 32  # of a block, whose rows are answered in order of their length and written together
 
@@ -112,9 +112,8 @@ def predict_file(predictor: Predictor, source: Path, out: Path, *, quiet: bool) 
     accelerator = joined()
     with source.open("rb") as file:
         origin = {"schema": 1, "input_sha256": hashlib.file_digest(file, "sha256").hexdigest(), **predictor.origin}
-    growing, there = GrowingFile(out, origin, total=len(questions), block=predictor.block), [0]
-    on_main(accelerator, lambda: there.append(growing.open()))
-    done = agreed(accelerator, there[-1])
+    growing = GrowingFile(out, origin, total=len(questions), block=predictor.block)
+    done = by_first(accelerator, growing.open)
     with Display(quiet=quiet or not accelerator.is_main_process) as display:
         if done < len(questions):
             display.say(f"predict: loading {predictor.weights.config.model.name}")

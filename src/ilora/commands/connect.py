@@ -14,10 +14,13 @@ from ilora.connectivity.sources import Source, from_adapters, from_run, pair_of
 from ilora.errors import InputError
 from ilora.present.numbers import points, with_uncertainty
 from ilora.report.html import write_report
+from ilora.training.processes import on_main
+from ilora.training.watch import together
 
 __all__ = ["Settings", "connect", "connect_command", "evaluate", "evaluate_command", "select_command"]
 
 Place = str | Path
+AGAIN = "the same command goes on"
 
 
 def connect(
@@ -43,8 +46,9 @@ def connect(
     folders = [Path(places)] if isinstance(places, str | Path) else [Path(place) for place in places]
     source = _source(folders, pairs=pairs, data=None if data is None else Path(data), model=model)
     folder = Path(out) if out is not None else (source.run or Path()) / "connectivity"
-    results = make_results(source, Settings(**settings), folder, quiet=quiet)
-    _refresh_report(source, folder)
+    with together(AGAIN) as accelerator:
+        results = make_results(source, Settings(**settings), folder, quiet=quiet)
+        on_main(accelerator, lambda: _refresh_report(source, folder))
     return results
 
 
@@ -71,17 +75,18 @@ def evaluate(
     out: the new folder; default below `evaluations` in the run folder.
     Returns the scores by task, and the folder. Raises InputError, with nothing written, where something does not fit.
     """
-    return evaluate_adapter(
-        Path(run),
-        at=at,
-        between=between,
-        path=Settings(paths=(path,)).curves()[0],
-        data=None if data is None else Path(data),
-        split=split,
-        rows=rows,
-        out=None if out is None else Path(out),
-        quiet=quiet,
-    )
+    with together(AGAIN):
+        return evaluate_adapter(
+            Path(run),
+            at=at,
+            between=between,
+            path=Settings(paths=(path,)).curves()[0],
+            data=None if data is None else Path(data),
+            split=split,
+            rows=rows,
+            out=None if out is None else Path(out),
+            quiet=quiet,
+        )
 
 
 def connect_command(
@@ -113,9 +118,10 @@ def select_command(
     kind, where = curves[0]
     folder = out or (source.run or Path()) / "connectivity"
     pair = pair_of(source, between)
-    found = select(source, pair, folder, kind=kind, where=where, points=settings.points, rows=settings.rows,
-                   quiet=quiet)  # fmt: skip
-    _refresh_report(source, folder)
+    with together(AGAIN) as accelerator:
+        found = select(source, pair, folder, kind=kind, where=where, points=settings.points, rows=settings.rows,
+                       quiet=quiet)  # fmt: skip
+        on_main(accelerator, lambda: _refresh_report(source, folder))
     lines = [f"chosen:   t = {found['t']:g} between {pair.ends[0].label} and {pair.ends[1].label} ({kind} in {where})"]
     lines += [f"on test:  {name} {_spread(values)}" for name, values in found["test"].items()]
     lines += [f"gain:     {_spread(values)} {name.replace('_', ' t = ')}" for name, values in found["gain"].items()]

@@ -74,9 +74,9 @@ def mean_loss(path: Curve, landscape: Landscape, examples: Sequence[Example], *,
 
     for number in range(points):
         landscape.use(path.at((number + 0.5) / points))
-        for _, losses in in_batches(engine, examples, read, size=batch_size, what="a path"):
+        for _, losses in in_batches(engine, engine.share(examples), read, size=batch_size, what="a path"):
             found += losses
-    return statistics.fmean(found)
+    return statistics.fmean(engine.gather(found))
 
 
 def trainable_copy(update: LowRank) -> LowRank:
@@ -90,17 +90,23 @@ def backward(path: Curve, t: float, landscape: Landscape, rows: Sequence[Example
     point = path.at(t)
     landscape.use(point)
     engine, slot = landscape.engine, list(adapters.parameters(landscape.engine.model, SLOT).values())
+    total = torch.zeros((), device=engine.device)
 
     def read(part: Sequence[Example]) -> tuple[Tensor, ...]:
         batch = collate(part, pad=engine.pad, device=engine.device)
         loss = row_losses(engine.forward(batch).logits, batch).sum() / len(rows)
-        if not torch.isfinite(loss):
-            raise IloraError(f"the loss is not finite ({float(loss)}) at t = {t:.3f} while the bend is trained")
-        return torch.autograd.grad(loss, slot)
+        return loss.detach(), *torch.autograd.grad(loss, slot)
 
-    for _, found in in_batches(engine, rows, read, size=len(rows), what="the bend of a path"):
-        for parameter, gradient in zip(slot, found, strict=True):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    sums = [torch.zeros_like(parameter) for parameter in slot]
+    for _, (loss, *found) in in_batches(engine, engine.share(rows), read, size=len(rows), what="the bend of a path"):
+        total += loss
+        for one, gradient in zip(sums, found, strict=True):
+            one += gradient
+    engine.all_reduce([total, *sums])
+    if not torch.isfinite(total):  # only now, in every process
+        raise IloraError(f"the loss is not finite ({float(total)}) at t = {t:.3f} while the bend is trained")
+    for parameter, one in zip(slot, sums, strict=True):
+        parameter.grad = one
     gradients = adapters.placed_gradients(engine.model, SLOT)
     pairs = [
         (side, gradient.to(side.device))

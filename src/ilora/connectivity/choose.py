@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ilora.evaluation.scoring import EvaluationSet
 from ilora.model.load import load_tokenizer
 from ilora.progress import Display
 from ilora.training.checkpoint import load_latest
+from ilora.training.processes import by_first, joined, on_main, refuse_unshared
 
 MEMORY = "memory"  # the name of the split with a task's rows in the replay memory
 
@@ -66,17 +68,25 @@ def select(
     used = [task for task, _ in chosen_on] + tests
     made_from = Origins(source.config).of(pair.ends, pair.tasks, {"points": points, "rows": rows})
     made_from["rows"] = [fingerprint(task) for task in used]  # of memory, eval and test, as limited
-    result = files.earlier(file, made_from)
+    accelerator = joined()
+    refuse_unshared(accelerator, out)
+    result = by_first(accelerator, lambda: _earlier(file, folder, made_from))
     if result is None:
-        if folder.exists():
-            raise InputError(f"{folder}: exists, without its selection-*.json; --out names another folder")
         result = _selection(source, pair, curve, ts, chosen_on, tests, quiet=quiet) | {"made_from": made_from}
         result["adapter"] = folder.name
-        files.save(file, result)
-    if not folder.exists():
-        adapter = curve.at(result["t"])
-        space.write(replace(adapter, base=adapter.base or source.config.model.name), folder)
+        on_main(accelerator, partial(files.save, file, result))
+    chosen = curve.at(result["t"])
+    chosen = replace(chosen, base=chosen.base or source.config.model.name)
+    on_main(accelerator, lambda: folder.exists() or space.write(chosen, folder))
     return {**result, "folder": folder}
+
+
+def _earlier(file: Path, folder: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """An earlier selection of the same origin; None: there is none. Raises InputError where its place is taken."""
+    result = files.earlier(file, made_from)
+    if result is None and folder.exists():
+        raise InputError(f"{folder}: exists, without its selection-*.json; --out names another folder")
+    return result
 
 
 def fitting(source: Source, tasks: Sequence[Task]) -> list[Task]:
@@ -98,7 +108,7 @@ def _selection(
     quiet: bool,
 ) -> dict[str, Any]:
     labels = [task.label for task in pair.tasks]
-    with Display(quiet=quiet) as display:
+    with Display(quiet=quiet or not joined().is_main_process) as display:
         landscape = open_landscape(source.config, [], pair.ends, split="test")
         sets = [landscape.encoded(task, split) for task, split in chosen_on]
         found = _evaluated(landscape, sets, [curve.at(t) for t in ts], display, title=f"choosing on {pair.name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,24 @@ from ilora.connectivity.sources import Origins, Pair, Source
 from ilora.data.task import Task
 from ilora.errors import InputError
 from ilora.progress import Display
+from ilora.training.processes import by_first, joined, on_main, refuse_unshared
 
 
 def make_results(source: Source, settings: Settings, out: Path, *, quiet: bool = False) -> list[dict[str, Any]]:
     """Make every wanted result that is not there yet; returns them all.
 
-    They lie in `out`, as JSON and pictures, with a page over all of them.
+    They lie in `out`, as JSON and pictures, with a page over all of them. Of several processes the first one writes.
     Raises InputError, before anything is computed, where a setting or an adapter does not fit, or a file was made of
     something else.
     """
     jobs, notes = _jobs(source, settings, out)
     if not jobs:
         raise InputError("nothing to compute: give --paths, --plane or --similarity")
-    origins = Origins(source.config)
+    origins, accelerator = Origins(source.config), joined()
     made_from = {job.file: origins.of(job.adapters, job.tasks, job.depends) for job in jobs}
-    there = {job.file: files.earlier(job.file, made_from[job.file]) for job in jobs}
-    files.load_all(out)  # so that what the page cannot show is refused now, not after hours
-    with Display(quiet=quiet) as display:
+    refuse_unshared(accelerator, out)
+    there = by_first(accelerator, lambda: _there(made_from, out))
+    with Display(quiet=quiet or not accelerator.is_main_process) as display:
         for note in notes:
             display.say(f"connect: {note}")
         landscape: Landscape | None = None
@@ -48,11 +50,22 @@ def make_results(source: Source, settings: Settings, out: Path, *, quiet: bool =
                     display.say(f"connect: loading {source.config.model.name}")
                     landscape = open_landscape(source.config, _tasks(jobs), source.adapters, split=settings.split)
                 result = _make(job, landscape, display, result, made_from[job.file])
-            with files.reading(job.file):
-                drawn |= pictures.write(result, out, job.file.stem)
+            on_main(accelerator, partial(_draw, result, job.file, drawn))
             results.append({**result, "file": job.file.name})
-        write_page(out, drawn)
+        on_main(accelerator, lambda: write_page(out, drawn))
     return results
+
+
+def _there(made_from: Mapping[Path, Any], out: Path) -> dict[Path, Result | None]:
+    """What the files of these origins hold already."""
+    there = {file: files.earlier(file, origin) for file, origin in made_from.items()}
+    files.load_all(out)  # so that what the page cannot show is refused now, not after hours
+    return there
+
+
+def _draw(result: Result, file: Path, drawn: dict[str, str]) -> None:
+    with files.reading(file):
+        drawn |= pictures.write(result, file.parent, file.stem)
 
 
 def _make(job: Job, landscape: Landscape, display: Display, before: Result | None, made_from: Any) -> Result:
@@ -62,7 +75,7 @@ def _make(job: Job, landscape: Landscape, display: Display, before: Result | Non
     for content in job.make(landscape, display, before):
         seconds = round(spent + time.perf_counter() - began, 1)
         result = {**content, "made_from": made_from, "seconds": seconds}
-        files.save(job.file, result)
+        on_main(landscape.engine.accelerator, partial(files.save, job.file, result))
     return result
 
 

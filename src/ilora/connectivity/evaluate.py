@@ -21,6 +21,7 @@ from ilora.files import write_atomic
 from ilora.progress import Display
 from ilora.results.matrix import standard_error
 from ilora.stream import load_tasks
+from ilora.training.processes import by_first, joined, on_main, refuse_unshared
 
 SCHEMA = 1
 
@@ -55,8 +56,11 @@ def evaluate_adapter(
     of = "-".join(["", file_name(data.resolve().name)] if data is not None else [""])
     folder = out or run / "evaluations" / f"{name}{of}-{split}"
     made_from = Origins(config).of([adapter], tasks, {"split": split})
-    if folder.exists():
-        return {**_earlier(folder, made_from), "folder": folder}
+    accelerator = joined()
+    refuse_unshared(accelerator, folder)
+    earlier = by_first(accelerator, lambda: _earlier(folder, made_from) if folder.exists() else None)
+    if earlier is not None:
+        return {**earlier, "folder": folder}
     records = _predict(config, tasks, adapter, split=split, quiet=quiet)
     summary = {
         "schema": SCHEMA,
@@ -66,7 +70,7 @@ def evaluate_adapter(
         "tasks": {task.label: _summary(task, records[task.label]) for task in tasks},
         "made_from": made_from,
     }
-    _write(folder, summary, records)
+    on_main(accelerator, lambda: _write(folder, summary, records))
     return {**summary, "folder": folder}
 
 
@@ -135,7 +139,7 @@ def _elsewhere(config: Config, data: Path) -> tuple[Config, list[Task]]:
 def _predict(
     config: Config, tasks: Sequence[Task], adapter: Adapter, *, split: str, quiet: bool
 ) -> dict[str, list[dict[str, Any]]]:
-    with Display(quiet=quiet) as display:
+    with Display(quiet=quiet or not joined().is_main_process) as display:
         display.say(f"evaluate: loading {config.model.name}")
         landscape = open_landscape(config, tasks, [adapter], split=split)
         landscape.use(adapter)

@@ -71,6 +71,7 @@ class Landscape:
         )
         self.engine.model.eval()
         self._recurrent = _is_recurrent(base)
+        self.engine.rejoin()
         self.sets = [self.encoded(task, split) for task in tasks]
 
     def encoded(self, task: Task, split: str) -> EvaluationSet:
@@ -97,6 +98,7 @@ class Landscape:
         exact: the points whose answers come from the run's own evaluation code, in its own batches, so that they are
         the run's to the last row; the other points' answers are read from the prompt's cache (see `reading`). For a
         model with recurrent layers all points are exact: its state cannot be cut back to the end of a prompt.
+        Of several processes, each reads its share of the rows; all return the same.
         advance: told of rows done, of which there are rows · points.
         """
         chosen = self.sets if sets is None else sets
@@ -112,7 +114,7 @@ class Landscape:
     ) -> list[RowScores]:
         if self._recurrent:
             return [self._evaluate_whole(data, point, advance) for point in points]
-        count, encoder = len(data.examples), self.encoder.of(data.task)
+        count, encoder, mine = len(data.examples), self.encoder.of(data.task), list[int]()
         whole = exact if data.task.scoring != "rank" else set(range(len(points)))
         scores = [self._score(data, point) if n in whole else [0.0] * count for n, point in enumerate(points)]
         losses = [[0.0] * count for _ in points]
@@ -139,7 +141,9 @@ class Landscape:
                         scores[number][index] = record(data, index, answer_text(ids, encoder))["score"]
 
         for part in self._parts(data, [len(example) for example in own], read):
-            advance(len(points) * len(part))
+            mine += part
+            advance(len(points) * len(part) * self.engine.accelerator.num_processes)
+        self._exchange(mine, [*losses, *(table for number, table in enumerate(scores) if number not in whole)])
         return [RowScores(*pair) for pair in zip(losses, scores, strict=True)]
 
     def _evaluate_whole(self, data: EvaluationSet, point: Adapter, advance: Callable[[int], None]) -> RowScores:
@@ -147,7 +151,7 @@ class Landscape:
         scores = self._score(data, point)
         asked = questions(data, range(len(data.examples)), self.encoder)
         rows = [replace(one, answer=full.answer) for one, full in zip(asked, data.examples, strict=True)]
-        losses = [0.0] * len(rows)
+        losses, mine = [0.0] * len(rows), list[int]()
 
         def read(numbers: Sequence[int]) -> None:
             batch = collate([rows[number] for number in numbers], pad=self.encoder.pad, device=self.engine.device)
@@ -157,14 +161,23 @@ class Landscape:
                 losses[number] = loss
 
         for part in self._parts(data, [len(row) for row in rows], read):
-            advance(len(part))
+            mine += part
+            advance(len(part) * self.engine.accelerator.num_processes)
+        self._exchange(mine, [losses])
         return RowScores(losses, scores)
+
+    def _exchange(self, mine: Sequence[int], tables: Sequence[list[float]]) -> None:
+        """Fill in what the other processes found of their rows. mine: the numbers of this process's rows."""
+        found = self.engine.gather([(row, [table[row] for table in tables]) for row in mine])
+        for row, values in found:
+            for table, value in zip(tables, values, strict=True):
+                table[row] = value
 
     def _parts(
         self, data: EvaluationSet, lengths: Sequence[int], read: Callable[[Sequence[int]], None]
     ) -> Iterator[Sequence[int]]:
-        """Numbers of rows of like length, once they are read together; fewer at once where memory ends."""
-        for rows in batches(lengths, size=self.config.evaluation.batch_size):
+        """Numbers of this process's rows of like length, once they are read together; fewer where memory ends."""
+        for rows in self.engine.share(list(batches(lengths, size=self.config.evaluation.batch_size))):
             for part, _ in in_batches(self.engine, rows, read, size=len(rows), what=f"task '{data.task.name}'"):
                 yield part
 

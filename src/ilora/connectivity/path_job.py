@@ -18,6 +18,7 @@ from ilora.connectivity.sources import Pair, Source
 from ilora.connectivity.space import Adapter
 from ilora.errors import InputError
 from ilora.progress import Display
+from ilora.training.processes import on_main
 
 SCORE_EPSILON, LOSS_EPSILON = 0.01, 0.05  # one point of 100; nats per answer token
 _CHECKED_ROWS, _CHECKED_POINTS = 32, 6  # on which a bend's mean loss is compared with the straight line's
@@ -61,7 +62,7 @@ class PathJob(Job):
         """Write the bend's folder; returns what is kept of its training."""
         bend, training = _trained(self.curve, self.pair, landscape, self.settings, display)
         bend = replace(bend, base=bend.base or landscape.config.model.name)
-        spaces.write(bend, self.bend_folder, replace=True)
+        on_main(landscape.engine.accelerator, lambda: spaces.write(bend, self.bend_folder, replace=True))
         return {**training, "adapter": self.bend_folder.name}
 
 

@@ -82,7 +82,7 @@ def features(landscape: Landscape, adapter: Adapter, examples: Sequence[Example]
     engine, size = landscape.engine, landscape.config.evaluation.batch_size
     asked = [Example(example.task, example.id, example.prompt, []) for example in examples]
     prefix = shared_length([example.prompt for example in asked])
-    found: list[Tensor] = []
+    made: list[tuple[Sequence[int], Tensor]] = []
 
     def means(rows: Sequence[int]) -> Tensor:
         batch = collate([asked[row] for row in rows], pad=engine.pad, device=engine.device)
@@ -90,11 +90,13 @@ def features(landscape: Landscape, adapter: Adapter, examples: Sequence[Example]
         hidden = engine.states(batch, layers="all")
         return torch.stack([(layer.float() * mask).sum(1) / mask.sum(1) for layer in hidden]).cpu()
 
-    for like in batches([len(example) for example in asked], size=size):
-        for rows, made in in_batches(engine, like, means, size=len(like), what="similarity"):
-            found = found or [torch.empty(len(asked), made.shape[-1]) for _ in made]
-            for layer, values in zip(found, made, strict=True):
-                layer[list(rows)] = values
+    for like in engine.share(list(batches([len(example) for example in asked], size=size))):
+        made += in_batches(engine, like, means, size=len(like), what="similarity")
+    made = engine.gather(made)
+    found = [torch.empty(len(asked), layer.shape[-1]) for layer in made[0][1]]
+    for rows, values in made:
+        for layer, part in zip(found, values, strict=True):
+            layer[list(rows)] = part
     return found
 
 

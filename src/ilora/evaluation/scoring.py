@@ -105,7 +105,7 @@ def answer(
     noted, accelerator = {} if notes is None else notes, engine.accelerator
     encoder = encoder.of(data.task)
     order = sorted(range(len(data.examples)), key=lambda index: -len(data.examples[index].prompt))
-    mine = order[accelerator.process_index :: accelerator.num_processes]
+    mine = engine.share(order)
     predict = _rank if data.task.scoring == "rank" else _generate
     if engine.decoding is not None and order:
         batch_size = max(batch_size, engine.decoding.rows_at_once(_longest(data)))

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -39,6 +39,7 @@ from ilora.model.passes import (
 )
 from ilora.model.sharding import sharding_of
 
+T = TypeVar("T")
 Prefix = Callable[[Batch], Tensor]  # a soft prompt for every row: (rows, length, features)
 Route = Callable[[Batch], list[str]]  # the adapter for every row
 Layers = Literal["last", "all"]  # which layers' outputs; all: those that an adapter changes (not the embedding's)
@@ -275,7 +276,11 @@ class Engine:
 
     def mine(self, rows: Sequence[Example]) -> list[Example]:
         """This process's part of a step's rows, longest first."""
-        return sorted(rows, key=len, reverse=True)[self.accelerator.process_index :: self.accelerator.num_processes]
+        return list(self.share(sorted(rows, key=len, reverse=True)))
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's part of what the processes divide among them."""
+        return items[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def split(self, rows: Sequence[Example], *, size: int | None = None) -> Iterator[Sequence[Example]]:
         """The rows in parts that go through the model together. size: rows in each; None: as set."""

@@ -11,7 +11,6 @@ from ilora.data.examples import Example
 from ilora.errors import IloraError
 from ilora.model.engine import Engine
 from ilora.model.gradients import TooManyTogether
-from ilora.model.sharding import OUT_OF_STEP
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -30,7 +29,7 @@ def fitted(engine: Engine, rows: Sequence[Example], compute: Callable[[], T], *,
         try:
             return compute()
         except torch.OutOfMemoryError as error:
-            reason, again = _reason(engine, error, "training.micro_batch_size"), isinstance(error, TooManyTogether)
+            reason, again = _reason(error), isinstance(error, TooManyTogether)
         # Outside of `except`, which would hold the failed pass's tensors.
         engine.passes.update(counted)  # rows count once
         _let_go(engine)
@@ -57,7 +56,7 @@ def in_batches(
         try:
             made = compute(part)
         except torch.OutOfMemoryError as error:
-            reason = _reason(engine, error, "evaluation.batch_size")
+            reason = _reason(error)
         if reason is None:
             yield part, made
             start += len(part)
@@ -114,10 +113,8 @@ def division(engine: Engine) -> str:
     return f"{'the whole step' if tokens is None else f'{tokens} tokens'}{again}"
 
 
-def _reason(engine: Engine, error: torch.OutOfMemoryError, setting: str) -> str:
-    """The error's first line. Raises IloraError where other processes stand in the middle of the same pass."""
-    if engine.sharding is not None:
-        raise IloraError(OUT_OF_STEP.format(what=setting)) from error
+def _reason(error: torch.OutOfMemoryError) -> str:
+    """The error's first line."""
     return str(error).partition("\n")[0]
 
 

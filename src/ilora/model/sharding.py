@@ -24,10 +24,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from ilora.errors import IloraError, InputError
 
 T = TypeVar("T")
-OUT_OF_STEP = (
-    "out of memory in the middle of a pass, for which the other processes wait (model.shard): it cannot be begun "
-    "again; set a smaller {what}, model.gradient_checkpointing: true, or a smaller data.max_length"
-)
 _WAITS = 2**62  # what a process says that wants no pass
 _BITS = 20  # of a layer's number
 _EVEN = 8  # parts of a weight's first side for each process: from here on uneven parts are small
@@ -182,7 +178,7 @@ class Sharding:
         # Begin to gather a layer while the one before it computes. On a CPU both want the same cores: 2.5 x slower.
         self.ahead = core.device.type != "cpu"
         self.gathered: set[int] = set()
-        self.ends_gathered = False
+        self.ends_wanted = self.ends_gathered = False
         self.way = _Way(self.now)
         core.get_input_embeddings().register_forward_pre_hook(lambda *_: self.gather_ends())
         self.decoder.register_forward_pre_hook(self._begin_forward)
@@ -212,7 +208,7 @@ class Sharding:
         self.now, self.place = Pass(), 0
         if self.ends_gathered:
             self.ends.reshard()
-            self.ends_gathered = False
+            self.ends_wanted = self.ends_gathered = False
 
     def gather_ends(self) -> None:
         """Have embeddings and output head whole, until `rejoin`."""
@@ -229,13 +225,17 @@ class Sharding:
         self._finish()
 
     def _set_out(self, turn: Pass) -> None:
-        if not self.ends_gathered:
+        self.now, self.place, self.ends_wanted = turn, 0, True
+        self._have_ends()
+
+    def _have_ends(self) -> None:
+        if self.ends_wanted and not self.ends_gathered:
             self.ends.unshard()
             self.ends_gathered = True
-        self.now, self.place = turn, 0
 
     def _finish(self) -> None:
-        """Make the gatherings that are left of the present pass."""
+        """Make the gatherings that are left of the present pass. One that was given up is finished so, too."""
+        self._have_ends()
         while self.place < len(self.now.order):
             self._let_go()
             self._gather_next()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -71,10 +71,17 @@ def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
         raise (InputError if bad_input else IloraError)(text)
 
 
+def by_first(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """What the first process makes, returned in every process. If it fails, every process raises the error."""
+    made: list[T] = []
+    on_main(accelerator, lambda: made.append(make()))
+    return agreed(accelerator, made[0] if made else cast(T, None))
+
+
 def refuse_unshared(accelerator: Accelerator, path: Path) -> None:
     """Raises InputError, in every process, where one does not see what the first one writes at `path`.
 
-    path: a run folder that is there, or will be.
+    path: a folder that is there, or will be.
     """
     if accelerator.num_processes == 1:
         return
@@ -93,7 +100,7 @@ def refuse_unshared(accelerator: Accelerator, path: Path) -> None:
     missing = [one for one in blind if one is not None]
     if missing:
         raise InputError(
-            f"{path}: a run folder must be on storage that all processes share, under the same path; not seen by "
+            f"{path}: the folder must be on storage that all processes share, under the same path; not seen by "
             f"{', '.join(missing)}"
         )
 

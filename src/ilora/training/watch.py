@@ -15,13 +15,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 from accelerate import Accelerator
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ilora.errors import InputError
-from ilora.training.processes import agreed
+from ilora.training.processes import agreed, joined, naming_a_lost_process
 
 LOST_AFTER = "ILORA_LOST_AFTER"
 _SECONDS = 40.0  # with the looks and the grace: within a minute
@@ -31,16 +30,25 @@ _LEFT, _FAILED = "left", "failed"
 
 
 @contextmanager
-def watched(accelerator: Accelerator, run: Path) -> Iterator[None]:
+def together(then: str) -> Iterator[Accelerator]:
+    """The processes that a launcher has started, for a command that is no run. then: as for `watched`."""
+    accelerator = joined()
+    with watched(accelerator, then), naming_a_lost_process(accelerator):
+        yield accelerator
+
+
+@contextmanager
+def watched(accelerator: Accelerator, then: str) -> Iterator[None]:
     """Within the block no process waits for one that is gone: it ends with exit code 1 and a message.
 
-    run: the run folder that the message names. Raises InputError where the limit in the environment is no number.
+    then: the last line of the message, which says what to do now. Raises InputError where the limit in the environment
+    is no number.
     """
     if accelerator.num_processes == 1:
         yield
         return
     name = agreed(accelerator, secrets.token_hex(4))  # a process may have several runs, one after the other
-    watch = _Watch(accelerator, name, run, limit=_limit())
+    watch = _Watch(accelerator, name, then, limit=_limit())
     watch.start()
     try:
         yield
@@ -65,14 +73,10 @@ def _limit() -> float:
 class _Watch(threading.Thread):
     """Counts for this process and looks at the counts of the others."""
 
-    def __init__(self, accelerator: Accelerator, name: str, run: Path, *, limit: float) -> None:
+    def __init__(self, accelerator: Accelerator, name: str, then: str, *, limit: float) -> None:
         super().__init__(name="ilora watch", daemon=True)
-        self._rank, self._count, self._run, self._limit = (
-            accelerator.process_index,
-            accelerator.num_processes,
-            run,
-            limit,
-        )
+        self._rank, self._count = accelerator.process_index, accelerator.num_processes
+        self._then, self._limit = then, limit
         self._place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         # A connection of its own: the group's is held by a process that waits for the others.
         store = TCPStore(
@@ -127,6 +131,5 @@ class _Watch(threading.Thread):
 
     def _end(self, lost: str) -> None:
         """End this process, whatever its other threads wait for."""
-        message = f"ilora: {lost}\n`ilora resume {self._run}` goes on from the last checkpoint"
-        print(message, file=sys.stderr, flush=True)
+        print(f"ilora: {lost}\n{self._then}", file=sys.stderr, flush=True)
         os._exit(1)
