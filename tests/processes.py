@@ -163,6 +163,7 @@ def _apart(log: Path, environment: dict[str, str]) -> Iterator[pytest.MonkeyPatc
 
     with pytest.MonkeyPatch.context() as patch:
         leave_out_slow(patch)
+        patch.setattr("ilora.connectivity.pictures.drawings", lambda _result: {})
         patch.setattr(subprocess.Popen, "__init__", start_copy)
         yield patch
 

@@ -452,8 +452,11 @@ def _say(action: Callable[[], list[str]], quiet: bool) -> None:
 
 
 def _work(action: Callable[[], RunResult], quiet: bool) -> None:
+    from ilora.training.processes import naming_a_lost_process
+
     try:
-        result = action()
+        with naming_a_lost_process():
+            result = action()
     except KeyboardInterrupt as error:  # here, because typer would end without a word
         _fail(_with_notes("interrupted", error), 130)
     else:

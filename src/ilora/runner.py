@@ -268,7 +268,7 @@ def _perform(session: Session, run: Path) -> dict[str, Any]:
     """Execute it; an error on the way gets a note of where the last good state is."""
     with _tracked(session.accelerator, session.config):
         try:
-            with naming_a_lost_process(session.accelerator):
+            with naming_a_lost_process():
                 return session.execute()
         except InputError:
             raise

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from ilora import run
+from ilora.commands.connect import connect, evaluate
 from ilora.config import Config, load_config
+from ilora.connectivity import pictures
+from ilora.data.examples import Example
 from ilora.errors import InputError
 from ilora.model import adapters
+from ilora.model.engine import Engine
+from ilora.model.fitting import fitted
 from ilora.model.identity import weights_sha256
 from ilora.model.load import load_model
 from ilora.model.sharding import sharding_of, whole_of
@@ -239,3 +247,100 @@ def test_more_processes_than_rows_are_refused(make_config: MakeConfig, tmp_path:
     for number, (override, place) in enumerate(few.items()):
         assert place in refused("run", file, override, "--out", tmp_path / "run", log=tmp_path / f"log-{number}")
         assert not (tmp_path / "run").exists()
+
+
+# -- between adapters --------------------------------------------------------------------------------------------------
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """Without what depends on time and place."""
+    content: dict[str, Any] = json.loads(file.read_text())
+    return {key: value for key, value in content.items() if key not in ("seconds", "made_from")}
+
+
+def about(value: Any) -> Any:
+    """Equal to the same with other numbers, by 1e-5."""
+    if isinstance(value, dict):
+        return {key: about(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return list(map(about, value))
+    return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+
+
+def test_paths_similarity_and_scores_in_parts_as_whole(
+    finished: Path, sketched: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two processes share rows, the bend's gradient and the base; the first one writes and speaks."""
+    made, log = Path(shutil.copytree(finished, tmp_path / "run")), tmp_path / "log"
+    write_config(made / "config.yaml", load_config(made / "config.yaml", ["model.shard=full"]))
+    ends = [made / "adapters" / phase / "slow" for phase in ("01-one", "02-two")]
+    few = ("--points", 3, "--paths", "delta,bezier", "--bend-steps", 2, "--similarity")
+    commands = [("connect", *ends, *few, "--data", made, "--out", tmp_path / "two"), ("evaluate", made, "--rows", 5)]
+    processes = start_pair(commands, log=log)
+    for process in processes:
+        process.join(120)
+    said = [log.with_name(f"log-{rank}.{kind}").read_text() for rank in range(2) for kind in ("out", "err")]
+    assert [process.exitcode for process in processes] == [0, 0], said
+    assert said[1:] == ["", "", ""]
+    assert said[0].count("page:") == said[0].count("written:") == 1
+
+    monkeypatch.setattr(pictures, "drawings", lambda _result: {})
+    alone = {"points": 3, "paths": ("delta", "bezier"), "bend_steps": 2, "similarity": True, "quiet": True}
+    for result in connect(ends, data=finished, out=tmp_path / "one", **alone):
+        assert read_result(tmp_path / "two" / result["file"]) == about(read_result(tmp_path / "one" / result["file"]))
+    scored = evaluate(finished, rows=5, out=tmp_path / "scored", quiet=True)["folder"]
+    for file in scored.glob("*.jsonl"):
+        assert file.read_text() == (made / "evaluations" / "02-two-slow-test" / file.name).read_text()
+
+
+# -- memory that ends in one process -----------------------------------------------------------------------------------
+
+
+def short_of_memory(accelerator: Accelerator, model: Path) -> dict[str, Any]:
+    """In each process: how far gradients are from the right ones when memory ends in the second at a gathering."""
+    wrapped = adapters.attach(loaded(accelerator, model), AdapterConfig(r=2, dropout=0), name="fast", seed=1)
+    engine = Engine(model=wrapped, accelerator=accelerator, pad=0)
+    parameters = list(adapters.parameters(engine.model, "fast").values())
+    rows = [Example("one", str(number), [5 + number] * (2 + number), [7, 8]) for number in range(8)]
+    gather, calls = FSDPModule.unshard, [0, 0]  # so many so far; the one that fails
+
+    def failing(self: Any, *, after: bool, **how: Any) -> Any:
+        calls[0] += 1
+        fails = accelerator.process_index == 1 and calls[0] == calls[1]
+        made = None if fails and not after else gather(self, **how)
+        if fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made
+
+    def gradients() -> list[torch.Tensor]:
+        def passes() -> None:
+            engine.model.zero_grad()
+            for batch in engine.micro_batches(rows):
+                engine.forward(batch).logits.square().mean(-1).sum().backward()
+
+        engine.micro_batch_size, calls[0] = 4, 0
+        fitted(engine, engine.mine(rows), passes)
+        found = [torch.zeros_like(one) if one.grad is None else one.grad.clone() for one in parameters]
+        engine.all_reduce(found)
+        return found
+
+    right = gradients()
+    made: dict[str, Any] = {"largest": max(float(one.abs().max()) for one in right), "away": {}, "size": {}}
+    for after in (False, True):
+        FSDPModule.unshard = partialmethod(failing, after=after)  # type: ignore[method-assign, assignment]
+        for number in range(1, 6):  # the ends, two layers forward, two backward
+            calls[1] = number
+            pairs = zip(gradients(), right, strict=True)
+            made["away"][f"{number} {after}"] = max(float((one - other).abs().max()) for one, other in pairs)
+            made["size"][f"{number} {after}"] = engine.micro_batch_size
+    FSDPModule.unshard = gather  # type: ignore[method-assign]
+    return made
+
+
+def test_out_of_memory_one_process_begins_again_and_the_other_helps(tiny_model: Path, tmp_path: Path) -> None:
+    first, second = in_each(short_of_memory, tiny_model, folder=tmp_path)
+    assert set(first["size"].values()) == {4}
+    assert set(second["size"].values()) == {2}
+    for found in (first, second):
+        assert found["largest"] > 1e-3
+        assert max(found["away"].values()) <= 1e-5

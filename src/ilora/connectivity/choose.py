@@ -77,7 +77,8 @@ def select(
         on_main(accelerator, partial(files.save, file, result))
     chosen = curve.at(result["t"])
     chosen = replace(chosen, base=chosen.base or source.config.model.name)
-    on_main(accelerator, lambda: folder.exists() or space.write(chosen, folder))
+    if not by_first(accelerator, folder.exists):
+        on_main(accelerator, lambda: space.write(chosen, folder))
     return {**result, "folder": folder}
 
 

@@ -58,7 +58,7 @@ def make_results(source: Source, settings: Settings, out: Path, *, quiet: bool =
 
 def _there(made_from: Mapping[Path, Any], out: Path) -> dict[Path, Result | None]:
     """What the files of these origins hold already."""
-    there = {file: files.earlier(file, origin) for file, origin in made_from.items()}
+    there: dict[Path, Result | None] = {file: files.earlier(file, origin) for file, origin in made_from.items()}
     files.load_all(out)  # so that what the page cannot show is refused now, not after hours
     return there
 

@@ -33,7 +33,7 @@ _LEFT, _FAILED = "left", "failed"
 def together(then: str) -> Iterator[Accelerator]:
     """The processes that a launcher has started, for a command that is no run. then: as for `watched`."""
     accelerator = joined()
-    with watched(accelerator, then), naming_a_lost_process(accelerator):
+    with watched(accelerator, then), naming_a_lost_process():
         yield accelerator
 
 
