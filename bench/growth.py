@@ -1,11 +1,12 @@
 """Does a method get slower or bigger with the number of tasks? Every method over 2 and over 20 (or more) short tasks.
 
-    .venv/bin/python bench/growth.py [--tasks 20] [method ...]
+    .venv/bin/python bench/growth.py [--tasks 20] [--processes 1] [method ...]
 
 Prints the table of docs/methods.md. The model is a random Llama of 15M parameters with the bundled tokenizer: growth
 is a property of the method, and the runs should take minutes. Step times are the smallest within one run (other
 processes only ever add): over its tasks 2 to 4 and over its last three. Stored bytes and peak memory are those of
 a run over 2 tasks and of the long one.
+--processes: so many on this machine for each run, with the base in parts; memory is the first one's.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 import data
 from ilora import load_config, run
@@ -50,7 +55,7 @@ def make_tasks(folder: Path, count: int) -> None:
             (folder / f"t{number:02d}" / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
-def run_over(method: str, tasks: int, work: Path) -> Path:
+def run_over(method: str, tasks: int, work: Path, processes: int) -> Path:
     """One run. Its peak memory is its own: a run begins to measure anew (on Linux and on a GPU)."""
     memory = {"memory_size": 40} if "memory_size" in METHODS[method].Config.model_fields else {}
     config = load_config(
@@ -62,7 +67,15 @@ def run_over(method: str, tasks: int, work: Path) -> Path:
             "method": {"name": method} | memory,
         }
     )
-    return run(config, work / f"{method}-{tasks}", quiet=True).path
+    out = work / f"{method}-{tasks}"
+    if processes == 1:
+        return run(config, out, quiet=True).path
+    file = work / "config.yaml"
+    file.write_text(yaml.safe_dump(config.dump()), encoding="utf-8")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "ilora")
+    command = [sys.executable, *launcher, "run", str(file), "model.shard=full", "--out", str(out), "--quiet"]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return out
 
 
 def step_time(folder: Path, tasks: tuple[int, ...]) -> float | None:
@@ -79,9 +92,9 @@ def step_time(folder: Path, tasks: tuple[int, ...]) -> float | None:
     )
 
 
-def row(method: str, tasks: int, work: Path) -> list[str]:
+def row(method: str, tasks: int, work: Path, processes: int) -> list[str]:
     """A line of the table."""
-    few, many = run_over(method, FEW, work), run_over(method, tasks, work)
+    few, many = run_over(method, FEW, work, processes), run_over(method, tasks, work, processes)
     early, late = step_time(many, EARLY), step_time(many, (tasks - 2, tasks - 1, tasks))
     costs: list[dict[str, Any]] = [
         json.loads((folder / "results.json").read_text(encoding="utf-8"))["cost"] for folder in (few, many)
@@ -107,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("methods", nargs="*", default=list(METHODS))
     parser.add_argument("--tasks", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
     chosen = parser.parse_args()
     many = chosen.tasks
     torch.set_num_threads(1)
@@ -118,7 +132,7 @@ def main() -> None:
         make_model(work / "model")
         make_tasks(work / "data", many)
         for method in chosen.methods:
-            print("| " + " | ".join(row(method, many, work)) + " |", flush=True)
+            print("| " + " | ".join(row(method, many, work, chosen.processes)) + " |", flush=True)
 
 
 if __name__ == "__main__":
