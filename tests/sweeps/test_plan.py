@@ -125,10 +125,11 @@ def test_shipped_sweeps_load(file: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     base = yaml.safe_load((file.parent / content["base"]).read_text(encoding="utf-8"))
     for task in base["data"]["tasks"]:
-        (tmp_path / task["name"]).mkdir()
+        folder = tmp_path / (task if isinstance(task, str) else task["name"])
+        folder.mkdir()
         for split in ("train", "eval", "test"):
             rows = [{"prompt": f"{split} {n}", "answer": "A" if n % 2 else "B"} for n in range(4)]
-            (tmp_path / task["name"] / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+            (folder / f"{split}.json").write_text(json.dumps(rows), encoding="utf-8")
     jobs = jobs_of(file, f"data.path={tmp_path}", f"model.name={tmp_path}")
     orders, seeds = (n if isinstance(n, int) else len(n) for n in (content["orders"], content["seeds"]))
     assert len(jobs) == len(content["methods"]) * orders * seeds
