@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from ilora.config import Config, load_config
 from ilora.report import write_report
 from tests.helpers import MakeConfig, sketch, task_rows, write_task
 from tests.processes import begin_forks, leave_out_slow
+
+# What torch and transformers have imported stays: to look through it again and again is a tenth of the suite's time.
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 
 pytest_plugins = ("tests.command",)  # the fixtures `ilora`, `refused` and `config`
 
