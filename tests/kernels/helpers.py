@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
@@ -64,8 +65,10 @@ class Again:
 
 def flash_on_a_cpu(patch: pytest.MonkeyPatch) -> None:
     """Have rows go through attention as they do on a GPU in half precision, in any dtype, computed row by row."""
-    for module in ("kernels.attention", "model.passes", "model.load", "model.together"):
-        patch.setattr(f"ilora.{module}.flash_serves", lambda *_: True)
+    names = ("kernels.attention", "model.passes", "model.load", "model.together", "training.room")
+    # All are imported before one is patched: one imported later would keep the patched function for good.
+    for module in [import_module(f"ilora.{name}") for name in names]:
+        patch.setattr(module, "flash_serves", lambda *_: True)
     attend_in_rows.register_kernel("cpu")(_row_by_row)
     attend_in_rows_backward.register_kernel("cpu")(_row_by_row_backward)
 
