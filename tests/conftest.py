@@ -137,7 +137,7 @@ def make_config(tiny_model: Path, data: Path) -> MakeConfig:
                 "learning_rate": 2e-3,
                 "checkpoint_every": 2,
             },
-            "evaluation": {"max_new_tokens": 4},
+            "evaluation": {"max_new_tokens": 2},
             "method": {"name": "ilora", "memory_size": 20, "ema_decay": 0.9},
         }
         return load_config(values | sections, overrides)

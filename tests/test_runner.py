@@ -330,7 +330,8 @@ def test_prompt_is_inert_in_the_report(make_config: MakeConfig, tmp_path: Path) 
 
 
 def test_adapters_load_with_plain_peft_and_answer_the_same(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config("data.tasks=[one, two]", "training.learning_rate=0.02", "evaluation.zero_shot=false")
+    changes = ["data.tasks=[one, two]", "training.learning_rate=0.02"]
+    config = make_config(*changes, "evaluation.zero_shot=false", "evaluation.max_new_tokens=4")
     result = run(config, tmp_path / "run", quiet=True)
     assert result.adapter == result.path / "adapters/02-two/slow"
     for variant, below in (("slow", ""), ("fast", "fast")):

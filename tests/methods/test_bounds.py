@@ -29,7 +29,7 @@ NAMES = ("one", "two", "three")
 def test_zero_shot_is_the_base_model_after_every_task(
     tiny_model: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    config = make_config("evaluation.unseen=all", method="zero_shot")
+    config = make_config("evaluation.unseen=all", "evaluation.max_new_tokens=4", method="zero_shot")
     result = run(config, tmp_path / "run", quiet=True)
     base, tokenizer = plain(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     for name in NAMES:
