@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -192,26 +192,8 @@ def sweep_command(
     quiet: Quiet = False,
 ) -> None:
     """Make a run for every method, order, seed and setting of a file. Called again, finish what is left."""
-    from ilora.progress import first_line
-    from ilora.sweeps.plan import read_sweep
-
-    read_sweep(file, overrides or ())
-    first_line(quiet=quiet)
-    from ilora.commands.sweep import sweep
-
-    chosen: dict[str, Any] = {
-        "out": out,
-        "processes": processes,
-        "ray": ray,
-        "together": together,
-        "only": only or (),
-        "dry_run": dry_run,
-        "quiet": quiet,
-    }
-    try:
-        sweep(file, overrides or (), **chosen)
-    except KeyboardInterrupt:  # here, because typer would end without a word
-        _fail("interrupted; the same command goes on", 130)
+    chosen = {"out": out, "processes": processes, "ray": ray, "only": only or (), "dry_run": dry_run}
+    _study("sweep", file, overrides or (), quiet, together=together, **chosen)
 
 
 @app.command("tune")
@@ -231,23 +213,21 @@ def tune_command(
     quiet: Quiet = False,
 ) -> None:
     """Find each method's best settings, on rows, orders and seeds that are not reported. Called again, finish."""
+    chosen = {"out": out, "processes": processes, "ray": ray, "only": only or (), "dry_run": dry_run}
+    _study("tune", file, overrides or (), quiet, **chosen)
+
+
+def _study(kind: str, file: Path, overrides: Sequence[str], quiet: bool, **chosen: Any) -> None:
+    """`ilora.sweep` or `ilora.tune`; the file is read before what takes long to import."""
     from ilora.progress import first_line
     from ilora.sweeps.plan import read_sweep
 
-    read_sweep(file, overrides or ())
+    read_sweep(file, overrides)
     first_line(quiet=quiet)
-    from ilora.commands.tune import tune
+    import ilora
 
-    chosen: dict[str, Any] = {
-        "out": out,
-        "processes": processes,
-        "ray": ray,
-        "only": only or (),
-        "dry_run": dry_run,
-        "quiet": quiet,
-    }
     try:
-        tune(file, overrides or (), **chosen)
+        getattr(ilora, kind)(file, overrides, quiet=quiet, **chosen)
     except KeyboardInterrupt:  # here, because typer would end without a word
         _fail("interrupted; the same command goes on", 130)
 

@@ -45,9 +45,7 @@ def grouped_attention(
     """
     del kwargs
     if packing is not None and flash_serves(query.device, query.dtype) and packing.starts is not None:
-        heads_last = (part[0].transpose(0, 1) for part in (query, key, value))
-        mixed, _ = torch.ops.ilora.attend_in_rows(*heads_last, packing.starts, packing.length, scaling)
-        return mixed.unsqueeze(0), None
+        return attention_in_rows(query, key, value, packing.starts, packing.length, scaling), None
     if packing is not None:
         query, key, value = (Spread.apply(part, packing) for part in (query, key, value))  # type: ignore[no-untyped-call]
         mixed, _ = grouped_attention(module, query, key, value, attention_mask, scaling, dropout)
@@ -67,6 +65,16 @@ def grouped_attention(
     weights = nn.functional.dropout(scores.softmax(-1), p=dropout, training=module.training)
     mixed = torch.bmm(weights, value.reshape(rows * groups, past, size))
     return mixed.view(rows, heads, length, size).transpose(1, 2).contiguous(), None
+
+
+def attention_in_rows(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scaling: float
+) -> Tensor:
+    """`attend_in_rows` for one row of all tokens. query: (1, heads, tokens, size). Returns (1, tokens, heads, size)."""
+    heads_last = (part[0].transpose(0, 1) for part in (query, key, value))
+    mixed, _ = torch.ops.ilora.attend_in_rows(*heads_last, starts, longest, scaling)
+    found: Tensor = mixed.unsqueeze(0)
+    return found
 
 
 def watched_attention(maps: list[Tensor]) -> Callable[..., tuple[Tensor, None]]:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from ilora.kernels.attention import attend_in_rows, grouped_attention
+from ilora.kernels.attention import attention_in_rows, grouped_attention
 from ilora.kernels.packing import Packing
 
 JOINT = "joint"  # the name of this attention, under which transformers knows it
@@ -65,9 +65,7 @@ def joint_attention(
     """query: (1, heads, tokens, size); key, value: (1, groups, tokens, size). Returns (1, tokens, heads, size)."""
     del attention_mask, kwargs
     if packing.starts is not None:
-        heads_last = (part[0].transpose(0, 1) for part in (query, key, value))
-        mixed, _ = attend_in_rows(*heads_last, packing.starts, packing.length, scaling)
-        return mixed.unsqueeze(0), None
+        return attention_in_rows(query, key, value, packing.starts, packing.length, scaling), None
     parts = []
     for (start, end), own, mask in zip(packing.spans, packing.packings, packing.masks, strict=True):
         of_query, of_key, of_value = (part[:, :, start:end] for part in (query, key, value))
