@@ -109,3 +109,30 @@ def test_every_file_is_in_the_layout_of_the_design() -> None:
     of_methods = [file for file in FILES if file.parent.name == "methods"]  # one a method, in docs/methods.md
     missing = [file.name for file in FILES if file not in of_methods and file.name not in design]
     assert sorted(set(missing) - {"__init__.py", "__main__.py"}) == []
+
+
+def private_names(file: Path) -> set[str]:
+    """What a file of ours keeps to itself: functions, classes and attributes with a leading underscore."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"}
+    return {name for name in names if name.startswith("_") and name.strip("_") and not name.startswith("__")}
+
+
+def used_names(file: Path) -> Iterator[tuple[int, str]]:
+    """Attributes of other objects than `self`, names that are imported from ilora, and dotted names in strings."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ilora"):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value.rpartition(".")[2]
+
+
+def test_tests_use_no_private_name() -> None:
+    """They would have to change with every change of how a thing is done."""
+    private = set().union(*map(private_names, FILES))
+    old = "old_run"  # was made by the version before, with its names
+    tests = [file for file in Path(__file__).parent.rglob("*.py") if old not in file.parts]
+    assert [f"{file}:{line}: {name}" for file in tests for line, name in used_names(file) if name in private] == []

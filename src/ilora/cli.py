@@ -142,6 +142,7 @@ def resume(
 
 @app.command()
 def add(
+    context: typer.Context,
     path: RunFolder,
     words: Annotated[
         list[str],
@@ -158,14 +159,23 @@ def add(
             "--replace", metavar="OLD", help="The earlier task for which TASK stands: its rows leave the memory."
         ),
     ] = None,
+    ray: Ray = None,
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a finished run on further tasks; its memory and its adapters are kept."""
     from ilora.adding import tasks_and_settings
     from ilora.early import before_add
 
+    if ray is None:
+        _refuse(context, ("workers",), "is for --ray")
     tasks, settings = tasks_and_settings(words)
     before_add(path, tasks, replaces, quiet=quiet)
+    if ray is not None:
+        from ilora.commands.on_ray import add_on_ray
+
+        _work(lambda: add_on_ray(ray, path, tasks, settings, replaces=replaces, workers=workers, quiet=quiet), quiet)
+        return
     from ilora import runner
 
     _work(lambda: runner.add(path, tasks, settings, replaces=replaces, quiet=quiet), quiet)

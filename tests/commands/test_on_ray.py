@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ilora import run
+from ilora import add, run
 from ilora.commands.on_ray import MARK, run_on_ray, work
 from ilora.config import Config
 from ilora.errors import InputError
@@ -34,7 +34,7 @@ def order(short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / MARK).touch()
     places = {"path": str(tmp_path / "run"), "scratch": str(tmp_path / "scratch"), "folder": str(tmp_path)}
-    return {**places, "config": short.dump(), "places": [], "quiet": True}
+    return {**places, "config": short.dump(), "quiet": True}
 
 
 def stop(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
@@ -51,12 +51,31 @@ def test_a_worker_that_failed_goes_on_and_ends_with_the_same_bits(
     order: dict[str, Any], short: Config, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        stop(patch, "ilora.training.session.Session._say_scores")
+        stop(patch, "ilora.training.evaluating.evaluate")
         with pytest.raises(ZeroDivisionError):
             work(order)
     assert not (tmp_path / "run" / "adapters" / "02-two").exists()
     work(order)
     assert outcome(tmp_path / "run") == outcome(run(short, tmp_path / "whole", quiet=True).path) != {}
+
+
+def test_a_worker_that_failed_while_it_added_a_task_goes_on_with_it(
+    order: dict[str, Any], short: Config, data: Path, tmp_path: Path
+) -> None:
+    for folder in ("run", "whole"):
+        run(short, tmp_path / folder, quiet=True)
+    del order["config"]
+    order["new"] = {"tasks": [str(data / "three")], "overrides": ["training.epochs=2"], "replaces": None}
+    order["before"] = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, "ilora.training.session.optimizer_step")
+        with pytest.raises(ZeroDivisionError):
+            work(order)
+    assert not (tmp_path / "run" / "adapters" / "03-three").exists()
+    work(order)
+    add(tmp_path / "whole", **order["new"], quiet=True)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert (tmp_path / "run" / "adapters" / "03-three").exists()
 
 
 def test_what_a_worker_refuses_is_noted_and_not_tried_again(
@@ -79,6 +98,7 @@ def test_a_worker_without_the_folder_of_the_command_is_refused(order: dict[str, 
 
 def test_bad_words_are_refused(refused: Refused, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("run", config, "--workers", 2, says=["--workers", "is for --ray"])
+    refused("add", config, "three", "--workers", 2, says=["--workers", "is for --ray"])
     monkeypatch.setitem(sys.modules, "ray", None)
     refused("run", config, "--ray", "local", says=["--ray", "pip install 'ilora[ray]'"])
 

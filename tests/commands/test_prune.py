@@ -192,7 +192,7 @@ def test_a_task_that_is_being_added_is_left_alone(whole: Path) -> None:
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ilora.training.session.Session._end", stop)
+        patch.setattr("ilora.training.session.steps_taken", stop)
         with pytest.raises(Stopped):
             add(whole, ["three"], quiet=True)
     assert (whole / "results.json").read_bytes() == results

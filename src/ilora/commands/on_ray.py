@@ -1,4 +1,4 @@
-"""`ilora run --ray`: the processes of one run as workers of Ray Train (`pip install 'ilora[ray]'`)."""
+"""`ilora run --ray` (and `resume`, `add`): a run's processes as workers of Ray Train (`pip install 'ilora[ray]'`)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from ilora.config import Config, load_config
 from ilora.early import config_of
 from ilora.errors import IloraError, InputError
 from ilora.files import write_atomic
+from ilora.releases.opening import open_run
+from ilora.report.html import write_report
 from ilora.runner import RunResult
 from ilora.sweeps.cluster import connected
 
@@ -34,29 +36,42 @@ def run_on_ray(
     Raises InputError with nothing written, and IloraError where workers failed too often.
     """
     path = (out if out is not None else Path("runs") / config.name).absolute()
-    return _launch(address, path, config.dump(), (), workers=workers, quiet=quiet)
+    return _launch(address, path, {"config": config.dump()}, workers=workers, quiet=quiet)
 
 
 def resume_on_ray(
     address: str, path: Path, places: Sequence[str], *, workers: int | None = None, quiet: bool = False
 ) -> RunResult:
     """As `runner.resume`, in the same way."""
-    return _launch(address, path.absolute(), None, places, workers=workers, quiet=quiet)
+    return _launch(address, path.absolute(), {"places": list(places)}, workers=workers, quiet=quiet)
 
 
-def _launch(
-    address: str, path: Path, config: dict[str, Any] | None, places: Sequence[str], *, workers: int | None, quiet: bool
+def add_on_ray(
+    address: str,
+    path: Path,
+    tasks: Sequence[str],
+    settings: Sequence[str],
+    *,
+    replaces: str | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
 ) -> RunResult:
-    """config: of a new run; None: the folder has it."""
+    """As `runner.add`, in the same way."""
+    path = open_run(path, write_report).absolute()
+    new = {"tasks": list(tasks), "overrides": list(settings), "replaces": replaces}
+    given = {"new": new, "before": config_of(path).read_text(encoding="utf-8")}
+    return _launch(address, path, given, workers=workers, quiet=quiet)
+
+
+def _launch(address: str, path: Path, given: dict[str, Any], *, workers: int | None, quiet: bool) -> RunResult:
+    """given: `config` of a new run; what is `new` in a run and its configuration `before`; or `places` of its data."""
     ray = connected(address, log_to_driver=not quiet)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count = _fitting(ray, workers, gpus)
         with _scratch(path) as scratch:
-            order = {
-                "path": str(path), "config": config, "places": list(places), "scratch": str(scratch),
-                "folder": str(Path.cwd()), "quiet": quiet,
-            }  # fmt: skip
+            places = {"path": str(path), "scratch": str(scratch), "folder": str(Path.cwd())}
+            order = {**given, **places, "quiet": quiet}
             _fit(order, count, gpu=gpus > 0)
     finally:
         ray.shutdown()
@@ -135,14 +150,24 @@ def work(order: dict[str, Any]) -> None:
     if _refusal(scratch) is not None:
         return
     try:
-        if order["config"] is None or (path / "config.yaml").is_file():
-            runner.resume(path, order["places"], quiet=order["quiet"])
+        if _untouched(order, path / "config.yaml"):
+            if "new" in order:
+                runner.add(path, **order["new"], quiet=order["quiet"])
+            else:
+                runner.run(order["config"], path, quiet=order["quiet"])
         else:
-            runner.run(order["config"], path, quiet=order["quiet"])
+            runner.resume(path, order.get("places", ()), quiet=order["quiet"])
     except InputError as error:
         if not shared:
             raise
         write_atomic(scratch / f"refused-{rank}.json", json.dumps(str(error)))
+
+
+def _untouched(order: dict[str, Any], config: Path) -> bool:
+    """Whether a new run, or what is to be added to one, has not begun: its configuration is written when it begins."""
+    if "new" in order:
+        return config.read_text(encoding="utf-8") == order["before"]
+    return "config" in order and not config.is_file()
 
 
 def _refusal(scratch: Path) -> str | None:
