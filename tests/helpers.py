@@ -116,6 +116,11 @@ FEW_SCORES = ("evaluation.zero_shot=false", "evaluation.unseen=none")
 SMALL = (*FEW_SCORES, "evaluation.max_new_tokens=2", "data.limit.train=16", "data.limit.test=2")
 
 
+# Each calls the model in a way of its own; the others do as one of these.
+CALLS = ["derpp", "ewc", "gem", "ilora", "ilora+", "individual", "inflora", "l2p", "lwf", "migu", "olora"]
+CALLS += ["progressive_prompts", "router", "sdft", "seekr", "sure"]
+
+
 # -- a run, driven by hand ---------------------------------------------------------------------------------------------
 
 

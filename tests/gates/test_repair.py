@@ -23,6 +23,8 @@ from tests.gates.conftest import MakeRun
 from tests.gates.test_judge import MANY, two_months
 from tests.helpers import Killed, write_task
 
+pytestmark = pytest.mark.xdist_group("gates")  # one worker makes the runs
+
 
 @pytest.fixture
 def run(trained_run: Path, tmp_path: Path) -> Path:

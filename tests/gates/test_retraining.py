@@ -26,6 +26,8 @@ from ilora.training.interrupt import StopRequest
 from tests.command import Command, tree
 from tests.helpers import Killed
 
+pytestmark = pytest.mark.xdist_group("gates")  # one worker makes the runs
+
 NOTHING_PASSES = "earlier_tasks: {best: 0, release: 0}\nhard: 0\nnew_task: {least: 100}\n"
 TRAINED = {"more replay of one": "replay", "more memory": "memory", "longer training": "longer", "ilora+": "ilora-plus"}
 WEIGHTS = "adapter_model.safetensors"

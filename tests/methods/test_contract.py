@@ -65,12 +65,11 @@ NEUTRAL = {
 
 
 # One run, killed again and again. What is killed, when (counted from the start or the last resume), and where that is.
+# test_interrupt.py has the moments at which it does not matter which method it is.
 KILLS = [
-    ("step", 2, "task one, before its first checkpoint"),
     ("adapters", 1, "task one, trained but not saved"),
     ("step", 6, "task two, after its first checkpoint"),
-    ("evaluation", 2, "task two, saved but not evaluated"),
-    ("step", 3, "task three"),
+    ("step", 5, "task three"),
 ]
 
 
@@ -85,7 +84,7 @@ def test_resume_gives_the_same_bits(
         run_killed(config, folder, monkeypatch, at=at, count=count)
         file = folder / "metrics.jsonl"
         seen.append(json.loads(file.read_text().splitlines()[-1])["task"] if file.is_file() else "")
-    assert seen == ["one", "one", "two", "two", "three"]
+    assert seen == ["one", "two", "three"]
     resumed = resume(folder, quiet=True)
     assert difference(weights(whole.path), weights(resumed.path)) == 0.0
     assert resumed.results["variants"] == whole.results["variants"]
@@ -191,7 +190,7 @@ def test_the_kinds_of_task_of_the_demo_run_to_their_end(name: str, tiny_model: P
     overrides = {
         "data.tasks": TASKS,
         "model": {"name": str(tiny_model), "dtype": "float32"},
-        "data.limit": {"train": 8, "eval": 1, "test": 1},
+        "data.limit": {"train": 4, "eval": 1, "test": 1},
         "evaluation": {"unseen": "none", "zero_shot": False, "max_new_tokens": 2},
         "method": settings(name),
         "contrast": [],

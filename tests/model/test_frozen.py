@@ -17,7 +17,7 @@ from ilora.config import load_config
 from ilora.data.examples import Example
 from ilora.errors import InputError
 from ilora.model.frozen import Below
-from tests.helpers import FEW_SCORES, MakeConfig, difference, run_killed, settings, weights
+from tests.helpers import CALLS, FEW_SCORES, MakeConfig, difference, run_killed, settings, weights
 
 LAST_LAYER = ("adapter.layers=1", "adapter.dropout=0")
 SHORT = ("data.tasks=[one, two]", "training.epochs=1", *FEW_SCORES)
@@ -39,11 +39,6 @@ def ranked(make_config: MakeConfig, *overrides: str, **sections: Any) -> Any:
 
 def scores(result: RunResult) -> dict[str, Any]:
     return {name: variant["R"] for name, variant in result.results["variants"].items()}
-
-
-# Each calls the model in a way of its own; the others do as one of these.
-CALLS = ["derpp", "ewc", "gem", "ilora", "ilora+", "individual", "inflora", "l2p", "lwf", "migu", "olora"]
-CALLS += ["progressive_prompts", "router", "sdft", "seekr", "sure"]
 
 
 @pytest.mark.parametrize("name", CALLS)

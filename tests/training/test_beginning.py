@@ -34,6 +34,8 @@ from tests.helpers import (
     weights,
 )
 
+pytestmark = pytest.mark.xdist_group("beginning")  # one worker makes the whole run
+
 FORM = {"r": 3, "lora_alpha": 12, "target_modules": ["q_proj", "o_proj"], "use_rslora": True}
 
 
