@@ -166,7 +166,8 @@ def work(order: dict[str, Any]) -> None:
 def _untouched(order: dict[str, Any], config: Path) -> bool:
     """Whether a new run, or what is to be added to one, has not begun: its configuration is written when it begins."""
     if "new" in order:
-        return config.read_text(encoding="utf-8") == order["before"]
+        before: str = order["before"]
+        return config.read_text(encoding="utf-8") == before
     return "config" in order and not config.is_file()
 
 
