@@ -136,6 +136,40 @@ def test_a_step_asks_the_present_texts_the_earlier_questions(tiny_model: Path) -
     assert [frame.task for frame in method.frames] == ["first", "second"]
 
 
+def greedy(method: ILoRAPlus, prompt: list[int], longest: int) -> list[int]:
+    """What the answering adapter of before the task says, by transformers' own forward pass, a token at a time."""
+    model, ids = method.engine.model, list(prompt)
+    with torch.no_grad(), adapters.active(model, OLD):
+        while len(ids) < len(prompt) + longest and ids[len(prompt) :][-1:] != [1]:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize(("answers", "different", "writes"), [("written", 3, 1), ("auto", 20, 1), ("auto", 3, 0)])
+def test_the_adapter_of_before_the_task_writes_answers(
+    tiny_model: Path, answers: str, different: int, writes: bool
+) -> None:
+    method = made(tiny_model, pseudo_answers=answers)
+    method.memory.examples.clear()
+    first = [Example("first", f"f{n}", [30, 10 + n, 12, 13, 31], [16 + n % different, 50, 1]) for n in range(20)]
+    in_task(method, "first", 1, first)
+    method.end_task()
+    second = [Example("second", f"s{n}", [32, 33, 20 + n, 40 + n], [9, 1]) for n in range(8)]
+    in_task(method, "second", 2, second)
+    for parameter in adapters.parameters(method.engine.model, OLD).values():
+        parameter.data.normal_(std=0.3, generator=torch.Generator().manual_seed(7))
+    method.engine.model.train()
+    rows = [row for row in method.extend_batch(second) if row.pseudo]
+    assert len(rows) == 8
+    assert all(len(row) <= len(first[0]) for row in rows)
+    kept = [row.answer for row in first]
+    for row in rows:
+        expected = greedy(method, row.prompt, 3)
+        assert (row.answer == expected) == writes
+        assert (row.answer in kept) == (not writes)
+    assert method.engine.model.training
+
+
 def test_frames_survive_a_stop(tiny_model: Path) -> None:
     method, other = made(tiny_model), made(tiny_model)
     rows = [Example("first", f"f{n}", [30, 10 + n, 31], [16, 1]) for n in range(6)]

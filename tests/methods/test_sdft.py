@@ -10,8 +10,9 @@ from scipy import stats
 from torch import Tensor
 
 from ilora.data.examples import Example, Totals
-from ilora.methods.sdft import SDFT, Drawn, reverse_divergence, until
+from ilora.methods.sdft import SDFT, Drawn, reverse_divergence
 from ilora.model import adapters
+from ilora.model.writing import until
 from tests.helpers import move, snapshot, view, with_random_adapter
 
 ROWS = [

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -34,8 +35,9 @@ from ilora.methods.lwf import distillation
 from ilora.methods.view import RunView
 from ilora.model import adapters
 from ilora.model.fitting import fitted
+from ilora.model.writing import write_answers
 from ilora.replay.memory import MOST
-from ilora.replay.rehearsal import Frame, pseudo_rows
+from ilora.replay.rehearsal import ANSWERS, Frame, pseudo_rows
 from ilora.settings import Fraction, Log
 
 OLD = "old"  # the answering adapter as the task found it
@@ -51,6 +53,11 @@ class ILoRAPlusConfig(ILoRAConfig):
     memory_policy: Literal["reservoir", "balanced"] = Field("balanced", description="which rows the memory keeps")
     strength: float = Field(0.0, ge=0, description="γ, the weight of I-LoRA's consistency term")
     pseudo_share: float = Field(1.0, ge=0, description="pseudo rows in a step, as a share of its new rows")
+    pseudo_answers: Literal["auto", "stored", "written"] = Field(
+        "stored",
+        description="answers of the pseudo rows: kept ones; what the answering adapter writes before the task; "
+        "`auto`: written where a task has many different ones",
+    )
     pseudo_strength: float = Field(0.5, ge=0, description="weight of the pseudo rows' term")
     temperature: float = Field(2.0, gt=0, description="τ of the pseudo rows' term")
     t: Fraction | Literal["mean", "memory"] = Field(
@@ -107,11 +114,28 @@ class ILoRAPlus(ILoRA[ILoRAPlusConfig]):
     def _pseudo_rows(self) -> list[Example]:
         if self.pseudo is None:  # the task has begun, or goes on after a stop
             earlier = [frame for frame in self.frames if frame.task not in self.position.current_tasks]
-            self.pseudo = pseudo_rows(
-                earlier, self._some(self.rows), seed=f"{self.position.seed}/pseudo/{self.position.task}"
-            )
+            self.pseudo = self._made(earlier)
             self.engine.prepare(self.pseudo)
         return self.pseudo
+
+    def _made(self, earlier: Sequence[Frame]) -> list[Example]:
+        """The pseudo rows of a task, some with answers that the answering adapter writes as the task found it."""
+        writing = {frame.task: frame for frame in earlier if self._writes(frame)}
+        asked = [frame.with_room() if frame.task in writing else frame for frame in earlier]
+        made = pseudo_rows(asked, self._some(self.rows), seed=f"{self.position.seed}/pseudo/{self.position.task}")
+        written: dict[str, list[int]] = {}
+        with adapters.active(self.engine.model, OLD):
+            for task, rows in by_task([row for row in made if row.task in writing]).items():
+                known = writing[task].answers
+                ends = {answer[-1] for answer in known}
+                written |= write_answers(self.engine, rows, longest=max(map(len, known)), ends=ends)
+        return [replace(row, answer=written.get(row.id, row.answer)) for row in made]
+
+    def _writes(self, frame: Frame) -> bool:
+        """Whether the answers to this question are written; not where the kept ones are all that there are."""
+        return self.config.pseudo_answers == "written" or (
+            self.config.pseudo_answers == "auto" and len(frame.answers) == ANSWERS
+        )
 
     def loss(self, batch: Batch, totals: Totals) -> Tensor:
         """I-LoRA's of the real rows + strength · distillation of the pseudo rows."""

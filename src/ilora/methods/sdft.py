@@ -9,20 +9,20 @@ c, the row's own answer. What it is trained on are texts of its own, from which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 
 from ilora.data.examples import IGNORED, Batch, Example, Totals, collate
 from ilora.methods.base import METHODS, Method
 from ilora.methods.view import RunView
 from ilora.model import adapters
+from ilora.model.writing import write_answers
 from ilora.settings import Fraction, Log, MethodConfig, PositiveInt
 
 TEACHER = "teacher"
@@ -77,45 +77,14 @@ class SDFT(Method[SDFTConfig]):
     def extend_batch(self, examples: list[Example]) -> list[Example]:
         """The same questions with the student's own answers."""
         longest = self.config.max_new_tokens or max(len(row.answer) for row in examples)
-        ends = self._ends(examples)
-        questions = [replace(row, answer=[]) for row in examples]
-        with self._answering():
-            mine = [
-                pair for batch in self.engine.micro_batches(questions) for pair in self._answer(batch, longest, ends)
-            ]
-        answers = dict(self.engine.gather(mine))
+        ends = {row.answer[-1] for row in examples}
+        answers = write_answers(self.engine, examples, longest=longest, ends=ends, choosing=self._drawn)
         self.taught = {row.id: self._demonstrated(row, longest) for row in examples}
         return [replace(row, answer=answers[row.id]) for row in examples]
 
-    def _ends(self, examples: Iterable[Example]) -> list[int]:
-        """What ends an answer: what ends the demonstrations, or what the model ends its answers with by itself."""
-        known = self.engine.model.generation_config.eos_token_id
-        own = known if isinstance(known, list) else [] if known is None else [known]
-        return sorted({*own, *(row.answer[-1] for row in examples)})
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Without gradients and without dropout."""
-        model, training = self.engine.model, self.engine.model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            model.train(training)
-
-    def _answer(self, batch: Batch, longest: int, ends: Sequence[int]) -> list[tuple[str, list[int]]]:
-        """Each row's id and the answer that was drawn for it, with its end where it has come to one."""
-        drawn = Drawn([self.position.key("answer", self.position.step, row.id) for row in batch.examples])
-        settings = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=longest,
-            eos_token_id=list(ends),
-            pad_token_id=self.engine.pad,
-            use_cache=True,
-        )
-        made = self.engine.generate(batch, settings, logits_processor=LogitsProcessorList([drawn])).tolist()
-        return [(row.id, until(ids, ends)) for row, ids in zip(batch.examples, made, strict=True)]
+    def _drawn(self, batch: Batch) -> Drawn:
+        """Random numbers of this step's rows."""
+        return Drawn([self.position.key("answer", self.position.step, row.id) for row in batch.examples])
 
     def _demonstrated(self, row: Example, longest: int) -> list[int]:
         """x, c, x. What the model's positions do not leave room for is cut at the beginning."""
@@ -149,11 +118,6 @@ class Drawn(LogitsProcessor):  # type: ignore[misc]  # transformers gives it no 
         del input_ids
         even = torch.stack([torch.rand(scores.shape[1], generator=source) for source in self.sources])
         return scores.float() - (-even.log()).log().to(scores.device)
-
-
-def until(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """The tokens up to and with the first end."""
-    return ids[: next((place for place, token in enumerate(ids, 1) if token in ends), len(ids))]
 
 
 def reverse_divergence(student: Tensor, teacher: Tensor) -> Tensor:

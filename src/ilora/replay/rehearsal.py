@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ilora.data.examples import Example, by_task
@@ -50,6 +50,10 @@ class Frame:
         """A pseudo row, not longer than the task's own rows."""
         room = self.longest - len(self.head) - len(self.tail) - len(answer)
         return Example(self.task, key, self.head + body[:room] + self.tail, answer, pseudo=True)
+
+    def with_room(self) -> Frame:
+        """The same with its longest answer alone: a pseudo row then has room for any answer."""
+        return replace(self, answers=[max(self.answers, key=len)]) if self.answers else self
 
     def stored_bytes(self) -> int:
         """As int32 token ids."""
