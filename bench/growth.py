@@ -63,7 +63,7 @@ def run_over(method: str, tasks: int, work: Path, processes: int) -> Path:
             "model": {"name": str(work / "model"), "dtype": "float32"},
             "data": {"path": str(work / "data"), "tasks": [f"t{n:02d}" for n in range(1, tasks + 1)], "max_length": 64},
             "training": {"epochs": 1, "global_batch_size": 4, "micro_batch_size": 8, "checkpoint_every": 1000},
-            "evaluation": {"zero_shot": False, "unseen": "none", "max_new_tokens": 1},
+            "evaluation": {"zero_shot": False, "unseen": "none", "earlier": "last", "max_new_tokens": 1},
             "method": {"name": method} | memory,
         }
     )
