@@ -30,12 +30,9 @@ from tests.processes import ilora_forks, module_fork, steps, wait_for, write_con
 
 pytestmark = pytest.mark.slow
 
-# The methods that call the model in a way of their own: a pass more than training's (a teacher's, gradients of earlier
-# tasks, what layers read or attend to), rows of their own, soft prompts, routes, the base's own weights. Two processes
-# run them with the base in parts. What is done to adapters and gradients is the same wherever the base's weights lie,
-# so the others show it with whole weights.
-IN_PARTS = ["derpp", "ewc", "gem", "ilora", "ilora+", "inflora", "l2p", "lwf", "migu", "osft", "progressive_prompts"]
-IN_PARTS += ["router", "seekr"]
+# Two processes run every method with the base in parts. These run with whole weights, too: they use gradients before
+# these are summed, or change the base's own weights.
+WHOLE = ["gem", "osft"]
 
 
 def free_port() -> int:
@@ -152,13 +149,16 @@ def config(make_config: MakeConfig) -> Config:
 
 @pytest.fixture(scope="module")
 def by_two(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with each method's config-<name>.yaml and its run <name>, all by the same two processes."""
+    """A folder with each method's config-<name>.yaml and its run <name>, with the base in parts, and some <name>-whole,
+    all by the same two processes.
+    """
     folder = tmp_path_factory.mktemp("two")
     commands = []
     for name in METHODS:
         file = write_config(folder / f"config-{name}.yaml", uneven(make_config, method=settings(name)))
-        base = ["model.shard=full"] if name in IN_PARTS else []
-        commands.append(("run", file, *base, "--out", folder / name))
+        commands.append(("run", file, "model.shard=full", "--out", folder / name))
+        if name in WHOLE:
+            commands.append(("run", file, "--out", folder / f"{name}-whole"))
     finished(start_pair(commands, log=folder / "log"), log=folder / "log", runs=len(commands))
     return folder
 
@@ -168,6 +168,8 @@ def by_two(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) ->
 def test_two_processes_equal_one(name: str, by_two: Path, tmp_path: Path) -> None:
     one = run(load_config(by_two / f"config-{name}.yaml"), tmp_path / "one", quiet=True)
     assert_equal(one.path, by_two / name)
+    if name in WHOLE:
+        assert_equal(one.path, by_two / f"{name}-whole")
 
 
 def on_two_machines(*arguments: object, log: Path) -> list[BaseProcess]:
