@@ -28,6 +28,7 @@ from ilora.files import locked, write_atomic
 from ilora.in_memory import as_tasks, given_tasks, write_files
 from ilora.keeping import EVERYTHING
 from ilora.model.load import GivenModel, load_tokenizer
+from ilora.model.sharded import in_all
 from ilora.model.start import with_form
 from ilora.places import anchored
 from ilora.progress import Display
@@ -100,16 +101,11 @@ def run(
     own = None if tasks is None else as_tasks(tasks, names=False)
     config, given = _with_model(_config_of(config, own), model, tokenizer)
     path = Path(out) if out is not None else Path("runs") / config.name
-    accelerator = _accelerator(config, path)
-    on_main(accelerator, lambda: refuse_existing(path))
-    given_rows = () if own is None else given_tasks(own, config, path / "data")
-    config, loaded, files = given_rows or (config, load_tasks(config.data), {})
-    new = {"method": config.method.for_a_new_run(), "contrast": [one.for_a_new_run() for one in config.contrast]}
-    config = resolve(config.model_copy(update=new | {"adapter": with_form(config.adapter)}), loaded)
-    if config.data.template == "auto":
-        own = given.tokenizer if given is not None else load_tokenizer(config.model)
-        config = config.model_copy(update={"data": with_template(config.data, own)})
-    with ExitStack() as held:
+    with _processes(config, path) as accelerator, ExitStack() as held:
+        on_main(accelerator, lambda: refuse_existing(path))
+        given_rows = () if own is None else given_tasks(own, config, path / "data")
+        config, loaded, files = given_rows or (config, in_all(lambda: load_tasks(config.data)), {})
+        config = _settled(config, loaded, given)
 
         def begin() -> None:
             refuse_existing(path)
@@ -119,6 +115,16 @@ def run(
             _write_config(path, config)
 
         return _execute(path, config, loaded, accelerator=accelerator, quiet=quiet, begin=begin, given=given)
+
+
+def _settled(config: Config, tasks: list[Task], given: GivenModel | None) -> Config:
+    """The configuration of a new run, in which what is `auto` or left to this version is written out."""
+    new = {"method": config.method.for_a_new_run(), "contrast": [one.for_a_new_run() for one in config.contrast]}
+    config = resolve(config.model_copy(update=new | {"adapter": with_form(config.adapter)}), tasks)
+    if config.data.template != "auto":
+        return config
+    tokenizer = given.tokenizer if given is not None else in_all(lambda: load_tokenizer(config.model))
+    return config.model_copy(update={"data": with_template(config.data, tokenizer)})
 
 
 def _with_model(config: Config, model: Any, tokenizer: Any) -> tuple[Config, GivenModel | None]:
@@ -163,18 +169,19 @@ def resume(
     config, given = _with_model(_read_config(path, overrides), model, tokenizer)
     if newest(path / "checkpoints") is None and not overrides and (done := finished(path, config)):
         return done
-    try:
-        tasks = load_tasks(config.data)
-    except InputError as error:
-        done = finished(path, config)
-        if done is None:
-            raise InputError(f"{error}\n(if the data lies elsewhere now: ilora resume {path} data.path=...)") from None
-        return done
-    accelerator = _accelerator(config, path)
-    config = resolve(config, tasks)
-    begin = partial(_write_config, path, config) if overrides else None
-    with _locked(path, accelerator):
-        return _execute(path, config, tasks, accelerator=accelerator, quiet=quiet, begin=begin, given=given)
+    with _processes(config, path) as accelerator:
+        try:
+            tasks = in_all(lambda: load_tasks(config.data))
+        except InputError as error:
+            done = finished(path, config)
+            if done is None:
+                hint = f"(if the data lies elsewhere now: ilora resume {path} data.path=...)"
+                raise InputError(f"{error}\n{hint}") from None
+            return done
+        config = resolve(config, tasks)
+        begin = partial(_write_config, path, config) if overrides else None
+        with _locked(path, accelerator):
+            return _execute(path, config, tasks, accelerator=accelerator, quiet=quiet, begin=begin, given=given)
 
 
 def finished(path: Path, config: Config) -> RunResult | None:
@@ -211,16 +218,16 @@ def add(
     if config.stream != "sequential":
         raise InputError(f"{path}: a joint run has no next task; start a sequential one")
     refuse_unfinished(path)
-    config, loaded, files = with_new_tasks(config, new, overrides, path, replaces=replaces)
-    config = resolve(config, loaded)
-    accelerator = _accelerator(config, path)
+    with _processes(config, path) as accelerator:
+        config, loaded, files = in_all(lambda: with_new_tasks(config, new, overrides, path, replaces=replaces))
+        config = resolve(config, loaded)
 
-    def begin() -> None:
-        write_files(files)
-        _write_config(path, config)
+        def begin() -> None:
+            write_files(files)
+            _write_config(path, config)
 
-    with _locked(path, accelerator):
-        return _execute(path, config, loaded, accelerator=accelerator, quiet=quiet, begin=begin, given=given)
+        with _locked(path, accelerator):
+            return _execute(path, config, loaded, accelerator=accelerator, quiet=quiet, begin=begin, given=given)
 
 
 def _execute(
@@ -238,7 +245,6 @@ def _execute(
     with (
         Display(quiet=quiet or not main) as display,
         StopRequest(enabled=accelerator.num_processes == 1, notify=display.say) as stop,
-        watched(accelerator, f"`ilora resume {path}` goes on from the last checkpoint"),
     ):
         shared: dict[str, Any] = {"accelerator": accelerator, "display": display, "stop": stop, "given": given}
         use_threads(path)
@@ -279,6 +285,14 @@ def _perform(session: Session, run: Path) -> dict[str, Any]:
             raise
         finally:
             session.release()
+
+
+@contextmanager
+def _processes(config: Config, path: Path) -> Iterator[Accelerator]:
+    """The processes of a run, from before the first reads its data until all are done; none waits for a lost one."""
+    accelerator = _accelerator(config, path)
+    with watched(accelerator, f"`ilora resume {path}` goes on from the last checkpoint"):
+        yield accelerator
 
 
 def _accelerator(config: Config, path: Path) -> Accelerator:

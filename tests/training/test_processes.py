@@ -316,3 +316,19 @@ def test_a_folder_that_a_process_does_not_see_is_refused(config: Config, tmp_pat
     assert "must be on storage that all processes share" in said
     assert f"not seen by process 1 on {platform.node()}" in said
     assert [*tmp_path.glob("here/*"), *tmp_path.glob("there/*")] == []
+
+
+def test_rows_that_one_process_has_lost_are_missed_by_both(config: Config, tmp_path: Path) -> None:
+    """Each machine has its own copy of the data; on one a task is gone."""
+    file, log, port = write_config(tmp_path / "config.yaml", config), tmp_path / "log", free_port()
+    assert config.data.path is not None
+    processes = []
+    for rank, place in enumerate((config.data.path, tmp_path)):
+        command = ("run", file, f"data.path={place}", "--out", tmp_path / "run")
+        alone = member(rank, port) | {"LOCAL_RANK": "0"}
+        processes.append(ilora_forks([command], log=log.with_name(f"log-{rank}"), **alone))
+    said = end_of(processes, log)
+    assert [process.exitcode for process in processes] == [2, 2]
+    assert said.count(f"{tmp_path}: no tasks; ") == 2
+    assert "ilora: process 1: " in said
+    assert not (tmp_path / "run").exists()

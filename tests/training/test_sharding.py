@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
+from transformers import T5Config
 
 from ilora import run
 from ilora.commands.connect import connect, evaluate
@@ -193,6 +194,7 @@ def kept_and_refused(accelerator: Accelerator, model: Path, folder: Path) -> dic
         "quantized": {"model": model, "quantization": "4bit"},
         "compiled": {"model": model, "kernels": "compiled"},
         "auto": {"model": model, "quantization": "4bit", "shard": "auto"},
+        "no language model": {"model": folder / "t5", "shard": "auto"},
     }.items():
         try:
             loaded(accelerator, **changed)  # type: ignore[arg-type]
@@ -211,6 +213,7 @@ def answers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
         if file.suffix != ".safetensors":
             (pickled / file.name).write_bytes(file.read_bytes())
     torch.save(load_file(tiny_model / "model.safetensors"), pickled / "pytorch_model.bin")
+    T5Config().save_pretrained(folder / "t5")
     return in_each(kept_and_refused, tiny_model, folder, folder=folder)
 
 
@@ -238,6 +241,7 @@ def test_what_cannot_lie_in_parts_is_refused_in_every_process(answers: list[dict
         assert "model.quantization" in found["quantized"]
         assert "model.kernels" in found["compiled"]
         assert "model.shard" not in found["auto"]  # what lacks is said of bitsandbytes, if anything
+        assert "T5Config" in found["no language model"]
     assert answers[0]["a lost file"].startswith("process 1: ")
 
 

@@ -111,8 +111,12 @@ def _memory(device: torch.device, processes: int) -> float:
 
 def _bytes(config: ModelConfig, settings: Any) -> int:
     """Of the whole model's weights, in the configured type. Nothing is loaded."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+    except (ValueError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"model '{config.name}': {reason}") from error
     dtype: torch.dtype = getattr(torch, config.dtype)
     numbers: int = sum(weight.numel() for weight in model.parameters())
     return numbers * dtype.itemsize
