@@ -158,11 +158,17 @@ def test_sharded_weights_are_divided_and_arrive_twice_for_each_micro_batch() -> 
     whole, full = (need(SHAPE, WORK, Layout("", 4, 1, shards), Hardware()) for shards in (1, 4))
     assert (whole.base, whole.gathered, whole.traffic, whole.gathering) == (2000, 0, 0, 0.0)
     assert full.base == 500
-    assert full.gathered == (200 + 2 * 600) * 3 // 4
-    assert full.traffic == 2 * 4 * 2000 * 3 // 4  # 16 rows of a device in micro-batches of 4
+    assert full.gathered == 200 + 2 * 600  # whole, beside the parts that are kept
+    assert full.traffic == (200 + 2 * 4 * 1800) * 3 // 4  # 16 rows of a device in micro-batches of 4
     assert full.reduced == whole.reduced == 2 * 4 * 10 * 3 // 4
     assert full.computing == whole.computing
     assert full.bytes - full.gathered == whole.bytes - 1500
+
+
+def test_layers_below_the_adapter_arrive_forward_alone() -> None:
+    upper = replace(SHAPE, sizes=replace(SHAPE.sizes, first=1))
+    every, some = (need(shape, WORK, Layout("", 4, 1, 4), Hardware()).traffic for shape in (SHAPE, upper))
+    assert every - some == 4 * 600 * 3 // 4
 
 
 def test_between_machines_the_network_decides() -> None:
@@ -195,6 +201,22 @@ def test_steps_and_rows_are_those_of_the_stream(make_config: MakeConfig) -> None
     assert found.work.rows == 16  # eight new ones, eight from the memory
     assert found.counted
     assert 0 < found.work.tokens <= found.work.longest <= 64
+
+
+def test_a_method_that_trains_nothing_takes_no_steps(make_config: MakeConfig) -> None:
+    assert set(dry_run(make_config(method={"name": "zero_shot"})).steps.values()) == {0}
+
+
+def test_vectors_before_a_row_are_tokens_of_it(make_config: MakeConfig) -> None:
+    plain, prompts = (dry_run(make_config(method={"name": name})).work for name in ("sequential", "l2p"))
+    assert prompts.longest - plain.longest == prompts.tokens - plain.tokens == 15
+
+
+@pytest.mark.parametrize("setting", ["model.quantization=4bit", "adapter.use_dora=true"])
+def test_what_a_run_refuses_to_split_is_shown_whole(setting: str, make_config: MakeConfig) -> None:
+    found = dry_run(make_config(setting), devices=8)
+    assert [one.layout.shards for one in found.needs] == [1]
+    assert found.whole is not None
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

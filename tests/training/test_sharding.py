@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import T5Config
 
 from ilora import run
@@ -32,6 +33,8 @@ from ilora.model.fitting import fitted
 from ilora.model.identity import weights_sha256
 from ilora.model.load import load_model
 from ilora.model.sharding import sharding_of, whole_of
+from ilora.planning.need import Hardware, Layout, Work, need
+from ilora.planning.shape import read_shape
 from ilora.results.scores import perplexity_file
 from ilora.settings import AdapterConfig, ModelConfig
 from tests.helpers import MakeConfig, difference, plain, settings, weights
@@ -307,6 +310,7 @@ def short_of_memory(accelerator: Accelerator, model: Path) -> dict[str, Any]:
     parameters = list(adapters.parameters(engine.model, "fast").values())
     rows = [Example("one", str(number), [5 + number] * (2 + number), [7, 8]) for number in range(8)]
     gather, calls = FSDPModule.unshard, [0, 0]  # so many so far; the one that fails
+    arrived: list[int] = []  # bytes of the other process
 
     def failing(self: Any, *, after: bool, **how: Any) -> Any:
         calls[0] += 1
@@ -316,20 +320,27 @@ def short_of_memory(accelerator: Accelerator, model: Path) -> dict[str, Any]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return made
 
-    def gradients() -> list[torch.Tensor]:
+    def counting(self: Any, **how: Any) -> Any:
+        arrived.extend(one.nbytes - one.to_local().nbytes for one in self.parameters() if isinstance(one, DTensor))
+        return gather(self, **how)
+
+    def gradients(micro: int = 4) -> list[torch.Tensor]:
         def passes() -> None:
             engine.model.zero_grad()
             for batch in engine.micro_batches(rows):
                 engine.forward(batch).logits.square().mean(-1).sum().backward()
 
-        engine.micro_batch_size, calls[0] = 4, 0
+        engine.micro_batch_size, calls[0] = micro, 0
         fitted(engine, engine.mine(rows), passes)
         found = [torch.zeros_like(one) if one.grad is None else one.grad.clone() for one in parameters]
         engine.all_reduce(found)
         return found
 
     right = gradients()
+    FSDPModule.unshard = counting  # type: ignore[method-assign]
+    gradients(2)
     made: dict[str, Any] = {"largest": max(float(one.abs().max()) for one in right), "away": {}, "size": {}}
+    made["arrived"] = sum(arrived)
     for after in (False, True):
         FSDPModule.unshard = partialmethod(failing, after=after)  # type: ignore[method-assign, assignment]
         for number in range(1, 6):  # the ends, two layers forward, two backward
@@ -341,8 +352,14 @@ def short_of_memory(accelerator: Accelerator, model: Path) -> dict[str, Any]:
     return made
 
 
-def test_out_of_memory_one_process_begins_again_and_the_other_helps(tiny_model: Path, tmp_path: Path) -> None:
+def test_weights_arrive_as_planned_and_where_memory_ends_the_other_process_helps(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     first, second = in_each(short_of_memory, tiny_model, folder=tmp_path)
+    shape = read_shape(ModelConfig(name=str(tiny_model), dtype="float32"), AdapterConfig(r=2))
+    work = Work(rows=8, micro_batch=2, tokens=6, longest=11, answer=2, checkpointing=False)
+    planned = need(shape, work, Layout("full", 2, 1, 2), Hardware()).traffic
+    assert first["arrived"] == second["arrived"] == planned
     assert set(first["size"].values()) == {4}
     assert set(second["size"].values()) == {2}
     for found in (first, second):

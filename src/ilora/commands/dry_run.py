@@ -13,12 +13,12 @@ from ilora.config import load_config, problems
 from ilora.errors import InputError
 from ilora.overrides import read_overrides
 from ilora.planning.need import GB, Hardware, Need
-from ilora.planning.plan import DryRun, dry_run
+from ilora.planning.plan import COUNTED, DryRun, dry_run
 from ilora.present.numbers import duration, size
 
 _BYTES = {
     "base weights": "base",
-    "layers of other devices": "gathered",
+    "whole layers, for a while": "gathered",
     "adapter, gradients, AdamW": "adapter",
     "activations": "activations",
     "logits, or gradients of a layer": "momentary",
@@ -49,7 +49,11 @@ def lines(found: DryRun, hardware: Hardware) -> list[str]:
     """What holds in every layout."""
     shape, work, config = found.shape, found.work, found.config
     stored = "" if shape.stored is None else f"; {size(shape.stored)} in safetensors files"
-    how = "counted" if found.counted else "data.max_length, as the model's folder has no tokenizer to count with"
+    how = (
+        f"counted in up to {COUNTED:,} of each task"
+        if found.counted
+        else "data.max_length, as the model's folder has no tokenizer to count with"
+    )
     layout = found.needs[0].layout
     made = [
         f"model:    {config.model.name}: {shape.parameters:,} parameters, {shape.active:,} of them for a token; "
@@ -65,6 +69,12 @@ def lines(found: DryRun, hardware: Hardware) -> list[str]:
         f"{hardware.rate:g} TFLOP/s each, {hardware.link:g} GB/s within a machine, "
         f"{hardware.network:g} GB/s to others (--hardware)",
     ]
+    if found.whole is not None and layout.all > 1:
+        made.append(f"parts:    model.shard can be `none` alone: {found.whole}")
+    if config.method.prompt_tokens(1):
+        made.append(
+            f"warning:  {config.method.name} trains prompts, and no such adapter: of `adapter` and `disk` it has others"
+        )
     idle = layout.all - work.rows
     return made + ([f"warning:  {idle} devices have no row: raise training.global_batch_size"] if idle > 0 else [])
 

@@ -58,16 +58,16 @@ def layout_of(
     count, kind = accelerator.num_processes, config.shard
     if count == 1 or kind == "none":
         return None
-    obstacle = _obstacle(config, given=given)
+    hindrance = obstacle(config, given=given)
     if kind == "auto":
-        return None if obstacle else _by_memory(config, accelerator, settings)
-    if obstacle:
-        raise InputError(f"model.shard: {kind}: {obstacle}; leave model.shard out")
+        return None if hindrance else _by_memory(config, accelerator, settings)
+    if hindrance:
+        raise InputError(f"model.shard: {kind}: {hindrance}; leave model.shard out")
     return Layout(count, 1) if kind == "full" else _within_machines(count)
 
 
-def _obstacle(config: ModelConfig, *, given: bool) -> str | None:
-    """Why weights cannot lie in parts; None: they can."""
+def obstacle(config: ModelConfig, *, given: bool = False) -> str | None:
+    """Why weights cannot lie in parts; None: they can. given: the model is an object, and whole already."""
     if given:
         return "the model is given as an object, so that every process has the whole of it already"
     if config.quantization != "none":

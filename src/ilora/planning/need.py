@@ -62,8 +62,8 @@ class Layout:
 class Need:
     """Of one layout, for each device; bytes and seconds.
 
-    base: the weights that it keeps. gathered: layers of others that are there for a while. adapter: the trained values,
-    their gradients and moments. activations: kept for the backward pass. momentary: beside them, for a while.
+    base: the weights that it keeps. gathered: whole weights that are there for a while, beside the parts of them that it
+    keeps. adapter: the trained values, their gradients and moments. activations: kept for the backward pass. momentary: beside them, for a while.
     traffic: bytes that come in for weights in a step. reduced: bytes of the gradients' sum that come in.
     computing, gathering, reducing: seconds of a step.
     micro_batch: rows that are computed at once. checkpointing: whether activations are computed again.
@@ -111,12 +111,13 @@ def need(shape: Shape, work: Work, layout: Layout, hardware: Hardware) -> Need:
     others = 1 - 1 / layout.shards
     reduced = round(2 * 4 * shape.trained * (1 - 1 / layout.all))
     largest = sorted(shape.layers)[-2:]  # one that is computed, one that arrives
-    base, gathered = math.ceil(shape.bytes / layout.shards), round((shape.root + sum(largest)) * others)
+    base = math.ceil(shape.bytes / layout.shards)
+    gathered = shape.root + sum(largest) if layout.shards > 1 else 0
     adapter, reserved = ADAM * shape.trained, round(hardware.reserved * GB)
     room = hardware.memory * GB - base - gathered - adapter - reserved
     at_once, again = _division(shape, work, room, mine)
     passes, part = math.ceil(mine / at_once), Part.like(at_once, work.longest, work.answer)
-    traffic = round(2 * passes * shape.bytes * others)  # of forward and backward, of each micro-batch
+    traffic = round(_arriving(shape, passes) * others)
     done = operations(shape, work, checkpointing=again) * work.tokens * mine
     return Need(
         layout=layout,
@@ -134,6 +135,13 @@ def need(shape: Shape, work: Work, layout: Layout, hardware: Hardware) -> Need:
         gathering=traffic / _bandwidth(hardware, layout, across=layout.shards > layout.devices),
         reducing=reduced / _bandwidth(hardware, layout, across=layout.nodes > 1),
     )
+
+
+def _arriving(shape: Shape, passes: int) -> int:
+    """Bytes of the weights that are gathered in a step: the layers in each pass, those below the adapter not backward;
+    what is outside the layers once, since it stays to the end of the step.
+    """
+    return shape.root + passes * (sum(shape.layers) + sum(shape.layers[shape.sizes.first :]))
 
 
 def _division(shape: Shape, work: Work, room: float, mine: int) -> tuple[int, bool]:

@@ -6,17 +6,20 @@ import math
 from dataclasses import dataclass
 
 from ilora.config import Config
-from ilora.data.encoding import LONGEST_AUTO, Encoder
+from ilora.data.encoding import LONGEST_AUTO
 from ilora.data.stored import some
 from ilora.data.task import Task, phases
+from ilora.methods import method_class
 from ilora.model.load import load_tokenizer
 from ilora.model.names import local_folder
+from ilora.model.sharded import obstacle
 from ilora.planning.need import Hardware, Need, Work, layouts, need
 from ilora.planning.shape import Shape, read_shape
 from ilora.stream import load_tasks
+from ilora.training.loading import encoder_beside_prompts
 from ilora.training.room import step_rows
 
-_COUNTED = 1_000  # rows of a task whose tokens are counted
+COUNTED = 1_000  # rows of a task whose tokens are counted
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
@@ -25,7 +28,7 @@ class DryRun:
     """What a run will need.
 
     rows, steps: by phase. needs: of each layout. counted: whether the rows' tokens were counted, or are taken to be
-    `data.max_length` for want of a tokenizer.
+    `data.max_length` for want of a tokenizer. whole: why the base cannot lie in parts; None: it can.
     """
 
     config: Config
@@ -35,6 +38,7 @@ class DryRun:
     rows: dict[str, int]
     steps: dict[str, int]
     counted: bool
+    whole: str | None
 
     @property
     def adapter_bytes(self) -> int:
@@ -60,12 +64,10 @@ class DryRun:
         return sum(self.steps.values()) * of.seconds
 
 
-def dry_run(
-    config: Config, *, devices: int = 1, nodes: int = 1, hardware: Hardware | None = None, shard: str | None = None
-) -> DryRun:
+def dry_run(config: Config, *, devices: int = 1, nodes: int = 1, hardware: Hardware | None = None) -> DryRun:
     """What the configured run will need. Raises InputError where model or data cannot be used.
 
-    devices: of each of `nodes` machines. shard: only the layouts of this `model.shard`; None: all of them.
+    devices: of each of `nodes` machines.
     """
     tasks = load_tasks(config.data)
     shape = read_shape(config.model, config.adapter)
@@ -82,13 +84,16 @@ def dry_run(
         answer=answer,
         checkpointing=None if again == "auto" else again,
     )
-    found = layouts(shard, devices=devices, nodes=nodes)
+    whole = "adapter.use_dora" if config.adapter.use_dora else obstacle(config.model)
+    found = layouts("none" if whole else None, devices=devices, nodes=nodes)
     needs = [need(shape, work, layout, hardware or Hardware()) for layout in found]
-    return DryRun(config, shape, work, needs, rows, steps, counted)
+    return DryRun(config, shape, work, needs, rows, steps, counted, whole)
 
 
 def _steps(config: Config, rows: int) -> int:
     training = config.training
+    if not method_class(config.method.name).trains:
+        return 0
     steps = math.ceil(rows / training.global_batch_size) * training.epochs
     return steps if training.max_steps is None else min(steps, training.max_steps)
 
@@ -98,11 +103,13 @@ def _lengths(config: Config, tasks: list[Task]) -> tuple[float, int, int, bool]:
     most, folder = config.data.max_length, local_folder(config.model.name)
     if folder is not None and not any((folder / name).is_file() for name in _TOKENIZER):
         return float(most), most, min(LONGEST_AUTO, most // 4), False
-    encoder = Encoder(load_tokenizer(config.model), config.data)
+    encoder = encoder_beside_prompts(config, load_tokenizer(config.model), None, tasks=len(tasks))
+    most = encoder.config.max_length
     pairs = [
         pair
         for task in tasks
-        for pair in encoder.of(task).lengths(some(task.rows["train"], _COUNTED, key=f"plan/{task.name}"))
+        for pair in encoder.of(task).lengths(some(task.rows["train"], COUNTED, key=f"plan/{task.name}"))
     ]
     wholes = [min(whole, most) for whole, _ in pairs]
-    return sum(wholes) / len(wholes), max(wholes), min(max(answer for _, answer in pairs), most), True
+    answer, vectors = max(answer for _, answer in pairs), encoder.vectors
+    return sum(wholes) / len(wholes) + vectors, max(wholes) + vectors, min(answer, most), True
