@@ -30,7 +30,8 @@ else
     launch+=(--standalone)
 fi
 
-reached() { find "$run/checkpoints" -mindepth 1 -maxdepth 1 -name '[0-9]*' 2>/dev/null | sort | tail -n 1; }
+# The checkpoints and the answers that are there, those of contrast runs too.
+reached() { find "$run" \( -path '*/checkpoints/[0-9]*' -o -path '*/predictions/*.jsonl' \) 2>/dev/null | sort; }
 
 again() {
     echo "slurm.sh: $1; job $SLURM_JOB_ID goes back into the queue"

@@ -70,6 +70,8 @@ def test_a_signal_puts_the_job_back_and_the_next_start_resumes(start: Start, tmp
         pytest.param("exit 0", 0, False, id="finished"),
         pytest.param(f"{STEP} exit 1", 1, True, id="a process lost"),
         pytest.param("exit 1", 1, False, id="lost before a checkpoint"),
+        pytest.param('mkdir -p "$RUN/contrast/er/checkpoints/000001"; exit 1', 1, True, id="lost in a contrast run"),
+        pytest.param('mkdir -p "$RUN/predictions/slow/01-one.jsonl"; exit 1', 1, True, id="lost between answers"),
         pytest.param(f"{STEP} exit 2", 2, False, id="bad input"),
     ],
 )

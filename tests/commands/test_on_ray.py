@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -94,6 +95,35 @@ def test_a_worker_without_the_folder_of_the_command_is_refused(order: dict[str, 
     with pytest.raises(InputError, match="must be on storage that the command and all workers share"):
         work(order)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_command_on_the_same_run_leaves_the_first_one_its_folder(
+    short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of Ray: a trainer that lets a second command begin and end before the first one's worker."""
+    monkeypatch.chdir(tmp_path)
+    begun: list[dict[str, Any]] = []
+
+    class Trainer:
+        def __init__(self, *_: object, train_loop_config: dict[str, Any], **__: object) -> None:
+            self.order = train_loop_config
+
+        def fit(self) -> None:
+            begun.append(self.order)
+            if len(begun) == 1:
+                with pytest.raises(InputError, match="not a run folder"):  # it has done nothing
+                    run_on_ray("local", short, tmp_path / "run", quiet=True)
+                work(self.order)
+
+    ray = MagicMock(**{"cluster_resources.return_value": {"CPU": 2}})
+    ray.exceptions.RayActorError = ray.train.TrainingFailedError = RuntimeError
+    ray.train.torch.TorchTrainer = Trainer
+    parts = {"ray": ray, "ray.exceptions": ray.exceptions, "ray.train": ray.train, "ray.train.torch": ray.train.torch}
+    for name, part in parts.items():
+        monkeypatch.setitem(sys.modules, name, part)
+    assert run_on_ray("local", short, tmp_path / "run", quiet=True).results["complete"]
+    assert len(begun) == 2
+    assert not list(tmp_path.glob(".run-ray*"))
 
 
 def test_bad_words_are_refused(refused: Refused, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ilora import runner
@@ -92,13 +92,14 @@ def _fitting(ray: Any, workers: int | None, gpus: int) -> int:
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """A folder beside the run's, for what Ray Train keeps and what workers refuse."""
-    made, new = path.with_name(f".{path.name}-ray"), [folder for folder in path.parents if not folder.exists()]
+    """A folder beside the run's, for what Ray Train keeps and what workers refuse: of this command alone."""
+    new = [folder for folder in path.parents if not folder.exists()]
     try:
-        write_atomic(made / MARK, "")
-        yield made
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-ray-") as made:
+            write_atomic(Path(made) / MARK, "")
+            yield Path(made)
     finally:
-        shutil.rmtree(made)
         for folder in new:
             if not any(folder.iterdir()):  # the run was refused
                 folder.rmdir()
