@@ -49,7 +49,7 @@ from ilora.training.processes import (
     refuse_unshared,
 )
 from ilora.training.session import Session
-from ilora.training.watch import watched
+from ilora.training.watch import meeting, watched
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,11 @@ def run(
     own = None if tasks is None else as_tasks(tasks, names=False)
     config, given = _with_model(_config_of(config, own), model, tokenizer)
     path = Path(out) if out is not None else Path("runs") / config.name
-    with _processes(config, path) as accelerator, ExitStack() as held:
+    with _processes(path), ExitStack() as held:
+        accelerator = _accelerator(config, path)
         on_main(accelerator, lambda: refuse_existing(path))
         given_rows = () if own is None else given_tasks(own, config, path / "data")
-        config, loaded, files = given_rows or (config, in_all(lambda: load_tasks(config.data)), {})
+        config, loaded, files = given_rows or (config, in_all(partial(load_tasks, config.data)), {})
         config = _settled(config, loaded, given)
 
         def begin() -> None:
@@ -165,11 +166,12 @@ def resume(
     model, tokenizer: as for `run`, where the run's model was given as an object.
     A finished run whose data or checkpoints are gone is shown as it is.
     """
-    path, overrides = open_run(path, write_report), list(overrides)
-    config, given = _with_model(_read_config(path, overrides), model, tokenizer)
-    if newest(path / "checkpoints") is None and not overrides and (done := finished(path, config)):
-        return done
-    with _processes(config, path) as accelerator:
+    path, overrides = Path(path), list(overrides)
+    with _processes(path):
+        open_run(path, write_report)
+        config, given = _with_model(_read_config(path, overrides), model, tokenizer)
+        if newest(path / "checkpoints") is None and not overrides and (done := finished(path, config)):
+            return done
         try:
             tasks = in_all(lambda: load_tasks(config.data))
         except InputError as error:
@@ -178,6 +180,7 @@ def resume(
                 hint = f"(if the data lies elsewhere now: ilora resume {path} data.path=...)"
                 raise InputError(f"{error}\n{hint}") from None
             return done
+        accelerator = _accelerator(config, path)
         config = resolve(config, tasks)
         begin = partial(_write_config, path, config) if overrides else None
         with _locked(path, accelerator):
@@ -213,12 +216,14 @@ def add(
     model, tokenizer: as for `run`, where the run's model was given as an object.
     """
     new = as_tasks(tasks, names=True)
-    path = open_run(path, write_report)
-    config, given = _with_model(_read_config(path), model, tokenizer)
-    if config.stream != "sequential":
-        raise InputError(f"{path}: a joint run has no next task; start a sequential one")
-    refuse_unfinished(path)
-    with _processes(config, path) as accelerator:
+    path = Path(path)
+    with _processes(path):
+        open_run(path, write_report)
+        config, given = _with_model(_read_config(path), model, tokenizer)
+        if config.stream != "sequential":
+            raise InputError(f"{path}: a joint run has no next task; start a sequential one")
+        refuse_unfinished(path)
+        accelerator = _accelerator(config, path)
         config, loaded, files = in_all(lambda: with_new_tasks(config, new, overrides, path, replaces=replaces))
         config = resolve(config, loaded)
 
@@ -288,23 +293,23 @@ def _perform(session: Session, run: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _processes(config: Config, path: Path) -> Iterator[Accelerator]:
-    """The processes of a run, from before the first reads its data until all are done; none waits for a lost one."""
-    accelerator = _accelerator(config, path)
+def _processes(path: Path) -> Iterator[None]:
+    """Within the block the processes of a run are together and see its folder; none waits for one that is lost."""
+    with meeting():
+        accelerator = joined()
+        refuse_unshared(accelerator, path)
     with watched(accelerator, f"`ilora resume {path}` goes on from the last checkpoint"):
-        yield accelerator
+        yield
 
 
 def _accelerator(config: Config, path: Path) -> Accelerator:
     for tracker in config.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise InputError(f"trackers: {tracker} is not installed; pip install 'ilora[{tracker}]'")
-    accelerator = joined(
+    return joined(
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(path), logging_dir=str(path / "trackers")),
     )
-    refuse_unshared(accelerator, path)
-    return accelerator
 
 
 @contextmanager

@@ -13,10 +13,12 @@ import platform
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,7 @@ from ilora import run
 from ilora.cli import PATIENCE
 from ilora.config import Config, load_config
 from ilora.methods import METHODS
-from ilora.training.watch import LOST_AFTER
+from ilora.training.watch import LOST_AFTER, meeting
 from tests.helpers import FEW_SCORES, MakeConfig, difference, settings, weights
 from tests.processes import ilora_forks, module_fork, steps, wait_for, write_config
 
@@ -303,32 +305,63 @@ def test_a_process_that_is_silent_ends_the_other_with_a_message(config: Config, 
     assert f"`ilora resume {tmp_path / 'run'}` goes on" in said
 
 
-def test_a_folder_that_a_process_does_not_see_is_refused(config: Config, tmp_path: Path) -> None:
-    """Two machines with disks of their own: the path leads each to another folder."""
-    file, log, port = write_config(tmp_path / "config.yaml", config), tmp_path / "log", free_port()
-    processes = []
-    for rank, disk in enumerate(("here", "there")):
-        (tmp_path / disk).mkdir()
-        command, alone = ("run", file, "--out", tmp_path / disk / "run"), member(rank, port) | {"LOCAL_RANK": "0"}
-        processes.append(ilora_forks([command], log=log.with_name(f"log-{rank}"), **alone))
+def test_a_process_that_never_comes_ends_the_other_with_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timer, given, codes, ended = threading.Timer, [], [], threading.Event()
+
+    def soon(seconds: float, *what: Any) -> threading.Timer:
+        given.append(seconds)
+        return timer(0.0, *what)
+
+    monkeypatch.setattr("threading.Timer", soon)
+    monkeypatch.setattr("os._exit", lambda code: (codes.append(code), ended.set()))
+    with meeting():  # alone
+        assert given == []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with meeting():
+        assert ended.wait(10)
+    assert codes == [1]
+    assert 60 < given[0] <= 300
+    assert "not all 3 processes are here" in capsys.readouterr().err
+
+
+def refused_on_two_machines(*commands: Sequence[object], log: Path) -> str:
+    """What two processes say of bad input that one of them has alone, each with a command and a machine of its own."""
+    port = free_port()
+    processes = [
+        ilora_forks([command], log=log.with_name(f"log-{rank}"), **member(rank, port) | {"LOCAL_RANK": "0"})
+        for rank, command in enumerate(commands)
+    ]
     said = end_of(processes, log)
     assert [process.exitcode for process in processes] == [2, 2]
+    return said
+
+
+def test_a_folder_that_a_process_does_not_see_is_refused(config: Config, tmp_path: Path) -> None:
+    """Two machines with disks of their own: the path leads each to another folder."""
+    file, disks = write_config(tmp_path / "config.yaml", config), [tmp_path / "here", tmp_path / "there"]
+    for disk in disks:
+        disk.mkdir()
+    said = refused_on_two_machines(*(("run", file, "--out", disk / "run") for disk in disks), log=tmp_path / "log")
     assert "must be on storage that all processes share" in said
     assert f"not seen by process 1 on {platform.node()}" in said
     assert [*tmp_path.glob("here/*"), *tmp_path.glob("there/*")] == []
 
 
+def test_a_run_that_a_process_does_not_see_is_not_resumed(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    write_config(tmp_path / "here" / "config.yaml", config)
+    places = (tmp_path / "here", tmp_path / "there")
+    said = refused_on_two_machines(*(("resume", place) for place in places), log=tmp_path / "log")
+    assert said.count(f"not seen by process 1 on {platform.node()}") == 2
+
+
 def test_rows_that_one_process_has_lost_are_missed_by_both(config: Config, tmp_path: Path) -> None:
-    """Each machine has its own copy of the data; on one a task is gone."""
-    file, log, port = write_config(tmp_path / "config.yaml", config), tmp_path / "log", free_port()
-    assert config.data.path is not None
-    processes = []
-    for rank, place in enumerate((config.data.path, tmp_path)):
-        command = ("run", file, f"data.path={place}", "--out", tmp_path / "run")
-        alone = member(rank, port) | {"LOCAL_RANK": "0"}
-        processes.append(ilora_forks([command], log=log.with_name(f"log-{rank}"), **alone))
-    said = end_of(processes, log)
-    assert [process.exitcode for process in processes] == [2, 2]
+    """Each machine has its own copy of the data; on one it is gone."""
+    file, places = write_config(tmp_path / "config.yaml", config), (config.data.path, tmp_path)
+    commands = [("run", file, f"data.path={place}", "--out", tmp_path / "run") for place in places]
+    said = refused_on_two_machines(*commands, log=tmp_path / "log")
     assert said.count(f"{tmp_path}: no tasks; ") == 2
     assert "ilora: process 1: " in said
     assert not (tmp_path / "run").exists()

@@ -62,8 +62,9 @@ class Layout:
 class Need:
     """Of one layout, for each device; bytes and seconds.
 
-    base: the weights that it keeps. gathered: whole weights that are there for a while, beside the parts of them that it
-    keeps. adapter: the trained values, their gradients and moments. activations: kept for the backward pass. momentary: beside them, for a while.
+    base: the weights that it keeps. gathered: whole weights that are there for a while, beside the parts that it keeps.
+    adapter: the trained values, their gradients and moments. activations: kept for the backward pass. momentary: beside
+    them, for a while.
     traffic: bytes that come in for weights in a step. reduced: bytes of the gradients' sum that come in.
     computing, gathering, reducing: seconds of a step.
     micro_batch: rows that are computed at once. checkpointing: whether activations are computed again.

@@ -26,15 +26,37 @@ LOST_AFTER = "ILORA_LOST_AFTER"
 _SECONDS = 40.0  # with the looks and the grace: within a minute
 _LOOKS = 9  # within these seconds
 _GRACE = 10.0  # seconds for a process to meet by itself what ended another one, and to say it better
+_MEETING = 6.0  # times as long may pass until all have come: some read torch from a slow disk
 _LEFT, _FAILED = "left", "failed"
 
 
 @contextmanager
 def together(then: str) -> Iterator[Accelerator]:
     """The processes that a launcher has started, for a command that is no run. then: as for `watched`."""
-    accelerator = joined()
+    with meeting():
+        accelerator = joined()
     with watched(accelerator, then), naming_a_lost_process():
         yield accelerator
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """Within the block the processes come together. One that waits too long for another, which had bad input or was
+    killed before it came, ends with exit code 1 and a message: the communication library would wait for 30 minutes.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield
+        return
+    seconds = _MEETING * _limit()
+    lost = f"after {seconds:.0f} s not all {count} processes are here; one that has ended said why"
+    timer = threading.Timer(seconds, _end, [lost])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
@@ -47,7 +69,8 @@ def watched(accelerator: Accelerator, then: str) -> Iterator[None]:
     if accelerator.num_processes == 1:
         yield
         return
-    name = agreed(accelerator, secrets.token_hex(4))  # a process may have several runs, one after the other
+    with meeting():
+        name = agreed(accelerator, secrets.token_hex(4))  # a process may have several runs, one after the other
     watch = _Watch(accelerator, name, then, limit=_limit())
     watch.start()
     try:
@@ -110,7 +133,7 @@ class _Watch(threading.Thread):
                     f"the place where the processes meet ({self._place}) is out of reach; its machine or process ended"
                 )
             if lost is not None and not self._over.wait(_GRACE if self._limit > _GRACE else self._limit):
-                self._end(lost)
+                _end(f"{lost}\n{self._then}")
 
     def _look(self, number: int, heard: dict[int, tuple[str, float]]) -> str | None:
         """Count, and read the others' counts; returns what to say where one is lost. heard: its last word and when."""
@@ -129,7 +152,8 @@ class _Watch(threading.Thread):
                 )
         return None
 
-    def _end(self, lost: str) -> None:
-        """End this process, whatever its other threads wait for."""
-        print(f"ilora: {lost}\n{self._then}", file=sys.stderr, flush=True)
-        os._exit(1)
+
+def _end(message: str) -> None:
+    """End this process, whatever its other threads wait for."""
+    print(f"ilora: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
