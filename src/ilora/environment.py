@@ -38,11 +38,11 @@ def note_environment(path: Path, accelerator: Accelerator, display: Display) -> 
         write_atomic(file, json.dumps(before, indent=1) + "\n")
 
 
-def note_memory(path: Path, found: dict[str, Any]) -> None:
-    """Write beside the machine what a run's steps were expected to need; nothing where there is no environment.json."""
+def note_expected(path: Path, found: dict[str, Any]) -> None:
+    """Write beside the machine what a run was expected to take; nothing where there is no environment.json."""
     known = _read_environment(path)
     if known is not None:
-        write_atomic(path / "environment.json", json.dumps(known | {"memory": found}, indent=1) + "\n")
+        write_atomic(path / "environment.json", json.dumps(known | found, indent=1) + "\n")
 
 
 def use_threads(path: Path) -> None:

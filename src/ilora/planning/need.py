@@ -9,6 +9,7 @@ from functools import partial
 from pydantic import Field
 
 from ilora.model.memory import ADAM, Device, Part, kept_bytes, momentary_bytes, rows_that_fit
+from ilora.model.operations import operations
 from ilora.planning.shape import Shape
 from ilora.section import Section
 
@@ -119,7 +120,7 @@ def need(shape: Shape, work: Work, layout: Layout, hardware: Hardware) -> Need:
     at_once, again = _division(shape, work, room, mine)
     passes, part = math.ceil(mine / at_once), Part.like(at_once, work.longest, work.answer)
     traffic = round(_arriving(shape, passes) * others)
-    done = operations(shape, work, checkpointing=again) * work.tokens * mine
+    each = operations(shape.sizes, trained=shape.trained, tokens=work.tokens, answer=work.answer, checkpointing=again)
     return Need(
         layout=layout,
         micro_batch=at_once,
@@ -132,7 +133,7 @@ def need(shape: Shape, work: Work, layout: Layout, hardware: Hardware) -> Need:
         reserved=reserved,
         traffic=traffic,
         reduced=reduced,
-        computing=done / (hardware.rate * TERA),
+        computing=each * work.tokens * mine / (hardware.rate * TERA),
         gathering=traffic / _bandwidth(hardware, layout, across=layout.shards > layout.devices),
         reducing=reduced / _bandwidth(hardware, layout, across=layout.nodes > 1),
     )
@@ -154,23 +155,6 @@ def _division(shape: Shape, work: Work, room: float, mine: int) -> tuple[int, bo
     again = work.checkpointing if work.checkpointing is not None else find(checkpointing=False) == 0
     most = find(checkpointing=again) if work.micro_batch is None else work.micro_batch
     return max(1, min(most, mine)), again
-
-
-def operations(shape: Shape, work: Work, *, checkpointing: bool) -> float:
-    """Floating-point operations of a token: products with frozen weights forward and back to their inputs, attention
-    within the row (half of it, as it is causal), the adapter with its gradients, the head where there is an answer.
-    """
-    sizes = shape.sizes
-    matrices = [layer.matrices for layer in sizes.layers]
-    above = sum(matrices[sizes.first :])
-    again = 1 if checkpointing else 0
-    attention = 2 * work.tokens * sizes.queries
-    layers, upper = len(matrices), len(matrices) - sizes.first
-    head = 4 * sizes.hidden * sizes.vocabulary * work.answer / max(work.tokens, 1)
-    return (
-        2 * sum(matrices) + 2 * above * (1 + again)
-        + attention * (layers + upper * (2 + again)) + 2 * shape.trained * (3 + again) + head
-    )  # fmt: skip
 
 
 def _bandwidth(hardware: Hardware, layout: Layout, *, across: bool) -> float:

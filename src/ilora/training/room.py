@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ import torch
 from ilora.config import Config
 from ilora.data.stored import Stored
 from ilora.data.tokens import longest_answer
-from ilora.environment import note_memory
 from ilora.kernels.attention import GROUPED, flash_serves
 from ilora.methods.base import Method
 from ilora.model import adapters
@@ -35,7 +33,6 @@ from ilora.model.sizes import decoder_layers, sizes_of
 from ilora.present.numbers import size
 from ilora.progress import Display
 from ilora.training.encoded import EncodedStream
-from ilora.training.processes import on_main
 
 _HELD = 4  # bytes of a trained value that are there before the first step; ADAM has its gradient and moments, too
 
@@ -98,14 +95,6 @@ class Room:
                 "model.quantization: 4bit needs less"
             )
         return made
-
-
-def prepare_memory(method: Method[Any], config: Config, stream: EncodedStream, path: Path, display: Display) -> None:
-    """Before a run's first step: choose what is `auto`, say what is expected, and note it in environment.json."""
-    room = settle(method, config, stream)
-    for line in room.lines():
-        display.say(f"{config.method.name}: {line}")
-    on_main(method.engine.accelerator, lambda: note_memory(path, room.record))
 
 
 @contextmanager

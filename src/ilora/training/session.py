@@ -28,13 +28,14 @@ from ilora.training.beginning import begin_from, retire_replaced
 from ilora.training.divergence import DivergenceWatch, diverged
 from ilora.training.encoded import EncodedStream
 from ilora.training.evaluating import StreamEvaluator
+from ilora.training.expected import say_expected
 from ilora.training.folder import RunFolder
 from ilora.training.interrupt import StopRequest
 from ilora.training.loading import keep_states_below, load_engine
 from ilora.training.loop import Plan, StepReport, optimizer_step
 from ilora.training.optim import made_anew, make_optimizer
 from ilora.training.peak import peak_memory, reset_peak_memory
-from ilora.training.room import prepare_memory, telling_of_halves
+from ilora.training.room import telling_of_halves
 from ilora.training.state import Progress, State
 from ilora.training.summary import summarise_run
 from ilora.training.validation import steps_taken, validation_loss
@@ -169,7 +170,8 @@ class Session:
         self.folder.go_back(self.state.counters.steps, list(damaged))
         if found is None:
             if self.method.trains:
-                prepare_memory(self.method, self.config, self.stream, self.path, self.display)
+                plans = [self.plan(phase) for phase in self.stream.phases]
+                say_expected(self.method, self.config, self.stream, plans, self.path, self.display)
             self.folder.clear(self.answers_of_base)
             self._save_checkpoint()  # so that configuration and data are compared from the first resume on
 
