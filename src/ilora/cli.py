@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 1 the work found a problem, 2 bad input, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 the work found a problem, 2 bad input, 75 too little memory, 130 interrupted.",
 )
 
 
@@ -472,7 +472,7 @@ def _show(result: RunResult, quiet: bool) -> None:
 
 def main() -> None:
     """The entry point: every expected error is one message on standard error and an exit code."""
-    from ilora.errors import IloraError, InputError
+    from ilora.errors import IloraError
 
     sys.path.append(
         str(Path.cwd())
@@ -481,10 +481,8 @@ def main() -> None:
         app(prog_name="ilora")
     except KeyboardInterrupt:  # while a command was still being imported
         _fail("interrupted", 130)
-    except InputError as error:
-        _fail(str(error), 2)
     except IloraError as error:
-        _fail(_with_notes(str(error), error), 1)
+        _fail(_with_notes(str(error), error), error.code)
     except OSError as error:
         _fail(_with_notes(f"{error.filename or 'file system'}: {error.strerror or error}", error), 1)
 

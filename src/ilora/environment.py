@@ -45,6 +45,11 @@ def note_expected(path: Path, found: dict[str, Any]) -> None:
         write_atomic(path / "environment.json", json.dumps(known | found, indent=1) + "\n")
 
 
+def noted_memory(path: Path) -> dict[str, Any]:
+    """What a run noted of the memory that its steps need; empty where it has not."""
+    return dict((_read_environment(path) or {}).get("memory") or {})
+
+
 def use_threads(path: Path) -> None:
     """As many as the run began with: sums are split by thread, another number means other last bits."""
     threads = (_read_environment(path) or {}).get("threads")

@@ -27,6 +27,7 @@ from ilora.errors import IloraError, InputError
 from ilora.files import locked, write_atomic
 from ilora.in_memory import as_tasks, given_tasks, write_files
 from ilora.keeping import EVERYTHING
+from ilora.model.fitting import memory_suffices
 from ilora.model.load import GivenModel, load_tokenizer
 from ilora.model.sharded import in_all
 from ilora.model.start import with_form
@@ -250,6 +251,7 @@ def _execute(
     with (
         Display(quiet=quiet or not main) as display,
         StopRequest(enabled=accelerator.num_processes == 1, notify=display.say) as stop,
+        memory_suffices(),
     ):
         shared: dict[str, Any] = {"accelerator": accelerator, "display": display, "stop": stop, "given": given}
         use_threads(path)

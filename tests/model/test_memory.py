@@ -127,3 +127,14 @@ def test_free_memory_is_the_kernels_or_the_containers(tmp_path: Path) -> None:
             (group / f"memory.{name}").write_text(f"{text}\n")
         assert free_memory(cpu, system=tmp_path) == free
     assert free_memory(torch.device("meta"), system=tmp_path) is None
+
+
+def test_on_a_gpu_what_is_free_ends_with_the_processs_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1000 bytes others have 100; torch holds 250 here, of which 200 are in use."""
+    card = torch.device("cuda")
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (650, 1000))
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda _: 200)
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 250)
+    for share, free in ((1.0, 700), (0.5, 300), (0.25, 50)):
+        monkeypatch.setattr("torch.cuda.get_per_process_memory_fraction", lambda _, share=share: share)
+        assert free_memory(card) == free

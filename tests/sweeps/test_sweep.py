@@ -17,9 +17,8 @@ from ilora.commands import sweep as command
 from ilora.commands.sweep import RunsFailed, sweep
 from ilora.config import load_config
 from ilora.sweeps.book import Book, Entry
-from ilora.sweeps.local import Processes, gpu
+from ilora.sweeps.local import Processes
 from ilora.sweeps.plan import expand, read_sweep
-from ilora.training.processes import MEMORY_SHARE
 from tests.helpers import FEW_SCORES, MakeConfig
 from tests.processes import ilora_fork, outcome, wait_for
 
@@ -27,10 +26,11 @@ from tests.processes import ilora_fork, outcome, wait_for
 class Here:
     """An executor in this process: what is started has ended when it is asked for. `fail`: runs that break."""
 
-    places = 1
-
     def __init__(self, fail: Callable[[Entry], bool] = lambda _: False) -> None:
         self.fail, self.done, self.started = fail, [], []  # type: ignore[var-annotated]
+
+    def has_room(self, _: Entry) -> bool:
+        return not self.done
 
     def start(self, entry: Entry) -> None:
         self.started.append(entry.job.title)
@@ -173,40 +173,6 @@ def test_one_sweep_at_a_time(file: Path, tmp_path: Path) -> None:
 def test_processes_beyond_the_cores_are_refused(file: Path, processes: int) -> None:
     with pytest.raises(InputError, match=f"--processes {processes}: allowed are 1 to {os.cpu_count()}"):
         sweep(file, processes=processes)
-
-
-def test_several_processes_see_one_gpu_each_and_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    found = [gpu(place, 3, 2) for place in range(3)]
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["4", "7", "4"]
-    assert [float(one[MEMORY_SHARE]) for one in found] == [0.5, 1.0, 0.5]
-    assert gpu(0, 1, 2) == gpu(0, 3, 0) == {}
-
-
-def test_a_place_that_becomes_free_is_taken_again(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two GPUs for two processes: the third run gets that of the one that has ended."""
-    book = Book(tmp_path / "s", expand(read_sweep(file, ()), file))
-    seen: list[str] = []
-    code: dict[int, int | None] = {}
-
-    class Process:
-        def __init__(self, *_: object, env: dict[str, str], **__: object) -> None:
-            seen.append(env["CUDA_VISIBLE_DEVICES"])
-            self.number, self.returncode = len(seen), None
-
-        def poll(self) -> int | None:
-            self.returncode = code.get(self.number)
-            return self.returncode
-
-    monkeypatch.setattr("subprocess.Popen", Process)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    processes = Processes(2, gpus=2)
-    processes.start(book.entries[0])
-    processes.start(book.entries[1])
-    code[1] = 0
-    assert processes.ended() == [(book.entries[0], 0)]
-    processes.start(book.entries[2])
-    assert seen == ["0", "1", "0"]
 
 
 def test_ray_that_is_not_there_is_named(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
 from ilora.data.examples import Example
-from ilora.errors import IloraError
+from ilora.errors import NoRoomError
 from ilora.model.engine import Engine
 from ilora.model.gradients import TooManyTogether
 
@@ -22,7 +23,7 @@ def fitted(engine: Engine, rows: Sequence[Example], compute: Callable[[], T], *,
     The micro-batches are then half as large, from now on; where they are single rows, activations are computed again
     (`recompute`). rows: of this process. compute: begins anew each time, and exchanges nothing with other processes.
     size: rows in a micro-batch, where `compute` says so itself: they are not halved.
-    Raises IloraError where nothing is left to make smaller.
+    Raises NoRoomError where nothing is left to make smaller.
     """
     while True:
         counted = dict(engine.passes)
@@ -37,7 +38,7 @@ def fitted(engine: Engine, rows: Sequence[Example], compute: Callable[[], T], *,
         if not halved and not (torch.is_grad_enabled() and recompute(engine)):
             hints = [] if engine.recomputes else ["model.gradient_checkpointing: true"]
             hints += ["a smaller data.max_length", "or model.quantization: 4bit"]
-            raise IloraError(
+            raise NoRoomError(
                 f"out of memory with single rows of up to {max(map(len, rows))} tokens ({reason}); "
                 f"set {', '.join(hints)}"
             )
@@ -48,7 +49,7 @@ def in_batches(
 ) -> Iterator[tuple[Sequence[R], T]]:
     """(part, compute(part)) of the rows in their order, `size` at once; half as many from where memory ends on.
 
-    what: for messages, whose rows they are. Raises IloraError where not even one row fits.
+    what: for messages, whose rows they are. Raises NoRoomError where not even one row fits.
     """
     start = 0
     while start < len(rows):
@@ -63,11 +64,20 @@ def in_batches(
             continue
         _let_go(engine)
         if len(part) == 1:
-            raise IloraError(
+            raise NoRoomError(
                 f"{what}: out of memory with a single row ({reason}); a smaller data.max_length or "
                 "model.quantization: 4bit helps"
             )
         size = len(part) // 2
+
+
+@contextmanager
+def memory_suffices() -> Iterator[None]:
+    """Raises NoRoomError where memory ends inside the block in what has no parts, such as loading."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise NoRoomError(f"out of memory ({_reason(error)}); model.quantization: 4bit needs less") from error
 
 
 def halve(engine: Engine, rows: Sequence[Example]) -> bool:

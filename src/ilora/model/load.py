@@ -193,6 +193,8 @@ def _read(config: ModelConfig, device: torch.device, parts: Mapping[str, Any] | 
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **_where(config))
             model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+        except torch.OutOfMemoryError:  # no matter of what was given
+            raise
         except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             reason, hint = _first_line(error), wheel_hint(config.name)
             if reason.startswith("Unrecognized configuration class"):

@@ -134,13 +134,14 @@ def round_down(tokens: int) -> int:
 def free_memory(device: torch.device, *, system: Path = Path("/")) -> int | None:
     """Bytes that a process can still have on the device; None where the system does not say.
 
-    On a GPU with what torch holds and does not use. On Linux, without a GPU: what the kernel would give without
-    swapping, or what is left of the control group's limit (version 2), as in a container. system: where /proc and /sys
-    are.
+    On a GPU with what torch holds and does not use, and within the process's share of it. On Linux, without a GPU: what
+    the kernel would give without swapping, or what is left of the control group's limit (version 2), as in a container.
+    system: where /proc and /sys are.
     """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+        (free, total), used = torch.cuda.mem_get_info(device), torch.cuda.memory_allocated(device)
+        share = torch.cuda.get_per_process_memory_fraction(device) * total
+        return int(min(free + torch.cuda.memory_reserved(device), share) - used)
     if device.type != "cpu":
         return None
     known = [found for found in (_available(system), _left_in_group(system)) if found is not None]

@@ -12,6 +12,7 @@ from typing import Any
 from ilora.errors import InputError
 from ilora.sweeps.book import Entry
 from ilora.sweeps.local import LOOK_EVERY, threads
+from ilora.sweeps.shares import Shares, parts_of
 from ilora.training.processes import MEMORY_SHARE
 
 
@@ -43,16 +44,27 @@ class Cluster:
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         self.places = gpus * on_a_gpu or max(1, int(there.get("CPU", 1)))
-        self._run = ray.remote(num_cpus=1, num_gpus=1 / on_a_gpu if gpus else 0, max_retries=0)(_run)
-        self._share = {MEMORY_SHARE: f"{1 / on_a_gpu:.4f}"}
+        self._run = ray.remote(num_cpus=1, max_retries=0)(_run)
+        self._parts = on_a_gpu if gpus else 0  # of each GPU's memory
+        self._shares = Shares()
+        self._had: dict[Path, float] = {}  # share, of each run's last start
         self._running: dict[Any, Entry] = {}
+
+    def has_room(self, _: Entry) -> bool:
+        """As `Executor.has_room`; one that needs a larger share waits in Ray's own queue."""
+        return len(self._running) < self.places
 
     def start(self, entry: Entry) -> None:
         """As `Executor.start`."""
         entry.path.parent.mkdir(parents=True, exist_ok=True)
         words = [str(word) for word in entry.command()]
-        environment = threads(os.cpu_count() or 1) | self._share  # one core each
-        reference = self._run.remote(words, entry.log.absolute(), Path.cwd(), environment)
+        environment, share = threads(os.cpu_count() or 1), 0.0  # one core each
+        if self._parts:
+            share = round(parts_of(self._shares.least(entry), self._parts) / self._parts, 4)  # Ray counts so
+            environment |= {MEMORY_SHARE: str(share)}
+        self._had[entry.path] = share
+        run = self._run.options(num_gpus=share)
+        reference = run.remote(words, entry.log.absolute(), Path.cwd(), environment)
         self._running[reference] = entry
 
     def ended(self) -> list[tuple[Entry, int]]:
@@ -73,6 +85,10 @@ class Cluster:
                     log.write(f"ray: {type(error).__name__}: {error}\n")
                 found.append((entry, 1))
         return found
+
+    def has_more(self, entry: Entry) -> bool:
+        """As `Executor.has_more`."""
+        return self._parts > 0 and self._shares.widen(entry, self._had[entry.path])
 
     def stop(self) -> None:
         """As `Executor.stop`: SIGTERM reaches the run through the worker that waits for it."""

@@ -1,4 +1,4 @@
-"""`ilora sweep`: start runs as places become free, note how they end, go on where an earlier call stopped."""
+"""`ilora sweep`: start runs as there is room, note how they end, go on where an earlier call stopped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from ilora.progress import Bar, Display
 from ilora.sweeps.book import Book, Entry, busy, last_words
 from ilora.sweeps.local import Executor
+from ilora.sweeps.shares import NO_ROOM
 
 _INTERRUPTED = 130
 
@@ -25,10 +26,9 @@ def execute(book: Book, chosen: Sequence[Entry], executor: Executor, *, display:
         try:
             while waiting or running:
                 for _ in range(len(waiting)):
-                    if running == executor.places:
-                        break
                     entry = waiting.popleft()
-                    if busy(entry.path):  # by a process that outlived its sweep, and is about to end
+                    # Busy: by a process that outlived its sweep, and is about to end.
+                    if not executor.has_room(entry) or busy(entry.path):
                         waiting.append(entry)
                         continue
                     executor.start(entry)
@@ -36,7 +36,11 @@ def execute(book: Book, chosen: Sequence[Entry], executor: Executor, *, display:
                     book.write()
                 for entry, code in executor.ended():
                     running -= 1
-                    _note_end(entry, code)
+                    if code == NO_ROOM and executor.has_more(entry):
+                        entry.state = "waiting"
+                        waiting.append(entry)
+                    else:
+                        _note_end(entry, code)
                     view.ended(entry)
                     book.write()
                 view.look()
@@ -95,6 +99,9 @@ class _View:
         if entry.path in self._bars:
             self._bars.pop(entry.path)[0].close()
         counted = f"{self.book.count('done')} of {len(self.book.entries)} done"
+        if entry.state == "waiting":
+            self.display.say(f"{entry.job.title}: needs more of a GPU's memory, waits until others have ended")
+            return
         if entry.state == "done":
             self.display.say(f"{entry.job.title}: done in {entry.seconds:.0f} s; {counted}")
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ilora.config import Config
-from ilora.errors import IloraError, InputError
+from ilora.errors import IloraError
 from ilora.model.gpu import stands_still
 from ilora.model.load import GivenModel, load_model
 from ilora.model.shared import SharedModel
@@ -38,6 +38,10 @@ class Together:
         self._codes: dict[Path, int] = {}
         self._meetings: dict[str, Meeting] = {}
 
+    def has_room(self, _: Entry) -> bool:
+        """As `Executor.has_room`."""
+        return len(self._players) < self.places
+
     def start(self, entry: Entry) -> None:
         """As `Executor.start`."""
         entry.path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +56,10 @@ class Together:
                 self._go_round()
         stop.check()
         return over
+
+    def has_more(self, _: Entry) -> bool:
+        """As `Executor.has_more`: all have all of it."""
+        return False
 
     def stop(self) -> None:
         """As `Executor.stop`."""
@@ -111,10 +119,8 @@ def _exit_code(act: Callable[[], None]) -> int:
         act()
     except KeyboardInterrupt as error:
         return _failed("interrupted", error, 130)
-    except InputError as error:
-        return _failed(str(error), error, 2)
     except IloraError as error:
-        return _failed(str(error), error, 1)
+        return _failed(str(error), error, error.code)
     except OSError as error:
         return _failed(f"{error.filename or 'file system'}: {error.strerror or error}", error, 1)
     except BaseException:

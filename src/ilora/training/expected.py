@@ -14,6 +14,7 @@ from ilora.config import Config
 from ilora.data.examples import Example
 from ilora.data.stored import Stored, some
 from ilora.environment import note_expected
+from ilora.errors import NoRoomError
 from ilora.methods.base import Method
 from ilora.model.engine import Engine
 from ilora.model.operations import operations, product_rate
@@ -76,7 +77,8 @@ def say_expected(
 ) -> None:
     """Choose what is `auto`, say what memory and time are expected, and note it in environment.json.
 
-    plans: of the stream's phases.
+    plans: of the stream's phases. Raises NoRoomError where the process has a part of a GPU, and needs more: it may have
+    more later. With all of a GPU the steps are tried.
     """
     room = settle(method, config, stream)
     lines, found = room.lines(), {"memory": room.record}
@@ -87,6 +89,8 @@ def say_expected(
     for line in lines:
         display.say(f"{config.method.name}: {line}")
     on_main(method.engine.accelerator, lambda: note_expected(path, found))
+    if room.share < 1 and not room.suffices:
+        raise NoRoomError(f"{lines[0]}; it is not begun with so little, {room.share:.0%} of the GPU's memory")
 
 
 def expected_time(

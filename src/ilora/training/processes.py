@@ -31,12 +31,13 @@ def joined(**options: Any) -> Accelerator:
     # Unless told, accelerate starts no group without a GPU: each process would run alone, on one folder.
     made = Accelerator(cpu=several and not torch.accelerator.is_available(), **options)
     if made.device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(_memory_share(), made.device)
+        torch.cuda.set_per_process_memory_fraction(memory_share(made.device), made.device)
     return made
 
 
-def _memory_share() -> float:
-    text = os.environ.get(MEMORY_SHARE, "1")
+def memory_share(device: torch.device) -> float:
+    """How much of the device's memory this process may use. Raises InputError where that is no share."""
+    text = os.environ.get(MEMORY_SHARE, "1") if device.type == "cuda" else "1"
     try:
         share = float(text)
     except ValueError:

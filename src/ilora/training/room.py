@@ -33,6 +33,7 @@ from ilora.model.sizes import decoder_layers, sizes_of
 from ilora.present.numbers import size
 from ilora.progress import Display
 from ilora.training.encoded import EncodedStream
+from ilora.training.processes import memory_share
 
 _HELD = 4  # bytes of a trained value that are there before the first step; ADAM has its gradient and moments, too
 
@@ -45,7 +46,7 @@ class Room:
     momentary: beside them, for a while.
     passing: parts of other processes' weights, while a layer computes (`model.shard`).
     there: for all of these; None where the system does not say.
-    recomputed: activations are computed again in the backward pass.
+    recomputed: activations are computed again in the backward pass. share: of a GPU, the part that the process may use.
     """
 
     weights: int
@@ -57,11 +58,17 @@ class Room:
     there: int | None
     part: Part
     recomputed: bool
+    share: float
 
     @property
     def bytes(self) -> int:
         """All that is needed at once."""
         return self.weights + self.adapters + self.optimizer + self.activations + self.momentary + self.passing
+
+    @property
+    def suffices(self) -> bool:
+        """Whether what is there is enough, or is not known."""
+        return self.there is None or self.bytes <= self.there
 
     @property
     def record(self) -> dict[str, Any]:
@@ -70,6 +77,7 @@ class Room:
         return {
             "predicted_bytes": self.bytes,
             "there_bytes": self.there,
+            "gpu_share": self.share,
             "micro_batch": {"rows": part.rows, "tokens_of_a_row": part.length},
             "gradient_checkpointing": self.recomputed,
         }
@@ -89,7 +97,7 @@ class Room:
         again = "; activations are computed again (model.gradient_checkpointing)" if self.recomputed else ""
         micro = f"{self.part.rows} rows x {self.part.length} tokens"
         made = [f"memory: {size(self.bytes)}{of} expected ({parts}) in micro-batches of {micro}{again}"]
-        if self.there is not None and self.bytes > self.there:
+        if not self.suffices:
             made.append(
                 "warning: memory may not suffice; a smaller data.max_length, training.micro_batch_size: auto or "
                 "model.quantization: 4bit needs less"
@@ -137,6 +145,7 @@ def settle(method: Method[Any], config: Config, stream: EncodedStream) -> Room:
         there=None if free is None else free + weights + held,
         part=part,
         recomputed=engine.recomputes,
+        share=memory_share(engine.device),
     )
 
 
