@@ -57,6 +57,9 @@ Places = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Where the data lies now, such as data.path=my/tasks."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no table.")]
+Together = Annotated[
+    int | None, typer.Option(min=1, help="Instead: so many at a time in one process, over one copy of the base model.")
+]
 Ray = Annotated[
     str | None,
     typer.Option(
@@ -187,10 +190,7 @@ def sweep_command(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The sweep's folder (default: sweeps/<name>).")] = None,
     processes: Annotated[int, typer.Option(min=1, help="How many runs at a time; they share cores and GPUs.")] = 1,
-    together: Annotated[
-        int | None,
-        typer.Option(min=1, help="Instead: so many at a time in one process, over one copy of the base model."),
-    ] = None,
+    together: Together = None,
     ray: Annotated[str | None, typer.Option(help="The address of a Ray cluster, or `local`.")] = None,
     only: Annotated[
         list[str] | None,
@@ -202,8 +202,8 @@ def sweep_command(
     quiet: Quiet = False,
 ) -> None:
     """Make a run for every method, order, seed and setting of a file. Called again, finish what is left."""
-    chosen = {"out": out, "processes": processes, "ray": ray, "only": only or (), "dry_run": dry_run}
-    _study("sweep", file, overrides or (), quiet, together=together, **chosen)
+    places = {"processes": processes, "together": together, "ray": ray}
+    _study("sweep", file, overrides or (), quiet, out=out, only=only or (), dry_run=dry_run, **places)
 
 
 @app.command("tune")
@@ -212,6 +212,7 @@ def tune_command(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The tuning's folder (default: sweeps/<name>-tuning).")] = None,
     processes: Annotated[int, typer.Option(min=1, help="How many runs at a time; they share the cores.")] = 1,
+    together: Together = None,
     ray: Annotated[str | None, typer.Option(help="The address of a Ray cluster, or `local`.")] = None,
     only: Annotated[
         list[str] | None,
@@ -223,8 +224,8 @@ def tune_command(
     quiet: Quiet = False,
 ) -> None:
     """Find each method's best settings, on rows, orders and seeds that are not reported. Called again, finish."""
-    chosen = {"out": out, "processes": processes, "ray": ray, "only": only or (), "dry_run": dry_run}
-    _study("tune", file, overrides or (), quiet, **chosen)
+    places = {"processes": processes, "together": together, "ray": ray}
+    _study("tune", file, overrides or (), quiet, out=out, only=only or (), dry_run=dry_run, **places)
 
 
 def _study(kind: str, file: Path, overrides: Sequence[str], quiet: bool, **chosen: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from ilora.commands import tune as command
 from ilora.commands.sweep import RunsFailed
 from ilora.commands.tune import NothingFound, tune
 from ilora.config import Config, load_config
+from ilora.model.joint import JointDecoder, Part, Pass
 from ilora.results.schema import SCHEMA
 from ilora.sweeps.book import Entry
 from ilora.sweeps.plan import expand, read_sweep
 from ilora.training.divergence import SAID
 from tests.command import Command
-from tests.helpers import FEW_SCORES, MakeConfig
+from tests.helpers import FEW_SCORES, MakeConfig, difference, weights
 
 Learnt = Callable[[Config], float]
 
@@ -255,22 +256,64 @@ def test_bad_input_is_named_and_nothing_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_with_real_runs(
-    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ilora: Command
-) -> None:
+@pytest.fixture
+def small(write: Callable[..., Path]) -> Path:
+    """Two trials of one method, each a real run over two short tasks."""
+    short = {"training": {"epochs": 1}, "data": {"limit": {"train": 16, "eval": 2, "test": 2}}}
+    once = {"trials": 2, "runs": [1], "seeds": 1, "orders": 1, "tasks": 2, "config": short}
+    return write(methods=["sequential"], tune=once)
+
+
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are made one after another in this process."""
+
     class Here(Pretended):
         def start(self, entry: Entry) -> None:
             run(entry.job.config, entry.path, quiet=True)
             self.done.append((entry, 0))
 
     monkeypatch.setattr(command, "executor", lambda *_: Here(best_at(1)))
-    short = {"training": {"epochs": 1}, "data": {"limit": {"train": 16, "eval": 2, "test": 2}}}
-    once = {"trials": 2, "runs": [1], "seeds": 1, "orders": 1, "tasks": 2, "config": short}
-    file = write(methods=["sequential"], tune=once)
-    before = ilora("tune", file, "--dry-run")
+
+
+def test_trials_together_are_the_trials_in_turn(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joint, decode = list[int](), JointDecoder.compute
+
+    def counting(decoder: JointDecoder, parts: Sequence[Part], *, hidden: bool) -> Pass:
+        joint.append(len(parts))
+        return decode(decoder, parts, hidden=hidden)
+
+    monkeypatch.setattr(JointDecoder, "compute", counting)
+    tune(small, ["adapter.dropout=0"], out=tmp_path / "together", together=2, quiet=True)
+    assert joint[0] == 2
+    here(monkeypatch)
+    tune(small, ["adapter.dropout=0"], out=tmp_path / "turn", quiet=True)
+    assert tried(tmp_path / "together") == tried(tmp_path / "turn")
+    presets = [(tmp_path / name / "presets.yaml").read_text(encoding="utf-8") for name in ("together", "turn")]
+    assert presets[0] == presets[1]
+    for trial in tried(tmp_path / "turn")["sequential"]["trials"]:
+        (entry,) = trial["runs"]
+        assert difference(*(weights(tmp_path / name / entry["folder"]) for name in ("together", "turn"))) < 1e-4
+
+
+def test_what_cannot_be_together_is_refused(write: Callable[..., Path], tmp_path: Path) -> None:
+    file, out = write(methods=["er"]), tmp_path / "out"
+    with pytest.raises(InputError, match="leave out --processes and --ray"):
+        tune(file, out=out, together=2, ray="local")
+    with pytest.raises(InputError, match="--together 0"):
+        tune(file, out=out, together=0)
+    with pytest.raises(InputError, match="trackers: wandb"):
+        tune(file, ["trackers=[wandb]"], out=out, together=2)
+    assert not out.exists()
+
+
+def test_the_command_with_real_runs(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ilora: Command
+) -> None:
+    here(monkeypatch)
+    before = ilora("tune", small, "--dry-run")
     assert (before.code, before.err) == (0, "")
     assert "2 runs at most (0 done)" in " ".join(before.out.split())
-    done = ilora("tune", file)
+    done = ilora("tune", small)
     assert (done.code, done.err) == (0, "")
     (method,) = tried(tmp_path / "sweeps" / "many-tuning").values()
     assert method["best"] in (0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from ilora.progress import Display
 from ilora.sweeps.book import Book, Entry
 from ilora.sweeps.estimate import estimates
 from ilora.sweeps.local import Executor, Processes
-from ilora.sweeps.plan import expand, read_sweep
+from ilora.sweeps.plan import Job, expand, read_sweep
 from ilora.sweeps.sweep import execute
 
 
@@ -46,24 +46,14 @@ def sweep(
     Returns the book of all runs and their states. Raises InputError with nothing started, and RunsFailed when all is
     done and some runs failed. After a KeyboardInterrupt the same call goes on.
     """
-    if not 1 <= processes <= (os.cpu_count() or 1):
-        raise InputError(f"--processes {processes}: allowed are 1 to {os.cpu_count()}, the cores of this machine")
-    if together is not None and (processes > 1 or ray is not None):
-        raise InputError(f"--together {together}: it makes all runs in one process; leave out --processes and --ray")
-    if together is not None and together < 1:
-        raise InputError(f"--together {together}: how many runs at a time, 1 or more")
+    refuse_places(processes, ray, together)
     asked = read_sweep(Path(file), overrides)
     jobs = expand(asked, Path(file))
     book = Book(Path(out) if out is not None else Path("sweeps") / str(asked.name), jobs)
     book.refuse_changes()
     chosen = book.matching(only)
-    for entry in chosen if together is not None else ():
-        if others := set(entry.job.config.trackers) - {"tensorboard"}:
-            found = ", ".join(sorted(others))
-            raise InputError(
-                f"{entry.job.title}: trackers: {found} follows one run in a process; with --together "
-                "only tensorboard can be used"
-            )
+    if together is not None:
+        refuse_trackers(entry.job for entry in chosen)
     with Display(quiet=quiet) as display:
         if dry_run:
             seconds = estimates(chosen, say=display.say)
@@ -77,6 +67,26 @@ def sweep(
         done = f"{book.count('done')} of {len(book.entries)} runs done"
         display.say(f"{done}: {book.path}; `ilora compare {book.path}` shows them side by side")
     return book
+
+
+def refuse_places(processes: int, ray: str | None, together: int | None) -> None:
+    """Raises InputError where runs cannot be made so."""
+    if not 1 <= processes <= (os.cpu_count() or 1):
+        raise InputError(f"--processes {processes}: allowed are 1 to {os.cpu_count()}, the cores of this machine")
+    if together is not None and (processes > 1 or ray is not None):
+        raise InputError(f"--together {together}: it makes all runs in one process; leave out --processes and --ray")
+    if together is not None and together < 1:
+        raise InputError(f"--together {together}: how many runs at a time, 1 or more")
+
+
+def refuse_trackers(jobs: Iterable[Job]) -> None:
+    """Raises InputError for a run that is followed by what follows one run in a process."""
+    for job in jobs:
+        if others := set(job.config.trackers) - {"tensorboard"}:
+            raise InputError(
+                f"{job.title}: trackers: {', '.join(sorted(others))} follows one run in a process; with --together "
+                "only tensorboard can be used"
+            )
 
 
 def refuse_failures(entries: Sequence[Entry]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from ilora.commands.sweep import executor, refuse_failures
+from ilora.commands.sweep import executor, refuse_failures, refuse_places, refuse_trackers
 from ilora.errors import IloraError, InputError
 from ilora.files import write_atomic
 from ilora.present.numbers import markdown, plain, points
@@ -18,6 +18,7 @@ from ilora.progress import Display
 from ilora.results.matrix import LEAST_LEARNT
 from ilora.sweeps.estimate import estimates
 from ilora.sweeps.halving import most_runs
+from ilora.sweeps.local import Executor
 from ilora.sweeps.plan import read_sweep
 from ilora.sweeps.presets import NAME as PRESETS
 from ilora.sweeps.sweep import execute
@@ -35,35 +36,37 @@ def tune(
     out: str | Path | None = None,
     processes: int = 1,
     ray: str | None = None,
+    together: int | None = None,
     only: Sequence[str] = (),
     dry_run: bool = False,
     quiet: bool = False,
 ) -> Tuning:
     """Find the best settings of every method of a sweep file, on eval rows, orders and seeds that it does not report.
 
-    overrides: settings in place of the file's, as `key=value`. out: default `sweeps/<name>-tuning`. processes, ray: as
-    in `sweep`. only: shell patterns of the labels to tune now. dry_run: print what would be tried and how long it may
-    take, and start nothing.
+    overrides: settings in place of the file's, as `key=value`. out: default `sweeps/<name>-tuning`. processes, ray,
+    together: as in `sweep`. only: shell patterns of the labels to tune now. dry_run: print what would be tried and how
+    long it may take, and start nothing.
     Returns what was found; it is in tried.json, tried.md and presets.yaml of the folder, too. Raises InputError with
     nothing started, RunsFailed where runs failed in another way than by diverging, and NothingFound, with all else
     done, where all trials of a label diverged. After a KeyboardInterrupt or a kill the same call goes on, and ends
     with the same result.
     """
-    if not 1 <= processes <= (os.cpu_count() or 1):
-        raise InputError(f"--processes {processes}: allowed are 1 to {os.cpu_count()}, the cores of this machine")
+    refuse_places(processes, ray, together)
     asked = read_sweep(Path(file), overrides)
     plan = plan_tuning(asked, Path(file))
     tuning = Tuning(plan, Path(out) if out is not None else Path("sweeps") / f"{asked.name}-tuning")
     tuning.refuse_changes()
     tuning.book.refuse_changes()
     labels = matching(plan, only)
+    if together is not None:
+        refuse_trackers(plan.job(candidate, 0, 0) for candidate in plan.candidates if candidate.label in labels)
     with Display(quiet=quiet) as display:
         if dry_run:
             display.console.print(_plan_table(plan, labels))
             display.say(_estimated(tuning, labels, processes, display))
             return tuning
         with tuning.book.alone():
-            _climb(tuning, labels, asked.model_dump(mode="json"), processes, ray, display)
+            _climb(tuning, labels, asked.model_dump(mode="json"), partial(executor, processes, ray, together), display)
         display.console.print(_found_table(tuning.found()))
         for line in _notes(tuning):
             display.say(line)
@@ -95,9 +98,12 @@ def matching(plan: TunePlan, patterns: Sequence[str]) -> list[str]:
 
 
 def _climb(
-    tuning: Tuning, labels: Sequence[str], sweep: dict[str, object], processes: int, ray: str | None, display: Display
+    tuning: Tuning, labels: Sequence[str], sweep: dict[str, object], make: Callable[[], Executor], display: Display
 ) -> None:
-    """Make the runs that the rungs ask for, until they ask for no more. What is known is written each time."""
+    """Make the runs that the rungs ask for, until they ask for no more. What is known is written each time.
+
+    make: what starts the runs; one for all rungs.
+    """
     place = None
     while True:
         entries = tuning.open(labels)
@@ -105,7 +111,7 @@ def _climb(
         _write(tuning)
         if not entries:
             return
-        place = place or executor(processes, ray)
+        place = place or make()
         execute(tuning.book, entries, place, display=display)
         tuning.look()
         still_open = tuning.open(labels)
