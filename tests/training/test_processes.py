@@ -15,17 +15,20 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ilora import run
 from ilora.cli import PATIENCE
 from ilora.config import Config, load_config
 from ilora.methods import METHODS
+from ilora.training.processes import joined
 from ilora.training.watch import LOST_AFTER, meeting
 from tests.helpers import FEW_SCORES, MakeConfig, difference, settings, weights
 from tests.processes import ilora_forks, module_fork, steps, wait_for, write_config
@@ -245,6 +248,20 @@ def refused(*arguments: object, log: Path) -> str:
     said = end_of(processes, log)
     assert said.count("ilora: ") == 1
     return said
+
+
+def test_a_process_waits_for_long_work_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens of ten million rows take an hour; the limits of communication libraries are 10 and 30 minutes."""
+    given: dict[str, Any] = {}
+
+    def noted(**options: Any) -> SimpleNamespace:
+        given.update(options)
+        return SimpleNamespace(device=torch.device("cpu"))
+
+    monkeypatch.setattr("ilora.training.processes.Accelerator", noted)
+    joined()
+    (patience,) = given["kwargs_handlers"]
+    assert patience.timeout >= timedelta(hours=12)
 
 
 def test_bad_input_that_every_process_sees_is_said_once(config: Config, tmp_path: Path) -> None:
