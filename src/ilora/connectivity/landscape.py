@@ -34,7 +34,10 @@ SLOT = "point"  # the name of the adapter whose tensors are exchanged
 
 @dataclass(frozen=True)
 class RowScores:
-    """One task at one point: a loss (nats per answer token) and a score in [0, 1] for each of its rows."""
+    """One task at one point: a loss (nats per answer token) and a score in [0, 1] for each of its rows.
+
+    scores: none of them where losses alone were asked for.
+    """
 
     losses: list[float]
     scores: list[float]
@@ -91,6 +94,7 @@ class Landscape:
         *,
         exact: Sequence[int] = (),
         sets: Sequence[EvaluationSet] | None = None,
+        scored: bool = True,
         advance: Callable[[int], None] = lambda _: None,
     ) -> list[PointScores]:
         """Loss and score of every row of every task at every point, in one pass over the rows.
@@ -99,24 +103,35 @@ class Landscape:
         the run's to the last row; the other points' answers are read from the prompt's cache (see `reading`). For a
         model with recurrent layers all points are exact: its state cannot be cut back to the end of a prompt.
         Of several processes, each reads its share of the rows; all return the same.
+        scored: False for losses alone, without any answer; then `scores` are empty.
         advance: told of rows done, of which there are rows · points.
         """
         chosen = self.sets if sets is None else sets
         found: list[PointScores] = [{} for _ in points]
         with torch.inference_mode():
             for data in chosen:
-                for number, scores in enumerate(self._evaluate_task(data, points, set(exact), advance)):
+                for number, scores in enumerate(self._evaluate_task(data, points, set(exact), scored, advance)):
                     found[number][data.task.label] = scores
         return found
 
     def _evaluate_task(
-        self, data: EvaluationSet, points: Sequence[Adapter], exact: set[int], advance: Callable[[int], None]
+        self,
+        data: EvaluationSet,
+        points: Sequence[Adapter],
+        exact: set[int],
+        scored: bool,
+        advance: Callable[[int], None],
     ) -> list[RowScores]:
         if self._recurrent:
-            return [self._evaluate_whole(data, point, advance) for point in points]
+            return [self._evaluate_whole(data, point, scored, advance) for point in points]
         count, encoder, mine = len(data.examples), self.encoder.of(data.task), list[int]()
-        whole = exact if data.task.scoring != "rank" else set(range(len(points)))
-        scores = [self._score(data, point) if n in whole else [0.0] * count for n, point in enumerate(points)]
+        answered = set(range(len(points))) if scored else set[int]()
+        whole = answered if data.task.scoring == "rank" else answered & exact
+        drafted = answered - whole
+        scores = [
+            self._score(data, point) if n in whole else [0.0] * (count if n in drafted else 0)
+            for n, point in enumerate(points)
+        ]
         losses = [[0.0] * count for _ in points]
         asked = questions(data, range(count), self.encoder)
         shared = shared_length([example.prompt for example in asked])
@@ -135,7 +150,7 @@ class Landscape:
                 reading = Reading(self.engine, batch, prefixes[number], answers)
                 for index, loss in zip(rows, reading.losses, strict=True):
                     losses[number][index] = loss
-                if number not in whole:
+                if number in drafted:
                     drafts = reading.greedy(drafts, limit=data.max_new_tokens, ends=encoder.ends)
                     for index, ids in zip(rows, drafts, strict=True):
                         scores[number][index] = record(data, index, answer_text(ids, encoder))["score"]
@@ -143,12 +158,14 @@ class Landscape:
         for part in self._parts(data, [len(example) for example in own], read):
             mine += part
             advance(len(points) * len(part) * self.engine.accelerator.num_processes)
-        self._exchange(mine, [*losses, *(table for number, table in enumerate(scores) if number not in whole)])
+        self._exchange(mine, [*losses, *(scores[number] for number in sorted(drafted))])
         return [RowScores(*pair) for pair in zip(losses, scores, strict=True)]
 
-    def _evaluate_whole(self, data: EvaluationSet, point: Adapter, advance: Callable[[int], None]) -> RowScores:
+    def _evaluate_whole(
+        self, data: EvaluationSet, point: Adapter, scored: bool, advance: Callable[[int], None]
+    ) -> RowScores:
         """One point, every row read as a whole."""
-        scores = self._score(data, point)
+        scores = self._score(data, point) if scored else []
         asked = questions(data, range(len(data.examples)), self.encoder)
         rows = [replace(one, answer=full.answer) for one, full in zip(asked, data.examples, strict=True)]
         losses, mine = [0.0] * len(rows), list[int]()
