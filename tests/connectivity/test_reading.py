@@ -70,6 +70,16 @@ def test_many_points_at_once_score_as_one_at_a_time(landscape: Landscape, exact:
             assert scores[data.task.label].scores == [line["score"] for line in records]
 
 
+def test_losses_alone_are_the_same_without_answers(landscape: Landscape, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = landscape.evaluate(POINTS, exact=(0,))
+    monkeypatch.setattr(Reading, "greedy", None)
+    monkeypatch.setattr("ilora.connectivity.landscape.evaluate", None)
+    for one, other in zip(landscape.evaluate(POINTS, exact=(0,), scored=False), whole, strict=True):
+        for task, scores in one.items():
+            assert scores.scores == []
+            assert scores.losses == other[task].losses
+
+
 def test_out_of_memory_fewer_rows_are_read_at_once(landscape: Landscape, monkeypatch: pytest.MonkeyPatch) -> None:
     class Short(Reading):
         def __init__(self, engine: Engine, batch: Batch, *rest: Any) -> None:
