@@ -245,7 +245,12 @@ def number(value: float) -> str:
 
 def in_points(value: float) -> str:
     """A score."""
-    return f"{round(100 * value, 2) + 0.0:.2f}".replace("-", "−")
+    return two_digits(100 * value)
+
+
+def two_digits(value: float) -> str:
+    """Without a sign where it is 0 when rounded."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def over_runs(values: Mapping[str, Sequence[float]], unit: Unit) -> str:
@@ -284,7 +289,7 @@ def correlations(pairs: Sequence[Judged]) -> list[list[str]]:
                 values = [(np.array([pair.predictors[name] for pair in own], dtype=np.float64),
                            np.array([getattr(pair, outcome) for pair in own])) for own in runs]  # fmt: skip
                 rho, p = spearman(values)
-                cells += ["–" if math.isnan(rho) else f"{rho:.2f}".replace("-", "−"), "–" if p is None else f"{p:.3f}"]
+                cells += ["–" if math.isnan(rho) else two_digits(rho), "–" if p is None else f"{p:.3f}"]
             lines.append([title, where, str(len(known)), str(len(runs)), *cells])
     return lines
 
