@@ -32,7 +32,7 @@ from ilora.training.loop import optimizer_step
 from ilora.training.optim import make_optimizer
 from ilora.training.peak import peak_memory, reset_peak_memory
 
-ROWS, ROUNDS, PROCESSES = 16, 5, 2
+ROWS, ROUNDS, PROCESSES = 16, 9, 2
 
 
 def rows(seed: int) -> list[Example]:
