@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import transformers
 import typer.main
 import yaml
-from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from ilora.cli import PATIENCE, main
@@ -95,13 +95,14 @@ def ilora_process(*arguments: object, **environment: str) -> Done:
 def leave_out_slow(patch: pytest.MonkeyPatch) -> None:
     """Leave out what takes longer than a tiny run: report.html, PEFT's model cards, the confirmation of each file.
 
-    And once for all are read: the command's parameters from its functions, a tiny model from its folder.
+    Read once are the command's parameters from its functions, a tiny model and its tokenizer from their folder.
     """
     patch.setattr("ilora.runner.write_report", lambda _path: None)
     patch.setattr("peft.PeftModel.create_or_update_model_card", lambda *_: None)
     patch.setattr("os.fsync", lambda _file: None)
     patch.setattr("typer.main.get_command", functools.cache(typer.main.get_command))
-    patch.setattr("transformers.AutoModelForCausalLM.from_pretrained", _read_once(AutoModelForCausalLM.from_pretrained))
+    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+        patch.setattr(f"transformers.{name}.from_pretrained", _read_once(getattr(transformers, name).from_pretrained))
 
 
 def _read_once(load: Callable[..., Any]) -> Callable[..., Any]:
