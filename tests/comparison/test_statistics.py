@@ -31,10 +31,10 @@ def drawn(source: np.random.Generator, strata: list[int], noise: Noise) -> np.nd
     ],
 )
 def test_equal_methods_are_seldom_told_apart(strata: list[int], noise: Noise) -> None:
-    """The promise is 5 %; 1,200 repeats of it end above 6.9 % in one of a thousand tests."""
-    source, repeats = np.random.default_rng([len(strata), strata[-1]]), 1200
+    """The promise is 5 %; 800 repeats of it end above 7.4 % in one of a thousand tests."""
+    source, repeats = np.random.default_rng([len(strata), strata[-1]]), 800
     found = [difference(drawn(source, strata, noise), SIZES, strata) for _ in range(repeats)]
-    assert sum(one.distinguishable for one in found) / repeats <= 0.069
+    assert sum(one.distinguishable for one in found) / repeats <= 0.074
     assert sum(one.low <= 0 <= one.high for one in found) == sum(not one.distinguishable for one in found)
 
 

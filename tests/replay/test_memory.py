@@ -27,7 +27,7 @@ def rows(first: int, count: int, task: str = "t") -> list[Example]:
     ],
 )
 def test_rows_shown_together_are_equally_likely(stages: list[tuple[int, int]], shares: list[float]) -> None:
-    found, runs = Counter[int](), 700
+    found, runs = Counter[int](), 350
     for seed in range(runs):
         memory, shown = ReplayMemory(stages[0][0], seed=seed), 0
         for capacity, count in stages:
@@ -74,7 +74,7 @@ def test_a_balanced_memory_shrinks_to_what_it_would_have_held() -> None:
 
 @pytest.mark.parametrize("capacity", [12, 200])
 def test_after_a_task_is_forgotten_the_others_are_equally_likely_again(capacity: int) -> None:
-    found, runs = Counter[str](), 500
+    found, runs = Counter[str](), 250
     for seed in range(runs):
         memory = ReplayMemory(capacity, seed=seed)
         for task in ("a", "b", "c"):

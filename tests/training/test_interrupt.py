@@ -1,14 +1,12 @@
 """Real processes, killed for real: whatever the moment, `ilora resume` ends at the same bits.
 
-All but one are forked from a process that has done the imports: they start at once, not after many seconds.
+They are forked from a process that has done the imports: they start at once, not after many seconds.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -87,25 +85,6 @@ def test_killed_again_and_again(config: Config, whole: dict[str, bytes], tmp_pat
         end(again, signal.SIGKILL)
     resume(tmp_path / "run", quiet=True)
     assert outcome(tmp_path / "run") == whole
-
-
-@pytest.mark.slow
-def test_signal_to_the_command_itself(config: Config, whole: dict[str, bytes], tmp_path: Path) -> None:
-    run_folder, file = tmp_path / "run", write_config(tmp_path / "config.yaml", config)
-    with subprocess.Popen(
-        [sys.executable, "-m", "ilora", "run", file, "--out", run_folder],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        wait_for(steps(10), run_folder, lambda: process.poll() is None)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.startswith("ilora: interrupted\nthe last good state is ")
-    assert err.endswith(f"`ilora resume {run_folder}` goes on from there\n")
-    resume(run_folder, quiet=True)
-    assert outcome(run_folder) == whole
 
 
 @pytest.mark.slow
