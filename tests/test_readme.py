@@ -36,8 +36,10 @@ def test_python_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     lines = [line for line in block[1].splitlines() if line.strip()]
     assert len(lines) <= 10
     monkeypatch.chdir(tmp_path)
-    brief = block[1].replace('"evaluation.unseen=none"', '"evaluation.unseen=none", "evaluation.max_new_tokens=4"')
-    exec(compile(brief, "README.md", "exec"), {})
+    brief = (
+        '"evaluation.unseen=none", "evaluation.zero_shot=false", "evaluation.max_new_tokens=4", "data.limit.train=8"'
+    )
+    exec(compile(block[1].replace('"evaluation.unseen=none"', brief), "README.md", "exec"), {})
     assert "OP" in capsys.readouterr().out
     assert (tmp_path / "runs" / "python" / "adapters" / "02-tone" / "slow" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "runs" / "python" / "report.html").is_file()
