@@ -38,23 +38,22 @@ def order(short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     return {**places, "config": short.dump(), "quiet": True}
 
 
-def stop(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
-    """A worker fails there once."""
+def failing(order: dict[str, Any], at: str) -> None:
+    """A worker that fails there."""
 
     def fail(*_: object, **__: object) -> None:
-        monkeypatch.undo()
         raise ZeroDivisionError("broken for the test")
 
-    monkeypatch.setattr(at, fail)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(at, fail)
+        with pytest.raises(ZeroDivisionError):
+            work(order)
 
 
 def test_a_worker_that_failed_goes_on_and_ends_with_the_same_bits(
     order: dict[str, Any], short: Config, tmp_path: Path
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        stop(patch, "ilora.training.evaluating.evaluate")
-        with pytest.raises(ZeroDivisionError):
-            work(order)
+    failing(order, at="ilora.training.evaluating.evaluate")
     assert not (tmp_path / "run" / "adapters" / "02-two").exists()
     work(order)
     assert outcome(tmp_path / "run") == outcome(run(short, tmp_path / "whole", quiet=True).path) != {}
@@ -68,10 +67,7 @@ def test_a_worker_that_failed_while_it_added_a_task_goes_on_with_it(
     del order["config"]
     order["new"] = {"tasks": [str(data / "three")], "overrides": ["training.epochs=2"], "replaces": None}
     order["before"] = (tmp_path / "run" / "config.yaml").read_text()
-    with pytest.MonkeyPatch.context() as patch:
-        stop(patch, "ilora.training.session.optimizer_step")
-        with pytest.raises(ZeroDivisionError):
-            work(order)
+    failing(order, at="ilora.training.session.optimizer_step")
     assert not (tmp_path / "run" / "adapters" / "03-three").exists()
     work(order)
     add(tmp_path / "whole", **order["new"], quiet=True)

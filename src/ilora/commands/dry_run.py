@@ -13,8 +13,9 @@ from ilora.config import load_config, problems
 from ilora.errors import InputError
 from ilora.overrides import read_overrides
 from ilora.planning.need import GB, Hardware, Need
-from ilora.planning.plan import COUNTED, DryRun, dry_run
+from ilora.planning.plan import DryRun, dry_run
 from ilora.present.numbers import duration, size
+from ilora.training.expected import COUNTED
 
 _BYTES = {
     "base weights": "base",

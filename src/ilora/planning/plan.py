@@ -16,10 +16,10 @@ from ilora.model.sharded import obstacle
 from ilora.planning.need import Hardware, Need, Work, layouts, need
 from ilora.planning.shape import Shape, read_shape
 from ilora.stream import load_tasks
+from ilora.training.expected import COUNTED
 from ilora.training.loading import encoder_beside_prompts
 from ilora.training.room import step_rows
 
-COUNTED = 1_000  # rows of a task whose tokens are counted
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 

@@ -29,7 +29,7 @@ from ilora.training.room import settle, step_rows
 # Of a step's time, what its matrix products take at the rate that is measured here. CPU: a step of 8 rows with
 # SmolLM2-135M, but 0.2 to 0.7 by dtype and length. GPU: a 7B model on an H100. Both in docs/performance.md.
 SHARES = {"cpu": 0.44, "cuda": 0.68}
-COUNTED = 1_000  # rows in a file, of a task, whose tokens are counted
+COUNTED = 1_000  # rows of a task whose tokens are counted, where not all are in memory with them
 _ROWS = 1_024  # of the measured product, at most: more are no faster
 
 

@@ -25,7 +25,7 @@ from ilora.methods import method_class
 T = TypeVar("T")
 # How long a process waits for another, which may be writing the tokens of millions of rows. NCCL's own 10 minutes would
 # end it; a process that is lost is seen by the watch (watch.py) long before.
-PATIENCE = timedelta(days=1)
+LONGEST_WAIT = timedelta(days=1)
 MEMORY_SHARE = "ILORA_GPU_SHARE"  # environment: of a GPU's memory, where several runs share it
 
 
@@ -33,7 +33,7 @@ def joined(**options: Any) -> Accelerator:
     """The processes that a launcher has started, as one group; a single process without a launcher."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # Unless told, accelerate starts no group without a GPU: each process would run alone, on one folder.
-    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     made = Accelerator(cpu=several and not torch.accelerator.is_available(), kwargs_handlers=[patient], **options)
     if made.device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(memory_share(made.device), made.device)

@@ -1,7 +1,7 @@
 """Each process says that it is at work; who hears nothing more of another ends, instead of waiting for it for ever.
 
-The communication library alone would wait: gloo for 30 minutes where a machine is gone without a word, NCCL for 10. A
-shorter limit there would end runs in which one process has long work to do for all. So a thread of each process counts
+The communication library alone would wait where a machine is gone without a word: as long as `processes.LONGEST_WAIT`
+allows, since one process may have long work to do for all. So a thread of each process counts
 in the store where the processes met, and reads the others' counts. It does so while its process waits or computes.
 """
 
@@ -42,7 +42,7 @@ def together(then: str) -> Iterator[Accelerator]:
 @contextmanager
 def meeting() -> Iterator[None]:
     """Within the block the processes come together. One that waits too long for another, which had bad input or was
-    killed before it came, ends with exit code 1 and a message: the communication library would wait for 30 minutes.
+    killed before it came, ends with exit code 1 and a message: the communication library would wait much longer.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
