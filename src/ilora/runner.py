@@ -27,6 +27,7 @@ from ilora.errors import IloraError, InputError
 from ilora.files import locked, write_atomic
 from ilora.in_memory import as_tasks, given_tasks, write_files
 from ilora.keeping import EVERYTHING
+from ilora.model.dtype import with_dtype
 from ilora.model.fitting import memory_suffices
 from ilora.model.load import GivenModel, load_tokenizer
 from ilora.model.sharded import in_all
@@ -121,8 +122,9 @@ def run(
 
 def _settled(config: Config, tasks: list[Task], given: GivenModel | None) -> Config:
     """The configuration of a new run, in which what is `auto` or left to this version is written out."""
+    config = config.model_copy(update={"adapter": with_form(config.adapter), "model": with_dtype(config.model)})
     new = {"method": config.method.for_a_new_run(), "contrast": [one.for_a_new_run() for one in config.contrast]}
-    config = resolve(config.model_copy(update=new | {"adapter": with_form(config.adapter)}), tasks)
+    config = resolve(config.model_copy(update=new), tasks)
     if config.data.template != "auto":
         return config
     tokenizer = given.tokenizer if given is not None else in_all(lambda: load_tokenizer(config.model))
@@ -216,8 +218,7 @@ def add(
     replaces: an earlier task for which the one new task stands: its rows leave the memory, and it is scored no longer.
     model, tokenizer: as for `run`, where the run's model was given as an object.
     """
-    new = as_tasks(tasks, names=True)
-    path = Path(path)
+    new, path = as_tasks(tasks, names=True), Path(path)
     with _processes(path):
         open_run(path, write_report)
         config, given = _with_model(_read_config(path), model, tokenizer)

@@ -65,8 +65,8 @@ INSTEAD = {
     "optimizer": "it is AdamW; training has learning_rate, weight_decay and schedule",
     "optim": "it is AdamW; training has learning_rate, weight_decay and schedule",
     "output_dir": "the folder is given as --out",
-    "bf16": "model.dtype is bfloat16 or float32",
-    "fp16": "model.dtype is bfloat16 or float32",
+    "bf16": "model.dtype is auto, bfloat16 or float32",
+    "fp16": "model.dtype is auto, bfloat16 or float32",
 }
 
 

@@ -19,6 +19,7 @@ from ilora.data.digests import fingerprint
 from ilora.data.task import Phase, Task, phases
 from ilora.early import refuse_no_adapters
 from ilora.errors import InputError
+from ilora.model.dtype import with_dtype
 from ilora.results.reader import refuse_no_results
 from ilora.stream import load_tasks
 from ilora.training.trajectory import Snapshot, snapshots
@@ -252,6 +253,7 @@ def from_adapters(folders: Sequence[Path], *, data: Path | None, model: str | No
     if base is None:
         raise InputError(f"{folders[0]}: adapter_config.json names no base model; --model says which to use")
     config = data_of(data, base)
+    config = config.model_copy(update={"model": with_dtype(config.model)})
     tasks = tuple(load_tasks(config.data))
     joined = [(0, 1), (0, 2), (1, 2)] if len(found) == 3 else [(0, 1)]
     pairs = tuple(Pair((found[i], found[k]), tasks) for i, k in joined)

@@ -49,7 +49,11 @@ class Shape:
 
 
 def read_shape(model: ModelConfig, adapter: AdapterConfig) -> Shape:
-    """The sizes of a configured model and adapter. Raises InputError where there is no such model, or none of text."""
+    """The sizes of a configured model and adapter, where the device computes in bfloat16 (`model.dtype: auto`).
+
+    Raises InputError where there is no such model, or none of text.
+    """
+    model = model if model.dtype != "auto" else model.model_copy(update={"dtype": "bfloat16"})
     settings = model_config(model)
     try:
         with torch.device("meta"):

@@ -15,8 +15,10 @@ class ModelConfig(Section):
 
     name: Name = Field("smollm2-135m", description="an alias (`ilora list models`), a hub id or a local folder")
     revision: str | None = Field(None, description="branch, tag or commit of a model on the hub")
-    dtype: Literal["bfloat16", "float32"] = Field(
-        "bfloat16", description="type of the frozen weights; adapters are trained in float32"
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="type of the frozen weights; adapters are trained in float32; auto: bfloat16, and float32 on a "
+        "device without bfloat16 arithmetic, where it takes twice the memory and is several times as fast",
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         "auto", description="auto: our own for short bfloat16 rows on a CPU, where it is faster; sdpa elsewhere"
