@@ -38,6 +38,15 @@ def anchored(values: Mapping[str, Any], file: Path, typed: Sequence[str] = ()) -
     return made
 
 
+def without_places(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that say where things lie, which differ from machine to machine."""
+    made = dict(values)
+    for pattern in PLACES:
+        for _key, section, last in list(_found(made, pattern.split("."))):
+            del section[last]
+    return made
+
+
 def place_of(value: str, key: str, file: Path, *, hub: bool) -> str:
     """One place of a file. hub: it may also be the name of a model or a data set on a hub."""
     written = expanded(value)

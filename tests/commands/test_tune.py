@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,48 @@ def test_only_some_labels_now_more_later_and_no_tried_value_is_lost(
                     {"methods": ["er", "lwf", "migu"], "tune": {**more, "seeds": [9]}}):  # fmt: skip
         with pytest.raises(InputError, match=r"tried\.json: was begun with other"):
             tune(write(**({"tune": more} | changed)), out=out, quiet=True)
+
+
+def test_tried_json_alone_goes_on_on_another_machine(
+    write: Callable[..., Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run folders are gone and data lies elsewhere: nothing that ended is run again, and the end is the same."""
+
+    def learnt(config: Config) -> float:
+        return -1 if (config.method.learning_rate or 0) > 0.02 else best_at(0.006)(config)
+
+    file, whole, out = write(methods=["er", "lwf"]), tmp_path / "whole", tmp_path / "out"
+    use(monkeypatch, learnt, says=SAID)
+    tune(file, out=whole, quiet=True)
+    first = use(monkeypatch, learnt, says=SAID, most=5)
+    with pytest.raises(KeyboardInterrupt):
+        tune(file, out=out, quiet=True)
+    use(monkeypatch, learnt, most=0)
+    with pytest.raises(KeyboardInterrupt):
+        tune(file, out=out, quiet=True)  # writes what has ended
+    kept = (out / "tried.json").read_bytes()
+    shutil.rmtree(out)
+    out.mkdir()
+    (out / "tried.json").write_bytes(kept)
+    shutil.copytree(data, tmp_path / "moved")
+    second = use(monkeypatch, learnt, says=SAID)
+    tune(file, [f"data.path={tmp_path / 'moved'}"], out=out, quiet=True)
+    assert not set(first.started) & set(second.started)
+    assert len(first.started) + len(second.started) == 2 * (4 + 2)
+    for name in RESULTS[:3]:
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    states = [run["state"] for run in json.loads((out / "sweep.json").read_text(encoding="utf-8"))["runs"]]
+    assert states == [run["state"] for run in json.loads((whole / "sweep.json").read_text(encoding="utf-8"))["runs"]]
+    with pytest.raises(InputError, match="was begun with other settings of er, settings of lwf"):
+        tune(file, [f"data.path={tmp_path / 'moved'}", "training.epochs=7"], out=out, quiet=True)
+
+
+@pytest.mark.parametrize("text", ["[", "[]", '{"methods": [{"label": "er", "trials": [{"runs": [1]}]}]}'])
+def test_a_broken_tried_json_is_named(write: Callable[..., Path], tmp_path: Path, text: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tried.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"tried\.json: cannot be read"):
+        tune(write(methods=["er"]), out=tmp_path / "out", quiet=True)
 
 
 @pytest.mark.parametrize(

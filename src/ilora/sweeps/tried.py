@@ -1,9 +1,13 @@
-"""A tuning's folder: where its trials stand, read from their runs, and tried.json with every value that was tried."""
+"""A tuning's folder: where its trials stand, read from their runs, and tried.json with every value that was tried.
+
+tried.json stands for runs whose folders are gone: it alone is what a tuning needs to go on, also on another machine.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any
 
 from ilora.errors import InputError
 from ilora.files import write_atomic
+from ilora.places import without_places
 from ilora.results.matrix import ALL, LEAST_LEARNT, learnt_share, mean_of_all, summarise
 from ilora.results.reader import matrix, read_results
 from ilora.sweeps.book import Book, Entry, last_message, last_words
@@ -54,7 +59,7 @@ class Found:
 
 
 class Tuning:
-    """What is known of a tuning: nothing but its plan and its runs' folders, so that a kill loses nothing."""
+    """What is known of a tuning: its plan, its runs' folders and tried.json, so that a kill loses nothing."""
 
     def __init__(self, plan: TunePlan, path: Path) -> None:
         self.plan, self.path = plan, path
@@ -62,6 +67,8 @@ class Tuning:
         self._entries: dict[tuple[str, int, int], Entry] = {}  # by label, trial and run
         self._outcomes: dict[tuple[str, int, int], Outcome] = {}
         self.standings: dict[str, Standing] = {}
+        self._before = _read(path / NAME)
+        self._kept = {} if self._before is None else dict(_outcomes(self._before))
         self.look()
 
     def look(self) -> None:
@@ -87,7 +94,11 @@ class Tuning:
         """Of a run: its scores, "diverged" by its log, or None where it is to be made or to be finished."""
         key = (candidate.label, trial, run)
         if self._outcomes.get(key) is None:
-            self._outcomes[key] = _outcome(self.entry(candidate, trial, run))
+            entry = self.entry(candidate, trial, run)
+            self._outcomes[key] = _outcome(entry)
+            if self._outcomes[key] is None and (kept := self._kept.get(_key(candidate, trial, *self.plan.runs[run]))):
+                entry.state = "failed" if kept == "diverged" else "done"
+                self._outcomes[key] = kept
         return self._outcomes[key]
 
     def open(self, labels: Sequence[str]) -> list[Entry]:
@@ -131,23 +142,23 @@ class Tuning:
 
     def refuse_changes(self) -> None:
         """Raises InputError where what was tried before is not part of the plan: no tried value gets lost."""
-        file = self.path / NAME
-        if not file.is_file():
+        if self._before is None:
             return
-        try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-            tried = {one["label"]: [trial["settings"] for trial in one["trials"]] for one in before["methods"]}
-            tuned_on, rungs = before["tuned_on"], before["runs"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file}: cannot be read ({error!r}); the runs beside it are kept, remove it") from None
-        now = {candidate.label: candidate.trials for candidate in self.plan.candidates}
-        changed = [label for label, trials in tried.items() if now.get(label, [])[: len(trials)] != trials]
-        changed += ["runs"] if rungs != self.plan.tune.runs else []
-        changed += ["orders and seeds"] if tuned_on != self.plan.tuned_on.model_dump(mode="json") else []
+        now, changed = {candidate.label: candidate for candidate in self.plan.candidates}, list[str]()
+        for one in self._before["methods"]:
+            label, trials = one["label"], [trial["settings"] for trial in one["trials"]]
+            if label not in now or now[label].trials[: len(trials)] != trials:
+                changed.append(label)
+            elif one["settings"] != _digest(now[label]):
+                changed.append(f"settings of {label}")
+        changed += ["runs"] if self._before["runs"] != self.plan.tune.runs else []
+        changed += (
+            ["orders and seeds"] if self._before["tuned_on"] != self.plan.tuned_on.model_dump(mode="json") else []
+        )
         if changed:
             raise InputError(
-                f"{file}: was begun with other {', '.join(changed)}; a changed tuning needs another --out (methods and "
-                "trials may be added)"
+                f"{self.path / NAME}: was begun with other {', '.join(changed)}; a changed tuning needs another --out "
+                "(methods and trials may be added)"
             )
 
     def write(self) -> None:
@@ -168,6 +179,7 @@ class Tuning:
             {
                 "label": candidate.label,
                 "method": candidate.method,
+                "settings": _digest(candidate),
                 "complete": self.standings[candidate.label].complete,
                 "best": found[candidate.label].trial if candidate.label in found else None,
                 "learnt_share": found[candidate.label].share if candidate.label in found else None,
@@ -192,6 +204,45 @@ class Tuning:
             "learnt": mean_of_all([score.learnt for score in known]),
             "runs": [_run(self.entry(candidate, number, run), outcome) for run, outcome in outcomes.items()],
         }
+
+
+Key = tuple[str, str, int, int]
+"""A run of a trial in tried.json: label, the trial's settings, order, seed."""
+
+
+def _key(candidate: Candidate, trial: int, order: int, seed: int) -> Key:
+    return candidate.label, json.dumps(candidate.trials[trial], sort_keys=True), order, seed
+
+
+def _outcomes(content: Mapping[str, Any]) -> Iterator[tuple[Key, Outcome]]:
+    """What tried.json knows of the runs that ended."""
+    for label, trial in [(method["label"], trial) for method in content["methods"] for trial in method["trials"]]:
+        for run in trial["runs"]:
+            key = label, json.dumps(trial["settings"], sort_keys=True), run["order"], run["seed"]
+            if run["state"] == "done":
+                yield key, Score(run["OP"], run["learnt"])
+            elif run["state"] == "diverged":
+                yield key, "diverged"
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """tried.json, whose form is checked; None where there is none."""
+    if not file.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _ = list(_outcomes(content)), [one["settings"] for one in content["methods"]]
+        _ = content["tuned_on"], content["runs"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: cannot be read ({error!r}); the runs beside it are kept, remove it") from None
+    return content
+
+
+def _digest(candidate: Candidate) -> str:
+    """Of the settings that all runs of a label have, but for places and for the type that suits the machine."""
+    values = without_places(candidate.config.dump())
+    values["model"] = {key: value for key, value in values["model"].items() if key != "dtype"}
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _run(entry: Entry, outcome: Outcome) -> Mapping[str, Any]:
