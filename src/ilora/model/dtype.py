@@ -25,6 +25,12 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     return True
 
 
+def dtype_of(config: ModelConfig) -> torch.dtype:
+    """The type in which this process has the frozen weights."""
+    found: torch.dtype = getattr(torch, with_dtype(config).dtype)
+    return found
+
+
 def with_dtype(config: ModelConfig) -> ModelConfig:
     """The configuration, in which `dtype: auto` is written out as what suits the device of this process."""
     if config.dtype != "auto":

@@ -20,6 +20,7 @@ from ilora.errors import InputError
 from ilora.files import cache_folder
 from ilora.hub import within_reach
 from ilora.kernels.attention import GROUPED, LONG, PLAIN, flash_serves
+from ilora.model.dtype import dtype_of
 from ilora.model.names import ALIASES, GIVEN, Alias, allowed, local_folder, wheel_hint
 from ilora.model.sharded import begin_sharing, in_all, in_parts, layout_of
 from ilora.settings import ModelConfig
@@ -182,7 +183,7 @@ def _read(config: ModelConfig, device: torch.device, parts: Mapping[str, Any] | 
     parts: what transformers needs to know to read the weights in parts.
     """
     transformers_logging.disable_progress_bar()
-    source, options = resolve(config.name), _where(config) | {"dtype": getattr(torch, config.dtype)}
+    source, options = resolve(config.name), _where(config) | {"dtype": dtype_of(config)}
     if parts is not None:
         options |= {**parts, "use_safetensors": True}  # slices of any other file cannot be read
     if config.attention != "auto":  # else the best that transformers has for this model: sdpa, or eager
@@ -270,12 +271,8 @@ def _quantization(config: ModelConfig) -> BitsAndBytesConfig:
         raise InputError(f"model.quantization: {config.quantization} needs bitsandbytes; pip install 'ilora[bnb]'")
     if config.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, config.dtype),
-    )
+    settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype_of(config), **settings)
 
 
 def resolve(name: str) -> str:

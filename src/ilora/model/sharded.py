@@ -17,6 +17,7 @@ from packaging.version import Version
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ilora.errors import InputError
+from ilora.model.dtype import dtype_of
 from ilora.model.sharding import Sharding, split
 from ilora.settings import ModelConfig
 
@@ -117,7 +118,7 @@ def _bytes(config: ModelConfig, settings: Any) -> int:
     except (ValueError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"model '{config.name}': {reason}") from error
-    dtype: torch.dtype = getattr(torch, config.dtype)
+    dtype = dtype_of(config)
     numbers: int = sum(weight.numel() for weight in model.parameters())
     return numbers * dtype.itemsize
 

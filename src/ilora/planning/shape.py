@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from ilora.errors import InputError
 from ilora.model import adapters
+from ilora.model.dtype import dtype_of
 from ilora.model.load import model_config
 from ilora.model.names import local_folder
 from ilora.model.sizes import Sizes, active_values, decoder_layers, sizes_of
@@ -58,7 +59,7 @@ def read_shape(model: ModelConfig, adapter: AdapterConfig) -> Shape:
     try:
         with torch.device("meta"):
             base: Any = AutoModelForCausalLM.from_config(
-                settings, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
+                settings, dtype=dtype_of(model), trust_remote_code=model.trust_remote_code
             )
     except (ValueError, TypeError) as error:
         raise InputError(f"model '{model.name}': {str(error).strip().splitlines()[0]}") from error

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ilora.config import Config
 from ilora.data.examples import Example
 from ilora.data.stored import Stored, some
 from ilora.environment import note_expected
 from ilora.errors import NoRoomError
 from ilora.methods.base import Method
+from ilora.model.dtype import dtype_of
 from ilora.model.engine import Engine
 from ilora.model.operations import operations, product_rate
 from ilora.model.sizes import sizes_of
@@ -162,7 +161,7 @@ def _rate(engine: Engine, config: Config, places: int) -> float:
     hidden = text.hidden_size
     found = product_rate(
         engine.device,
-        getattr(torch, config.model.dtype),
+        dtype_of(config.model),
         rows=min(places, _ROWS),
         inner=hidden,
         outer=getattr(text, "intermediate_size", None) or 4 * hidden,

@@ -17,6 +17,7 @@ from ilora.data.tokens import longest_answer
 from ilora.kernels.attention import GROUPED, flash_serves
 from ilora.methods.base import Method
 from ilora.model import adapters
+from ilora.model.dtype import dtype_of
 from ilora.model.engine import Engine
 from ilora.model.fitting import division, recompute
 from ilora.model.memory import (
@@ -120,7 +121,7 @@ def settle(method: Method[Any], config: Config, stream: EncodedStream) -> Room:
     That is whether activations are computed again, and the tokens of the first micro-batches.
     """
     engine = method.engine
-    dtype: torch.dtype = getattr(torch, config.model.dtype)
+    dtype = dtype_of(config.model)
     sizes = sizes_of(engine.core, element=dtype.itemsize, dropout=config.adapter.dropout > 0)
     length, answer = _longest(stream)
     length += stream.encoder.vectors

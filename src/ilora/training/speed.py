@@ -12,7 +12,6 @@ from ilora.config import Config
 from ilora.data.examples import Example
 from ilora.methods import method_class
 from ilora.methods.view import Position, RunView
-from ilora.model.dtype import with_dtype
 from ilora.replay.memory import ReplayMemory
 from ilora.training.loading import load_engine
 from ilora.training.loop import optimizer_step
@@ -27,7 +26,7 @@ def tokens_per_second(config: Config, lengths: Sequence[int]) -> list[float]:
     A step has one micro-batch (`auto`: 8 rows); each figure is the median of three. Loads the model, with the adapter
     as configured.
     """
-    engine, _ = load_engine(config.model_copy(update={"model": with_dtype(config.model)}), Accelerator())
+    engine, _ = load_engine(config, Accelerator())
     plain = method_class("sequential")
     view = RunView(engine, ReplayMemory(0, seed=config.seed), config.training, Position(task_step=1, task_steps=1))
     method = plain(view, plain.Config(name="sequential"))
