@@ -227,9 +227,10 @@ def test_the_command_reads_no_weights_and_writes_nothing(ilora: Command, tiny_mo
     folder.mkdir()
     (folder / "config.json").write_text((tiny_model / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
     before = sorted(config.parent.rglob("*"))
-    done = ilora("run", config, f"model={folder}", "--dry-run", "--devices", 2, "--nodes", 2)
+    more = ("method=er", "contrast=[sequential, lwf]")
+    done = ilora("run", config, f"model={folder}", *more, "--dry-run", "--devices", 2, "--nodes", 2)
     assert done.code == 0, done.err
-    for part in ("parameters", "optimizer steps", "full within a machine", "data.max_length", "yes"):
+    for part in ("parameters", "optimizer steps", "full within a machine", "data.max_length", "yes", "sequential, lwf"):
         assert part in done.out
     assert sorted(config.parent.rglob("*")) == before
 

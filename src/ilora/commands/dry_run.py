@@ -72,6 +72,9 @@ def lines(found: DryRun, hardware: Hardware) -> list[str]:
     ]
     if found.whole is not None and layout.all > 1:
         made.append(f"parts:    model.shard can be `none` alone: {found.whole}")
+    if config.contrast:
+        names = ", ".join(method.name for method in config.contrast)
+        made.append(f"contrast: {names}: one more run of the stream for each, not counted here")
     if config.method.prompt_tokens(1):
         made.append(
             f"warning:  {config.method.name} trains prompts, and no such adapter: of `adapter` and `disk` it has others"

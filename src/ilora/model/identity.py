@@ -92,7 +92,8 @@ def tokenizer_sha256(tokenizer: Any) -> str:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
         rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}  # of the last call
     else:
-        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+        flags = {key: value for key, value in tokenizer.init_kwargs.items() if isinstance(value, bool | int | float)}
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "flags": flags}
     whole = [rules, tokenizer.special_tokens_map, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
