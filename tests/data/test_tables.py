@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,31 @@ def test_a_long_file_is_not_kept(tmp_path: Path) -> None:
         tracemalloc.stop()
         assert len(selection.answers) == count
     assert peaks[1] - peaks[0] < 40 * 18_000  # the answers that metric and choices are inferred from, up to 100,000
+
+
+def test_other_threads_run_while_a_long_list_is_read(tmp_path: Path) -> None:
+    """Such as the one that tells the other processes of a run that this one lives."""
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps([{"prompt": f"question {n}", "answer": "yes"} for n in range(30_000)]), encoding="utf-8")
+    ticks, done = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not done.wait(1e-4):
+            ticks += 1
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    beside = threading.Thread(target=tick)
+    beside.start()
+    try:
+        place, _ = next(tables.entries(file))  # all of the file is parsed before its first row is there
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        beside.join()
+    assert place == f"{file}:1 (row 1)"
+    assert ticks > 10
 
 
 def test_a_problem_far_down_a_long_file_is_named(tmp_path: Path) -> None:
