@@ -10,6 +10,7 @@ import json
 import multiprocessing.connection
 import os
 import platform
+import shutil
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ilora import run
 from ilora.cli import PATIENCE
@@ -380,5 +382,49 @@ def test_rows_that_one_process_has_lost_are_missed_by_both(config: Config, tmp_p
     commands = [("run", file, f"data.path={place}", "--out", tmp_path / "run") for place in places]
     said = refused_on_two_machines(*commands, log=tmp_path / "log")
     assert said.count(f"{tmp_path}: no tasks; ") == 2
+    assert "ilora: process 1: " in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_differ_between_machines_are_missed_by_both(config: Config, tmp_path: Path) -> None:
+    """As many rows with the same prompts: nothing else would tell."""
+    assert config.data.path is not None
+    shutil.copytree(config.data.path, tmp_path / "other")
+    changed = tmp_path / "other" / "one" / "train.json"
+    rows = json.loads(changed.read_text(encoding="utf-8"))
+    rows[0]["answer"], rows[1]["answer"] = rows[1]["answer"], rows[0]["answer"] + " not"
+    changed.write_text(json.dumps(rows), encoding="utf-8")
+    file = write_config(tmp_path / "config.yaml", config)
+    places = (config.data.path, tmp_path / "other")
+    commands = [("run", file, f"data.path={place}", "--out", tmp_path / "run") for place in places]
+    said = refused_on_two_machines(*commands, log=tmp_path / "log")
+    assert said.count(f"task 'one': process 1 on {platform.node()} sees another content than process 0") == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("shard", ["none", "full"])
+def test_weights_that_differ_between_machines_are_missed_by_both(shard: str, config: Config, tmp_path: Path) -> None:
+    model = Path(config.model.name)
+    shutil.copytree(model, tmp_path / "other")
+    weights = {key: 1.1 * value for key, value in load_file(model / "model.safetensors").items()}
+    save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    file = write_config(tmp_path / "config.yaml", config)
+    more = (f"model.shard={shard}", "--out", tmp_path / "run")
+    commands = [("run", file, f"model={place}", *more) for place in (model, tmp_path / "other")]
+    said = refused_on_two_machines(*commands, log=tmp_path / "log")
+    assert said.count("the weights of model") == said.count("sees another content than process 0") == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_that_one_process_has_lost_is_missed_by_both(config: Config, tmp_path: Path) -> None:
+    """After the model is loaded."""
+    file, text = write_config(tmp_path / "config.yaml", config), tmp_path / "text.txt"
+    text.write_text("one small old red : fox. " * 12, encoding="utf-8")
+    commands = [
+        ("run", file, f"evaluation.perplexity_file={place}", "--out", tmp_path / "run")
+        for place in (text, tmp_path / "lost.txt")
+    ]
+    said = refused_on_two_machines(*commands, log=tmp_path / "log")
+    assert said.count("lost.txt") == 2
     assert "ilora: process 1: " in said
     assert not (tmp_path / "run").exists()

@@ -83,6 +83,10 @@ def _read(file: Path, task: str, label: str) -> StoredExamples | None:
             return StoredExamples(opened, task, label)
     except (FileNotFoundError, ValueError, KeyError):  # of pyarrow, for a file that is cut off
         return None
+    except OSError as error:
+        if error.errno is None:  # of pyarrow, for a damaged one
+            return None
+        raise
 
 
 def _write(file: Path, examples: Iterable[Example]) -> None:

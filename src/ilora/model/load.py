@@ -22,7 +22,7 @@ from ilora.hub import within_reach
 from ilora.kernels.attention import GROUPED, LONG, PLAIN, flash_serves
 from ilora.model.dtype import dtype_of
 from ilora.model.names import ALIASES, GIVEN, Alias, allowed, local_folder, wheel_hint
-from ilora.model.sharded import begin_sharing, in_all, in_parts, layout_of
+from ilora.model.sharded import begin_sharing, in_all, in_parts, layout_of, refuse_other_files
 from ilora.settings import ModelConfig
 
 _OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
@@ -97,10 +97,13 @@ def load_model(
     Raises InputError where the name cannot be loaded, or the model cannot be used; in every process of `accelerator`.
     """
     layout = None if accelerator is None else layout_of(config, accelerator, lambda: model_config(config))
-    if accelerator is None or layout is None:
+    if accelerator is None:
         model, tokenizer = _read(config, device)
+    elif layout is None:
+        model, tokenizer = in_all(lambda: _read(config, device))
     else:
         tokenizer = in_all(lambda: _beside_weights(config))
+        refuse_other_files(accelerator, config.name, Path(resolve(config.name)))
         with in_parts(config.name) as meshes:
             model, tokenizer = in_all(lambda: _read(config, device, layout.options))
         begin_sharing(model, meshes[0], config.name)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +26,7 @@ from ilora.settings import ModelConfig
 
 T = TypeVar("T")
 _PEFT = Version("0.21")  # the first that sees the shape of a weight whose parts it is given
+_BEGINNING = 2**16  # bytes of a file
 _ROOM = 0.5  # of a device's memory: more for whole weights would leave too little for the training
 
 
@@ -136,8 +140,35 @@ def in_all(load: Callable[[], T]) -> T:
     for rank, message in enumerate(said):
         if message is not None:
             raise InputError(f"process {rank}: {message}")
-    assert made is not None
-    return made
+    return cast(T, made)
+
+
+def refuse_other_files(accelerator: Accelerator, name: str, folder: Path) -> None:
+    """Raises InputError, in every process, where one sees other weights in the model's folder than the first one does.
+
+    Each would read its own part of another model. Compared are names, sizes and the first 64 KiB, in which a file of
+    safetensors has its header and weights: reading all would take as long as loading the whole model.
+    """
+    found = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            found.update(f"{file.name} {file.stat().st_size}\n".encode() + opened.read(_BEGINNING))
+    refuse_unlike(accelerator, {f"the weights of model '{name}'": found.hexdigest()})
+
+
+def refuse_unlike(accelerator: Accelerator, seen: Mapping[str, str | None]) -> None:
+    """Raises InputError, in every process, where one has read something else than the first one has.
+
+    seen: what was read, and its digest.
+    """
+    if accelerator.num_processes == 1:
+        return
+    here = f"process {accelerator.process_index} on {platform.node()}"
+    (first, expected), *others = gather_object([(here, dict(seen))])
+    for place, found in others:
+        for what, digest in found.items():
+            if digest != expected.get(what):
+                raise InputError(f"{what}: {place} sees another content than {first}; all processes must see the same")
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ilora.config import Config
 from ilora.data.digests import training_digest
 from ilora.data.encoding import Encoder
-from ilora.data.task import Phase
+from ilora.data.task import Phase, Task
 from ilora.errors import InputError
 from ilora.methods.base import Method
 from ilora.model.start import Start
@@ -39,6 +40,16 @@ def retire_replaced(method: Method[Any], phase: Phase, stream: EncodedStream) ->
         state = method.without_task(method.state_dict(), old)
         if type(method).without_task.__func__ is not Method.without_task.__func__:  # type: ignore[attr-defined]
             method.load_state_dict(state)
+
+
+def refuse_deleted_rows(path: Path, tasks: Sequence[Task]) -> None:
+    """Raises InputError where a task would be trained from the start, and its rows were deleted. path: of the run."""
+    for task in tasks:
+        if task.forgotten:
+            raise InputError(
+                f"{path}: task '{task.name}' would be trained from the start, and its rows were deleted on "
+                f"{task.forgotten}; take it out of data.tasks"
+            )
 
 
 def origin(config: Config) -> dict[str, Any] | None:

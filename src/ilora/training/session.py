@@ -20,11 +20,12 @@ from ilora.methods import method_class
 from ilora.methods.base import Method
 from ilora.methods.view import Position, RunView
 from ilora.model.load import GivenModel
+from ilora.model.sharded import in_all, refuse_unlike
 from ilora.progress import ANSWERS, STEPS, Display
 from ilora.replay.memory import ReplayMemory
 from ilora.results.reader import ended_early, near_chance
 from ilora.training import keep, trajectory
-from ilora.training.beginning import begin_from, retire_replaced
+from ilora.training.beginning import begin_from, refuse_deleted_rows, retire_replaced
 from ilora.training.divergence import DivergenceWatch, diverged
 from ilora.training.encoded import EncodedStream
 from ilora.training.evaluating import StreamEvaluator
@@ -72,7 +73,7 @@ class Session:
         reset_peak_memory(accelerator.device)
         display.say(f"{config.method.name}: loading {config.model.name}")
         engine, encoder = load_engine(config, accelerator, given, tasks=len(tasks))
-        self.stream = EncodedStream.of(config, tasks, encoder)
+        self.stream = in_all(lambda: EncodedStream.of(config, tasks, encoder))
         for line in (
             *engine.notices,
             *self.stream.templates(config.method.name),
@@ -129,19 +130,18 @@ class Session:
             self.method.engine.model.unload()
 
     def refuse_changes(self) -> None:
-        """Raises InputError if the configuration or the data differ from those of the folder's checkpoint.
+        """Raises InputError, in every process, if configuration or data differ from those of the folder's checkpoint.
 
-        Without a checkpoint, what the run starts from is taken up.
+        They must be the same in every process, too. Without a checkpoint, what the run starts from is taken up.
         """
+        refuse_unlike(self.accelerator, self.state.read)
+        in_all(self._refuse_changes)
+
+    def _refuse_changes(self) -> None:
         found, damaged = self.folder.load_checkpoint()
         if found is None:
             self.folder.refuse_to_lose_results(damaged=bool(damaged))
-            for task in self.stream.tasks:
-                if task.forgotten:
-                    raise InputError(
-                        f"{self.path}: task '{task.name}' would be trained from the start, and its rows were deleted "
-                        f"on {task.forgotten}; take it out of data.tasks"
-                    )
+            refuse_deleted_rows(self.path, self.stream.tasks)
             self.state.start = begin_from(self.config, self.method, self.stream.encoder)
         else:
             try:

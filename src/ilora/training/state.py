@@ -110,6 +110,13 @@ class State:
         return [None if task.forgotten else fingerprint(task) for task in self.tasks]
 
     @property
+    def read(self) -> dict[str, str | None]:
+        """What this process has read: digests of the tasks and of the base model, by what to call them."""
+        found = {f"task '{task.name}'": own for task, own in zip(self.tasks, self.fingerprints, strict=True)}
+        base = self.method.engine.base
+        return found if base is None else found | {f"the weights of model '{base.name}'": base.weights_sha256}
+
+    @property
     def _moments_are_done(self) -> bool:
         """Whether the next step has a new optimizer, and nobody asked for the present one."""
         return self.progress.ended and not self.config.keep.moments and self._anew(self.progress.phase + 1)
