@@ -256,7 +256,7 @@ def _execute(
     ):
         shared: dict[str, Any] = {"accelerator": accelerator, "display": display, "stop": stop, "given": given}
         use_threads(path)
-        refuse_idle(accelerator, config, tasks)
+        refuse_idle(accelerator.num_processes, config, tasks)
         session = Session(config.model_copy(update={"contrast": []}), path, tasks, **shared)
         session.refuse_changes()
         if begin is not None:

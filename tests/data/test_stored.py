@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -192,8 +194,21 @@ def test_a_damaged_file_of_tokens_is_made_again(make_config: MakeConfig, tmp_pat
     file.write_bytes(file.read_bytes()[:-20])
     found = stored_examples(file, iter(expected), task="one", label="one/train")
     assert list(found) == expected
+    whole = file.read_bytes()
+    for place in range(len(whole) - 400, len(whole), 7):  # in its footer; pyarrow names some of these an OSError
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        stored_examples(file, iter(expected), task="one", label="one/train")
     file.write_bytes(b"")
     assert list(stored_examples(file, iter(expected), task="one", label="one/train")) == expected
+
+
+def test_a_disk_that_fills_up_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ilora.data.stored.Writer.close", full)
+    with pytest.raises(InputError, match=r"rows: .* cannot be written \(No space left on device\); set ILORA_CACHE"):
+        gathered(rows(), 5)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,6 +235,28 @@ def test_the_command_reads_no_weights_and_writes_nothing(ilora: Command, tiny_mo
     assert sorted(config.parent.rglob("*")) == before
 
 
+def test_what_a_run_refuses_is_said(ilora: Command, config: Path) -> None:
+    """Replayed rows, which `er` adds to a step, occupy no further process."""
+    few = ("method=er", "training.global_batch_size=2", "--dry-run", "--devices", 3)
+    assert "warning:  a run refuses 3 devices: training.global_batch_size: 2 rows" in ilora("run", config, *few).out
+    enough = ("method=er", "training.global_batch_size=3", "--dry-run", "--devices", 3)
+    assert "a run refuses" not in ilora("run", config, *enough).out
+    scarce = ("data.limit.train=5", "training.global_batch_size=8", "--dry-run", "--devices", 6)
+    assert "a run refuses 6 devices: task 'one': 5 training rows" in ilora("run", config, *scarce).out
+
+
+def test_rows_that_a_run_leaves_out_are_not_counted(make_config: MakeConfig, tmp_path: Path) -> None:
+    answers = ["small old fox " * 30, "small"] * 12
+    rows = [{"prompt": "red " * number + "fox", "answer": answer} for number, answer in enumerate(answers)]
+    (tmp_path / "one.json").write_text(json.dumps(rows), encoding="utf-8")
+    task = {"name": "one", "path": str(tmp_path / "one.json"), "metric": "edit"}
+    found = dry_run(make_config("data.too_long=drop", data={"tasks": [task], "max_length": 64, "template": "none"}))
+    assert 0 < found.rows["01-one"] < 12
+    assert found.work.answer < 10
+    with pytest.raises(InputError, match=r"task 'one': an answer has \d+ tokens .* a run refuses it: .*too_long=drop"):
+        dry_run(make_config(data={"tasks": [task], "max_length": 64, "template": "none"}))
+
+
 def test_bad_hardware_is_refused(refused: Refused, config: Path) -> None:
     refused("run", config, "--dry-run", "--hardware", "rate=0", says=["--hardware", "rate", "greater than 0"])
     refused("run", config, "--dry-run", "--hardware", "speed=1", says=["--hardware", "speed"])

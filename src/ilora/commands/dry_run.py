@@ -79,8 +79,7 @@ def lines(found: DryRun, hardware: Hardware) -> list[str]:
         made.append(
             f"warning:  {config.method.name} trains prompts, and no such adapter: of `adapter` and `disk` it has others"
         )
-    idle = layout.all - work.rows
-    return made + ([f"warning:  {idle} devices have no row: raise training.global_batch_size"] if idle > 0 else [])
+    return made + ([] if found.refused is None else [f"warning:  a run refuses {layout.all} devices: {found.refused}"])
 
 
 def table(found: DryRun, hardware: Hardware) -> Table:

@@ -15,7 +15,9 @@ from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, chain
+from pathlib import Path
 from random import Random
 from typing import IO, Any, TypeVar, overload
 
@@ -40,9 +42,16 @@ def scratch_file() -> IO[bytes]:
     Raises InputError where it cannot be made.
     """
     folder = cache_folder() / "rows"
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """InputError in place of an error of the file system."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{folder}: large tasks are kept there while a command works, and it cannot be written "
@@ -181,7 +190,7 @@ class Gathering:
         self.writer: Writer | None = None
 
     def add(self, row: Row) -> None:
-        """One more row."""
+        """One more row. Raises InputError where it cannot be written, as on a full disk."""
         if self.writer is not None:
             self._write(self.writer, row)
             return
@@ -201,13 +210,15 @@ class Gathering:
         messages = json.dumps([dict(turn) for turn in row.messages]) if row.messages else None
         tools = json.dumps(list(row.tools)) if row.tools else None
         size = len(row.prompt) + len(row.answer) + len(messages or "") + len(tools or "")
-        writer.add((row.prompt, row.answer, messages, tools), size)
+        with _writing(cache_folder() / "rows"):
+            writer.add((row.prompt, row.answer, messages, tools), size)
 
     def rows(self) -> Sequence[Row]:
         """All of them. Called once, at the end."""
         if self.writer is None or self.most is None:
             return self.list
-        self.writer.close()
+        with _writing(cache_folder() / "rows"):
+            self.writer.close()
         return StoredRows(self.writer.file, self.most)
 
 

@@ -78,13 +78,15 @@ def cut_rows(rows: Sequence[Example]) -> int:
 
 def _read(file: Path, task: str, label: str) -> StoredExamples | None:
     """None where it is missing or damaged: then it is made again."""
+    import pyarrow
+
     try:
         with file.open("rb") as opened:
             return StoredExamples(opened, task, label)
-    except (FileNotFoundError, ValueError, KeyError):  # of pyarrow, for a file that is cut off
+    except (FileNotFoundError, ValueError, KeyError, pyarrow.ArrowException):
         return None
     except OSError as error:
-        if error.errno is None:  # of pyarrow, for a damaged one
+        if error.errno is None:  # pyarrow's, of a damaged file
             return None
         raise
 

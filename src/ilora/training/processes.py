@@ -111,9 +111,9 @@ def refuse_unshared(accelerator: Accelerator, path: Path) -> None:
         )
 
 
-def refuse_idle(accelerator: Accelerator, config: Config, tasks: Sequence[Task]) -> None:
-    """Raises InputError where a process would never have a row to train on."""
-    count, rows = accelerator.num_processes, config.training.global_batch_size
+def refuse_idle(count: int, config: Config, tasks: Sequence[Task]) -> None:
+    """Raises InputError where one of so many processes would never have a row to train on."""
+    rows = config.training.global_batch_size
     if count == 1 or not method_class(config.method.name).trains:
         return
     if count > rows:
