@@ -248,10 +248,13 @@ def test_what_a_run_refuses_is_said(ilora: Command, config: Path) -> None:
 def test_rows_that_a_run_leaves_out_are_not_counted(make_config: MakeConfig, tmp_path: Path) -> None:
     answers = ["small old fox " * 30, "small"] * 12
     rows = [{"prompt": "red " * number + "fox", "answer": answer} for number, answer in enumerate(answers)]
-    (tmp_path / "one.json").write_text(json.dumps(rows), encoding="utf-8")
-    task = {"name": "one", "path": str(tmp_path / "one.json"), "metric": "edit"}
+    files = {}
+    for split, part in {"train": rows[:16], "eval": rows[16:20], "test": rows[20:]}.items():
+        files[split] = str(tmp_path / f"{split}.json")
+        Path(files[split]).write_text(json.dumps(part), encoding="utf-8")
+    task = {"name": "one", "metric": "edit", **files}
     found = dry_run(make_config("data.too_long=drop", data={"tasks": [task], "max_length": 64, "template": "none"}))
-    assert 0 < found.rows["01-one"] < 12
+    assert list(found.rows.values()) == [8]
     assert found.work.answer < 10
     with pytest.raises(InputError, match=r"task 'one': an answer has \d+ tokens .* a run refuses it: .*too_long=drop"):
         dry_run(make_config(data={"tasks": [task], "max_length": 64, "template": "none"}))
