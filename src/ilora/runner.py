@@ -27,7 +27,6 @@ from ilora.errors import IloraError, InputError
 from ilora.files import locked, write_atomic
 from ilora.in_memory import as_tasks, given_tasks, write_files
 from ilora.keeping import EVERYTHING
-from ilora.model.dtype import with_dtype
 from ilora.model.fitting import memory_suffices
 from ilora.model.load import GivenModel, load_tokenizer
 from ilora.model.sharded import in_all
@@ -43,6 +42,7 @@ from ilora.stream import load_tasks, reading_lines, resolve
 from ilora.training.checkpoint import newest
 from ilora.training.interrupt import StopRequest
 from ilora.training.processes import (
+    agreed_dtype,
     joined,
     leave_group,
     naming_a_lost_process,
@@ -122,7 +122,7 @@ def run(
 
 def _settled(config: Config, tasks: list[Task], given: GivenModel | None) -> Config:
     """The configuration of a new run, in which what is `auto` or left to this version is written out."""
-    config = config.model_copy(update={"adapter": with_form(config.adapter), "model": with_dtype(config.model)})
+    config = config.model_copy(update={"adapter": with_form(config.adapter), "model": agreed_dtype(config.model)})
     new = {"method": config.method.for_a_new_run(), "contrast": [one.for_a_new_run() for one in config.contrast]}
     config = resolve(config.model_copy(update=new), tasks)
     if config.data.template != "auto":

@@ -117,6 +117,10 @@ def tried(folder: Path) -> dict[str, dict[str, Any]]:
     return {method["label"]: method for method in content["methods"]}
 
 
+SCORELESS = json.dumps(
+    {"tuned_on": {}, "runs": [1], "methods": [{"label": "er", "settings": "", "trials": [
+        {"settings": {}, "runs": [{"order": 1, "seed": 1, "state": "done", "OP": None, "learnt": None}]}]}]}
+)  # fmt: skip
 RESULTS = ("tried.json", "tried.md", "presets.yaml", "sweep.json")
 METHODS = {
     "individual": None,
@@ -269,7 +273,29 @@ def test_tried_json_alone_goes_on_on_another_machine(
         tune(file, [f"data.path={tmp_path / 'moved'}", "training.epochs=7"], out=out, quiet=True)
 
 
-@pytest.mark.parametrize("text", ["[", "[]", '{"methods": [{"label": "er", "trials": [{"runs": [1]}]}]}'])
+def test_trials_added_later_lose_no_outcome_whose_folder_is_gone(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rung is open again, so that no run of the second is asked for until it is done."""
+    out, tune_on = tmp_path / "out", {"runs": [1, 2], "seeds": 1}
+    use(monkeypatch, best_at(0.02))
+    tune(write(methods=["er"], tune={"trials": 4, **tune_on}), out=out, quiet=True)
+    kept = [run for trial in tried(out)["er"]["trials"] for run in trial["runs"]]
+    shutil.rmtree(out / "runs")
+    more = write(methods=["er"], tune={"trials": 6, **tune_on})
+    use(monkeypatch, best_at(0.02), most=0)
+    with pytest.raises(KeyboardInterrupt):
+        tune(more, out=out, quiet=True)
+    done = [run for trial in tried(out)["er"]["trials"] for run in trial["runs"] if run["state"] == "done"]
+    assert done == kept
+    last = use(monkeypatch, best_at(0.02))
+    tune(more, out=out, quiet=True)
+    assert len(last.started) == 2 + 1  # of the two new ones, and of the third that is now among the best three
+    with pytest.raises(InputError, match="was begun with other settings of er"):
+        tune(write(methods=["er"], tune={"trials": 6, "reduction": 3, **tune_on}), out=out, quiet=True)
+
+
+@pytest.mark.parametrize("text", ["[", "[]", '{"methods": [{"label": "er", "trials": [{"runs": [1]}]}]}', SCORELESS])
 def test_a_broken_tried_json_is_named(write: Callable[..., Path], tmp_path: Path, text: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "tried.json").write_text(text, encoding="utf-8")

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import ProphetNetTokenizer
 
 from ilora import InputError, resume, run
 from ilora.commands.compare import compare
-from ilora.model.identity import FILE, BaseModel, tokenizer_sha256, weights_sha256
+from ilora.model.identity import FILE, BaseModel, weights_sha256
 from ilora.settings import ModelConfig
 from tests.helpers import MakeConfig, plain, run_killed
 
@@ -33,16 +32,6 @@ def test_the_hash_is_of_names_and_bytes(tiny_model: Path) -> None:
         other.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
     assert weights_sha256(one) != weights_sha256(other)
     assert weights_sha256(one) != weights_sha256(one.to(torch.bfloat16))
-
-
-def test_a_tokenizer_without_a_fast_form_is_known_by_its_flags(tmp_path: Path) -> None:
-    """They decide what it makes of a text."""
-    file = tmp_path / "vocabulary.txt"
-    file.write_text("\n".join(["[PAD]", "[UNK]", "[SEP]", "[MASK]", "[X_SEP]", "a", "b"]), encoding="utf-8")
-    small, as_it_is, again = (ProphetNetTokenizer(str(file), do_lower_case=lower) for lower in (True, False, True))
-    assert small.tokenize("A") != as_it_is.tokenize("A")
-    assert tokenizer_sha256(small) != tokenizer_sha256(as_it_is)
-    assert tokenizer_sha256(small) == tokenizer_sha256(again)
 
 
 def test_an_alias_is_named_by_its_hub_id(tiny_model: Path) -> None:

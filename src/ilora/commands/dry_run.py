@@ -58,7 +58,7 @@ def lines(found: DryRun, hardware: Hardware) -> list[str]:
     layout = found.needs[0].layout
     made = [
         f"model:    {config.model.name}: {shape.parameters:,} parameters, {shape.active:,} of them for a token; "
-        f"{size(shape.bytes)} in memory{stored}",
+        f"{size(shape.bytes)} in memory{' in bfloat16' if config.model.dtype == 'auto' else ''}{stored}",
         f"adapter:  {shape.trained:,} trained parameters, {size(found.adapter_bytes)}",
         f"rows:     {sum(found.rows.values()):,} in {len(found.rows)} phases; "
         f"{sum(found.steps.values()):,} optimizer steps",

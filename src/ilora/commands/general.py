@@ -16,6 +16,7 @@ import torch
 from ilora.config import load_config
 from ilora.errors import IloraError, InputError
 from ilora.files import write_atomic
+from ilora.model.dtype import with_dtype
 from ilora.model.load import resolve
 from ilora.report.html import write_report
 from ilora.results.reader import read_results, refuse_no_results
@@ -117,7 +118,7 @@ _QUANTIZED = {"8bit": "load_in_8bit", "4bit": "load_in_4bit"}  # as the harness 
 def _base(run: Path) -> dict[str, Any]:
     """What the harness loads the base model by: as the run did."""
     settings = load_config(run / "config.yaml").model
-    given: dict[str, Any] = {"pretrained": resolve(settings.name), "dtype": settings.dtype}
+    given: dict[str, Any] = {"pretrained": resolve(settings.name), "dtype": with_dtype(settings).dtype}
     given |= {"revision": settings.revision} if settings.revision else {}
     given |= {_QUANTIZED[settings.quantization]: True} if settings.quantization != "none" else {}
     return given | ({"trust_remote_code": True} if settings.trust_remote_code else {})

@@ -19,6 +19,7 @@ from torch import Tensor
 from ilora.errors import InputError
 from ilora.handover.shards import INDEX, SINGLE, Checkpoint, Shard
 from ilora.handover.source import Source
+from ilora.model.dtype import dtype_of
 from ilora.model.identity import joined_sha256, tensor_sha256, weights_sha256
 from ilora.model.load import load_model, resolve
 from ilora.model.skeleton import Skeleton, open_skeleton
@@ -115,7 +116,7 @@ def _refuse_other_weights(source: Source, skeleton: Skeleton, weights: Checkpoin
 
 def _sha256(model: ModelConfig, skeleton: Skeleton, weights: Checkpoint) -> str | None:
     """The hash of the files' weights, in the type that the run computes with; None where they are not all there."""
-    dtype, digests = getattr(torch, model.dtype), {}
+    dtype, digests = dtype_of(model), {}
     for name in skeleton.parameters:
         stored = weights.name_of(name, skeleton.prefix)
         if stored is None:

@@ -87,13 +87,15 @@ def joined_sha256(digests: Mapping[str, str]) -> str:
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
-    """SHA-256 over what a tokenizer makes of a text: vocabulary, rules, special tokens, chat template."""
+    """SHA-256 over what a tokenizer makes of a text: vocabulary, rules, special tokens, chat template.
+
+    One without a fast form does not tell its rules: its class stands for them.
+    """
     if getattr(tokenizer, "is_fast", False):
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
         rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}  # of the last call
     else:
-        flags = {key: value for key, value in tokenizer.init_kwargs.items() if isinstance(value, bool | int | float)}
-        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "flags": flags}
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     whole = [rules, tokenizer.special_tokens_map, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -188,7 +188,6 @@ def job(
 def shared_settings(sweep: SweepConfig, file: Path) -> dict[str, Any]:
     """What all runs have: the base's settings and the file's own, the data found and the tasks by name."""
     from ilora.evaluation.scoring import refuse_no_split  # imports torch, which reading a file must not
-    from ilora.model.dtype import with_dtype  # as well
 
     home = file.parent
     base = translated(read_yaml(home / sweep.base)) if sweep.base else {}
@@ -201,7 +200,6 @@ def shared_settings(sweep: SweepConfig, file: Path) -> dict[str, Any]:
     tasks = load_tasks(config.data)
     for task in tasks:
         refuse_no_split(task, config.evaluation.split)
-    config = config.model_copy(update={"model": with_dtype(config.model)})
     resolved = resolve(config, tasks)  # absolute paths, tasks by name
     values["data"] = resolved.dump()["data"]
     values["model"] = resolved.dump()["model"]

@@ -20,8 +20,10 @@ from ilora.results.matrix import ALL, LEAST_LEARNT, learnt_share, mean_of_all, s
 from ilora.results.reader import matrix, read_results
 from ilora.sweeps.book import Book, Entry, last_message, last_words
 from ilora.sweeps.halving import Outcome, Score, Standing, mean_op, scores, standing
+from ilora.sweeps.plan import Job
 from ilora.sweeps.presets import Presets
 from ilora.sweeps.trials import Candidate, Settings, TunePlan
+from ilora.sweeps.tuning import TuneConfig
 from ilora.training.divergence import SAID
 
 SCHEMA = 1
@@ -149,7 +151,7 @@ class Tuning:
             label, trials = one["label"], [trial["settings"] for trial in one["trials"]]
             if label not in now or now[label].trials[: len(trials)] != trials:
                 changed.append(label)
-            elif one["settings"] != _digest(now[label]):
+            elif one["settings"] != _digest(now[label], self.plan.tune):
                 changed.append(f"settings of {label}")
         changed += ["runs"] if self._before["runs"] != self.plan.tune.runs else []
         changed += (
@@ -179,7 +181,7 @@ class Tuning:
             {
                 "label": candidate.label,
                 "method": candidate.method,
-                "settings": _digest(candidate),
+                "settings": _digest(candidate, self.plan.tune),
                 "complete": self.standings[candidate.label].complete,
                 "best": found[candidate.label].trial if candidate.label in found else None,
                 "learnt_share": found[candidate.label].share if candidate.label in found else None,
@@ -192,8 +194,15 @@ class Tuning:
     def _trial(self, candidate: Candidate, number: int) -> dict[str, Any]:
         """Its settings, the last rung that it reached, its runs so far and their means."""
         rungs = self.standings[candidate.label].rungs
-        runs = [run for label, trial, run in self._entries if (label, trial) == (candidate.label, number)]
-        outcomes = {run: self.outcome(candidate, number, run) for run in sorted(runs)}
+        asked = {run for label, trial, run in self._entries if (label, trial) == (candidate.label, number)}
+        # What ended once is kept, also where a rung does not ask for it yet, as trials were added to the one below.
+        kept = {run for run, place in enumerate(self.plan.runs) if _key(candidate, number, *place) in self._kept}
+        outcomes = {
+            run: self.outcome(candidate, number, run)
+            if run in asked
+            else self._kept[_key(candidate, number, *self.plan.runs[run])]
+            for run in sorted(asked | kept)
+        }
         known = [outcome for outcome in outcomes.values() if isinstance(outcome, Score)]
         return {
             "number": number,
@@ -202,7 +211,7 @@ class Tuning:
             "diverged": "diverged" in outcomes.values(),
             "OP": mean_op(known) if known else None,
             "learnt": mean_of_all([score.learnt for score in known]),
-            "runs": [_run(self.entry(candidate, number, run), outcome) for run, outcome in outcomes.items()],
+            "runs": [_run(self.plan.job(candidate, number, run), outcome) for run, outcome in outcomes.items()],
         }
 
 
@@ -220,9 +229,15 @@ def _outcomes(content: Mapping[str, Any]) -> Iterator[tuple[Key, Outcome]]:
         for run in trial["runs"]:
             key = label, json.dumps(trial["settings"], sort_keys=True), run["order"], run["seed"]
             if run["state"] == "done":
-                yield key, Score(run["OP"], run["learnt"])
+                yield key, Score(_share(run["OP"]), None if run["learnt"] is None else _share(run["learnt"]))
             elif run["state"] == "diverged":
                 yield key, "diverged"
+
+
+def _share(value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"a score is a number from 0 to 1, and not {value!r}")
+    return float(value)
 
 
 def _read(file: Path) -> dict[str, Any] | None:
@@ -231,22 +246,27 @@ def _read(file: Path) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        _ = list(_outcomes(content)), [one["settings"] for one in content["methods"]]
+        _ = list(_outcomes(content)), [(one["label"], one["settings"]) for one in content["methods"]]
+        _ = [trial["settings"] for one in content["methods"] for trial in one["trials"]]
         _ = content["tuned_on"], content["runs"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: cannot be read ({error!r}); the runs beside it are kept, remove it") from None
     return content
 
 
-def _digest(candidate: Candidate) -> str:
-    """Of the settings that all runs of a label have, but for places and for the type that suits the machine."""
-    values = without_places(candidate.config.dump())
-    values["model"] = {key: value for key, value in values["model"].items() if key != "dtype"}
+def _digest(candidate: Candidate, tune: TuneConfig) -> str:
+    """Of the settings that all runs of a label have, but for places and for the type that suits the machine.
+
+    Defaults are left out, so that it holds in a later version, which has further settings.
+    """
+    values = without_places(candidate.config.model_dump(mode="json", exclude_defaults=True))
+    values["model"] = {key: value for key, value in values.get("model", {}).items() if key != "dtype"}
+    values["reduction"] = tune.reduction
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _run(entry: Entry, outcome: Outcome) -> Mapping[str, Any]:
-    made = {"order": entry.job.order, "seed": entry.job.seed, "folder": entry.job.folder.as_posix()}
+def _run(job: Job, outcome: Outcome) -> Mapping[str, Any]:
+    made = {"order": job.order, "seed": job.seed, "folder": job.folder.as_posix()}
     if isinstance(outcome, Score):
         return {**made, "state": "done", "OP": outcome.op, "learnt": outcome.learnt}
     return {**made, "state": outcome or "waiting"}

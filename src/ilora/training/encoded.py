@@ -128,7 +128,10 @@ def _training_examples(task: Task, encoder: Encoder, digest: str) -> Sequence[Ex
         return encoder.encode(task, "train")
     config, end = encoder.of(task).config, encoder.of(task).end
     settings = [config.template, config.separator, config.max_length, config.cut, end]
-    about = [_TOKENS, task.name, digest, tokenizer_sha256(encoder.tokenizer), settings]
-    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    tokenizer = encoder.tokenizer
+    # Flags of one without a fast form, some of which are rules (lower case), others how it was loaded.
+    flags = {} if getattr(tokenizer, "is_fast", False) else getattr(tokenizer, "init_kwargs", {})
+    about = [_TOKENS, task.name, digest, tokenizer_sha256(tokenizer), settings, *([flags] if flags else [])]
+    name = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
     file = cache_folder() / "tokens" / f"{name}.arrow"
     return stored_examples(file, encoder.examples(task, "train"), task=task.name, label=f"{task.label}/train")

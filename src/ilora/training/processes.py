@@ -21,6 +21,8 @@ from ilora.config import Config
 from ilora.data.task import Task
 from ilora.errors import IloraError, InputError
 from ilora.methods import method_class
+from ilora.model.dtype import with_dtype
+from ilora.settings import ModelConfig
 
 T = TypeVar("T")
 # How long a process waits for another, which may be writing the tokens of millions of rows. NCCL's own 10 minutes would
@@ -59,6 +61,11 @@ def agreed(accelerator: Accelerator, value: T) -> T:
     holder = [value]
     broadcast_object_list(holder)
     return holder[0]
+
+
+def agreed_dtype(config: ModelConfig) -> ModelConfig:
+    """`with_dtype`, as the first process decides it: machines may differ."""
+    return agreed(joined(), with_dtype(config))
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
