@@ -65,7 +65,7 @@ def agreed(accelerator: Accelerator, value: T) -> T:
 
 def agreed_dtype(config: ModelConfig) -> ModelConfig:
     """`with_dtype`, as the first process decides it: machines may differ."""
-    return agreed(joined(), with_dtype(config))
+    return config.model_copy(update={"dtype": agreed(joined(), with_dtype(config).dtype)})
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
