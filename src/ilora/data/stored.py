@@ -15,9 +15,7 @@ from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import accumulate, chain
-from pathlib import Path
 from random import Random
 from typing import IO, Any, TypeVar, overload
 
@@ -42,21 +40,18 @@ def scratch_file() -> IO[bytes]:
     Raises InputError where it cannot be made.
     """
     folder = cache_folder() / "rows"
-    with _writing(folder):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=folder)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """InputError in place of an error of the file system."""
-    try:
-        yield
     except OSError as error:
-        raise InputError(
-            f"{folder}: large tasks are kept there while a command works, and it cannot be written "
-            f"({error.strerror or error}); set ILORA_CACHE to a folder that can"
-        ) from error
+        raise _unwritable(error) from error
+
+
+def _unwritable(error: OSError) -> InputError:
+    return InputError(
+        f"{cache_folder() / 'rows'}: large tasks are kept there while a command works, and it cannot be written "
+        f"({error.strerror or error}); set ILORA_CACHE to a folder that can"
+    )
 
 
 class Writer:
@@ -210,15 +205,19 @@ class Gathering:
         messages = json.dumps([dict(turn) for turn in row.messages]) if row.messages else None
         tools = json.dumps(list(row.tools)) if row.tools else None
         size = len(row.prompt) + len(row.answer) + len(messages or "") + len(tools or "")
-        with _writing(cache_folder() / "rows"):
+        try:
             writer.add((row.prompt, row.answer, messages, tools), size)
+        except OSError as error:
+            raise _unwritable(error) from error
 
     def rows(self) -> Sequence[Row]:
         """All of them. Called once, at the end."""
         if self.writer is None or self.most is None:
             return self.list
-        with _writing(cache_folder() / "rows"):
+        try:
             self.writer.close()
+        except OSError as error:
+            raise _unwritable(error) from error
         return StoredRows(self.writer.file, self.most)
 
 

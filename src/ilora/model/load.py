@@ -103,7 +103,7 @@ def load_model(
         model, tokenizer = in_all(lambda: _read(config, device))
     else:
         tokenizer = in_all(lambda: _beside_weights(config))
-        refuse_other_files(accelerator, config.name, Path(resolve(config.name)))
+        refuse_other_files(accelerator, Path(resolve(config.name)))
         with in_parts(config.name) as meshes:
             model, tokenizer = in_all(lambda: _read(config, device, layout.options))
         begin_sharing(model, meshes[0], config.name)

@@ -26,6 +26,7 @@ from ilora.settings import ModelConfig
 
 T = TypeVar("T")
 _PEFT = Version("0.21")  # the first that sees the shape of a weight whose parts it is given
+WEIGHTS = "the weights of model.name"  # what `refuse_unlike` calls them: each process may have them at its own path
 _BEGINNING = 2**16  # bytes of a file
 _ROOM = 0.5  # of a device's memory: more for whole weights would leave too little for the training
 
@@ -143,28 +144,32 @@ def in_all(load: Callable[[], T]) -> T:
     return cast(T, made)
 
 
-def refuse_other_files(accelerator: Accelerator, name: str, folder: Path) -> None:
+def refuse_other_files(accelerator: Accelerator, folder: Path) -> None:
     """Raises InputError, in every process, where one sees other weights in the model's folder than the first one does.
 
     Each would read its own part of another model. Compared are names, sizes and the first 64 KiB, in which a file of
     safetensors has its header and weights: reading all would take as long as loading the whole model.
     """
-    found = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as opened:
-            found.update(f"{file.name} {file.stat().st_size}\n".encode() + opened.read(_BEGINNING))
-    refuse_unlike(accelerator, {f"the weights of model '{name}'": found.hexdigest()})
+
+    def seen() -> dict[str, str | None]:
+        found = hashlib.sha256()
+        for file in sorted(folder.glob("*.safetensors")):
+            with file.open("rb") as opened:
+                found.update(f"{file.name} {file.stat().st_size}\n".encode() + opened.read(_BEGINNING))
+        return {WEIGHTS: found.hexdigest()}
+
+    refuse_unlike(accelerator, seen)
 
 
-def refuse_unlike(accelerator: Accelerator, seen: Mapping[str, str | None]) -> None:
+def refuse_unlike(accelerator: Accelerator, seen: Callable[[], Mapping[str, str | None]]) -> None:
     """Raises InputError, in every process, where one has read something else than the first one has.
 
-    seen: what was read, and its digest.
+    seen: what was read, and its digest, by names that are the same in all; asked only where there are several.
     """
     if accelerator.num_processes == 1:
         return
     here = f"process {accelerator.process_index} on {platform.node()}"
-    (first, expected), *others = gather_object([(here, dict(seen))])
+    (first, expected), *others = gather_object([(here, dict(seen()))])
     for place, found in others:
         for what, digest in found.items():
             if digest != expected.get(what):

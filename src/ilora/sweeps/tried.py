@@ -98,10 +98,13 @@ class Tuning:
         if self._outcomes.get(key) is None:
             entry = self.entry(candidate, trial, run)
             self._outcomes[key] = _outcome(entry)
-            if self._outcomes[key] is None and (kept := self._kept.get(_key(candidate, trial, *self.plan.runs[run]))):
+            if self._outcomes[key] is None and (kept := self._kept.get(self._key(candidate, trial, run))):
                 entry.state = "failed" if kept == "diverged" else "done"
                 self._outcomes[key] = kept
         return self._outcomes[key]
+
+    def _key(self, candidate: Candidate, trial: int, run: int) -> Key:
+        return _key(candidate.label, candidate.trials[trial], *self.plan.runs[run])
 
     def open(self, labels: Sequence[str]) -> list[Entry]:
         """The runs of these labels to make now."""
@@ -196,11 +199,9 @@ class Tuning:
         rungs = self.standings[candidate.label].rungs
         asked = {run for label, trial, run in self._entries if (label, trial) == (candidate.label, number)}
         # What ended once is kept, also where a rung does not ask for it yet, as trials were added to the one below.
-        kept = {run for run, place in enumerate(self.plan.runs) if _key(candidate, number, *place) in self._kept}
+        kept = {run for run in range(len(self.plan.runs)) if self._key(candidate, number, run) in self._kept}
         outcomes = {
-            run: self.outcome(candidate, number, run)
-            if run in asked
-            else self._kept[_key(candidate, number, *self.plan.runs[run])]
+            run: self.outcome(candidate, number, run) if run in asked else self._kept[self._key(candidate, number, run)]
             for run in sorted(asked | kept)
         }
         known = [outcome for outcome in outcomes.values() if isinstance(outcome, Score)]
@@ -219,15 +220,15 @@ Key = tuple[str, str, int, int]
 """A run of a trial in tried.json: label, the trial's settings, order, seed."""
 
 
-def _key(candidate: Candidate, trial: int, order: int, seed: int) -> Key:
-    return candidate.label, json.dumps(candidate.trials[trial], sort_keys=True), order, seed
+def _key(label: str, settings: Settings, order: int, seed: int) -> Key:
+    return label, json.dumps(settings, sort_keys=True), order, seed
 
 
 def _outcomes(content: Mapping[str, Any]) -> Iterator[tuple[Key, Outcome]]:
     """What tried.json knows of the runs that ended."""
     for label, trial in [(method["label"], trial) for method in content["methods"] for trial in method["trials"]]:
         for run in trial["runs"]:
-            key = label, json.dumps(trial["settings"], sort_keys=True), run["order"], run["seed"]
+            key = _key(label, trial["settings"], run["order"], run["seed"])
             if run["state"] == "done":
                 yield key, Score(_share(run["OP"]), None if run["learnt"] is None else _share(run["learnt"]))
             elif run["state"] == "diverged":

@@ -20,6 +20,7 @@ from ilora.errors import InputError
 from ilora.methods.base import Method
 from ilora.model import adapters
 from ilora.model.fitting import recompute
+from ilora.model.sharded import WEIGHTS
 from ilora.training.beginning import refuse_other_start
 from ilora.training.checkpoint import Checkpoint, split_tensors
 from ilora.training.divergence import DivergenceError
@@ -109,12 +110,11 @@ class State:
         """Of every task, by which a checkpoint knows its data; None of one whose rows were deleted."""
         return [None if task.forgotten else fingerprint(task) for task in self.tasks]
 
-    @property
     def read(self) -> dict[str, str | None]:
         """What this process has read: digests of the tasks and of the base model, by what to call them."""
         found = {f"task '{task.name}'": own for task, own in zip(self.tasks, self.fingerprints, strict=True)}
         base = self.method.engine.base
-        return found if base is None else found | {f"the weights of model '{base.name}'": base.weights_sha256}
+        return found if base is None else found | {WEIGHTS: base.weights_sha256}
 
     @property
     def _moments_are_done(self) -> bool:
